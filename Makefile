@@ -1,0 +1,38 @@
+# Each target sets up what it needs: a virtual environment with the pinned requirements, made once.
+PYTHON ?= python3
+BIN = .venv/bin
+DEMO = --sample --n-splits 2
+
+.PHONY: demo test lint task1 task2 task3 ui clean
+
+demo: .venv/ready                ## all three tasks on generated images, a few minutes on 2 cores
+	$(BIN)/python experiments/task1.py $(DEMO) --epochs 12 --batch-size 32
+	$(BIN)/python experiments/task2.py $(DEMO) --epochs 6 --batch-size 32
+	$(BIN)/python experiments/task3.py $(DEMO) --epochs 15 --batch-size 16
+
+task1 task2 task3: .venv/ready   ## the real thing; downloads the data where they are not there
+	$(BIN)/python experiments/$@.py
+
+test: .venv/ready-dev lint       ## lint, types, and the test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: .venv/ready                  ## the MLflow UI on mlruns/, on loopback
+	$(BIN)/python -m tracking ui
+
+clean:                           ## the virtual environment and caches; results and data stay
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	touch $@

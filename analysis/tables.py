@@ -1,0 +1,150 @@
+"""Comparison tables: one row a model, over the splits of one comparison group."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tracking.keys import MEAN, PARTS, SCORES, SD
+
+if TYPE_CHECKING:
+    from tracking import Store
+
+GROUP = (
+    "task", "dataset_digest", "protocol", "n_splits", "leak_free", "seed",
+    "lr", "weight_decay", "batch_size", "epochs", "patience", "augment", "precision", "device_kind",
+)  # fmt: skip
+AVERAGED = (*(f"{part}/{score}" for part in PARTS for score in SCORES), "best_epoch", "epochs_run", "train_seconds")
+
+
+def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """Divide runs into comparison groups: same task, data, protocol, seed, configuration, precision, kind of device.
+
+    Returns
+    -------
+    list of pandas.DataFrame
+        Rows of `runs`, one frame a group; the group with the newest run comes first.
+    """
+    if runs.empty:
+        return []
+    keyed = runs.assign(device_kind=runs["device"].str.split(":").str[0])
+    groups = [group for _, group in keyed.groupby(list(GROUP), dropna=False, sort=False)]
+    return sorted(groups, key=lambda group: group["start_time"].max(), reverse=True)
+
+
+def comparison_table(runs: pd.DataFrame, metric: str = "test/accuracy") -> pd.DataFrame:
+    """Average the finished splits of each model, for the newest comparison group in `runs`.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        From `load_runs`.
+    metric : str
+        A final metric: what `mean` and `sd` show and rows are sorted by.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by `model`, best first: `n` finished splits of `n_expected`, `mean` and `sd` (ddof 1) of the metric,
+        `mean/<key>` and `sd/<key>` of all scores, epochs and seconds, `parameters`, `macs`. A split that was run
+        again counts once, with its newest run.
+
+    Raises
+    ------
+    ValueError
+        No finished run, or none that has the metric.
+    """
+    groups = comparison_groups(runs)
+    group = groups[0] if groups else runs
+    finished = group[group["status"] == "FINISHED"].drop_duplicates(["model", "split"], keep="last")
+    if finished.empty:
+        raise ValueError("no split of the newest comparison group has finished yet")
+    if metric not in AVERAGED:
+        raise ValueError(f"unknown metric {metric!r}; there are {', '.join(AVERAGED)}")
+    if finished[metric].isna().all():
+        raise ValueError(f"no run of the newest comparison group has {metric}; try best_val/accuracy")
+    rows = {}
+    for model, splits in finished.groupby("model"):
+        row = {"n": len(splits), "n_expected": int(splits["n_splits"].iloc[0])}
+        row |= {"mean": splits[metric].mean(), "sd": splits[metric].std()}
+        for key in AVERAGED:
+            row |= {MEAN + key: splits[key].mean(), SD + key: splits[key].std()}
+        rows[model] = row | {"parameters": splits["parameters"].iloc[0], "macs": splits["macs"].iloc[0]}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+    return table.sort_values("mean", ascending=False)
+
+
+def what_is_wrong(group: pd.DataFrame) -> list[str]:
+    """Say in sentences what a reader of a group's table must know."""
+    finished = group[group["status"] == "FINISHED"].drop_duplicates(["model", "split"], keep="last")
+    notes = []
+    if group["dataset"].iloc[0].endswith("-sample"):
+        notes.append("These are generated images: the scores say nothing about the real task.")
+    for model, splits in group.groupby("model"):
+        done = set(finished.loc[finished["model"] == model, "split"])
+        expected = int(splits["n_splits"].iloc[0])
+        if len(done) < expected:
+            missing = ", ".join(str(number) for number in range(expected) if number not in done)
+            notes.append(f"{model} has {len(done)} of {expected} splits; missing: {missing}.")
+    for column, sentence in (
+        ("split_hash", "Models were not scored on the same images in split {}; they cannot be compared."),
+        ("source_digest", "{} was run with different versions of the code."),
+    ):
+        by = "split" if column == "split_hash" else "model"
+        for value, count in finished.groupby(by)[column].nunique().items():
+            if count > 1:
+                notes.append(sentence.format(value))
+    return notes
+
+
+def print_table(store: "Store", task: str) -> None:
+    """Print the newest comparison group of a task, what is wrong with it, and where the numbers live."""
+    from analysis.query import load_runs
+
+    console = Console(highlight=False)
+    groups = comparison_groups(load_runs([task], store.uri))
+    if not groups or not (groups[0]["status"] == "FINISHED").any():
+        console.print(f"{task}: no finished run in {store.uri}", markup=False, soft_wrap=True)
+        return
+    console.print(_rich_table(groups[0]))
+    for note in what_is_wrong(groups[0]):
+        console.print(f"[yellow]![/yellow] {note}", soft_wrap=True)
+    if len(groups) > 1:
+        console.print(f"This is the newest of {len(groups)} configurations in the store; they are never mixed.")
+    console.print(f"numbers  {store.uri}", markup=False, soft_wrap=True)
+    console.print(f"in the UI (make ui)  {store.runs_link(task)}", markup=False, soft_wrap=True)
+
+
+def _rich_table(group: pd.DataFrame) -> Table:
+    part = "test" if group["test/accuracy"].notna().any() else "best_val"
+    frame = comparison_table(group, f"{part}/accuracy")
+    first = group.iloc[-1]
+    shown = "test part at the best epoch" if part == "test" else "validation part (there is no test part)"
+    table = Table(
+        title=f"{first['task']}: {first['dataset']}, {first['protocol']}\nscores on the {shown}, mean±sd over splits in %",
+        caption="sd over splits is no standard error; micro-F1 equals accuracy where an image has one label",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("model", no_wrap=True)
+    headers = ("splits", "accuracy", "micro-F1", "macro-F1", "val.\naccuracy", "para-\nmeters", "s per\nsplit")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    for model, row in frame.iterrows():
+        keys = [f"{part}/{score}" for score in ("accuracy", "f1_micro", "f1_macro")] + ["best_val/accuracy"]
+        table.add_row(
+            str(model),
+            f"{row['n']:.0f} of {row['n_expected']:.0f}",
+            *(_percent(row[MEAN + key], row[SD + key]) for key in keys),
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row[MEAN + 'train_seconds']:.0f}",
+        )
+    return table
+
+
+def _percent(mean: float, sd: float) -> str:
+    return f"{100 * mean:.1f}" + (f"±{100 * sd:.1f}" if pd.notna(sd) else "")

@@ -1,0 +1,80 @@
+"""Fashion-MNIST (Xiao et al. 2017) through torchvision, from a folder that is only read."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from datasets.images import DatasetError, ImageData
+
+FOLDER = "FashionMNIST"
+
+
+def raw_files(root: Path) -> list[Path]:
+    """The four idx files in `root/raw`, unpacked or as published (.gz); fewer where the set is not whole."""
+    found = []
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+            candidates = (root / "raw" / f"{part}-{kind}{suffix}" for suffix in ("", ".gz"))
+            found += [next((path for path in candidates if path.is_file()), None)]
+    return [path for path in found if path is not None]
+
+
+def read(root: Path, name: str) -> ImageData:
+    """Read the four files below `root`; packed ones are unpacked elsewhere.
+
+    Returns
+    -------
+    ImageData
+        60,000 training images, then 10,000 test images, of 28x28 gray pixels, in the published order.
+
+    Raises
+    ------
+    DatasetError
+        A file is missing or damaged.
+    """
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import check_integrity
+
+    files = raw_files(root)
+    if len(files) < 4:
+        raise DatasetError(f"{root / 'raw'} lacks {4 - len(files)} of the 4 files of Fashion-MNIST")
+    with tempfile.TemporaryDirectory() as scratch:
+        # torchvision unpacks beside the packed files, where it may not be allowed to write: so give it copies.
+        raw = Path(scratch) / FOLDER / "raw"
+        raw.mkdir(parents=True)
+        checksums = dict(FashionMNIST.resources)
+        for path in files:
+            if path.suffix == ".gz" and not check_integrity(str(path), checksums[path.name]):
+                raise DatasetError(f"{path} is damaged: its MD5 is not the published one; remove it and fetch it again")
+            shutil.copy(path, raw)
+        try:
+            parts = [FashionMNIST(scratch, train=train, download=True) for train in (True, False)]
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise DatasetError(f"{root / 'raw'} is not Fashion-MNIST ({error})") from None
+    images = np.concatenate([part.data.numpy() for part in parts])[..., None]  # (N, 28, 28, 1)
+    labels = np.concatenate([part.targets.numpy() for part in parts]).astype(np.int64)
+    if len(images) != len(labels):
+        raise DatasetError(f"{root / 'raw'} holds {len(images)} images and {len(labels)} labels; fetch it again")
+    return ImageData(name, images, labels, tuple(FashionMNIST.classes), len(parts[0]))
+
+
+def download(root: Path) -> None:
+    """Fetch the published files into `root`, which appears only when it is whole.
+
+    Raises
+    ------
+    DatasetError
+        No network, or a file that is not the published one.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=root.parent) as partial:
+        try:
+            FashionMNIST(partial, download=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DatasetError(f"cannot download Fashion-MNIST ({reason})") from None
+        shutil.move(Path(partial) / FOLDER, root)

@@ -1,0 +1,239 @@
+"""Folders of images, decoded once to one uint8 array that is kept in a cache."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
+MAX_SKIPPED = 0.05  # a larger share of undecodable files means that the folder is not what it seems to be
+CACHE_FORMAT = 1  # part of every cache key: raise it when decoding or the layout of an entry changes
+
+
+class DatasetError(Exception):
+    """The data cannot be used; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """All images of a data set in memory.
+
+    Attributes
+    ----------
+    name : str
+        The published name, or the name of the user's folder.
+    images : numpy.ndarray of uint8, shape (N, height, width, channels)
+        The published training part first (`n_pool` images), then the published test part.
+    labels : numpy.ndarray of int64, shape (N,)
+        Indices into `classes`.
+    classes : tuple of str
+        Class names in the order of their code points (Unicode NFC), which is the same everywhere.
+    n_pool : int
+        How many images may be split into training and validation.
+    skipped : tuple of str
+        Files that did not decode, each with the reason.
+    digest : str
+        SHA-256 over shape, classes, `n_pool`, labels and pixels, in hexadecimal.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    n_pool: int
+    skipped: tuple[str, ...] = ()
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        header = json.dumps([self.images.shape, self.classes, self.n_pool])
+        digest = hashlib.sha256(header.encode())
+        digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        digest.update(np.ascontiguousarray(self.images).data)
+        object.__setattr__(self, "digest", digest.hexdigest())
+
+
+def decode(path: Path, size: int, channels: int) -> np.ndarray:
+    """Read one image file as the array that the models see.
+
+    The first frame, turned upright by its EXIF orientation, transparent parts on white, CMYK and palettes
+    converted, resized to a square without keeping the aspect ratio (as both Kaggle tasks are usually run).
+
+    Parameters
+    ----------
+    path : Path
+        A file in any format that Pillow reads.
+    size, channels : int
+        Height and width in pixels; 3 for RGB, 1 for gray.
+
+    Returns
+    -------
+    numpy.ndarray of uint8, shape (size, size, channels)
+    """
+    with Image.open(path) as file:
+        image: Image.Image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion clips at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("RGB" if channels == 3 else "L")
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(size, size, channels)
+
+
+def _list_classes(part: Path) -> dict[str, list[Path]]:
+    """Image files by class name, both sorted; subfolders of a class belong to the class."""
+    try:
+        folders = [folder for folder in part.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+        found = {
+            unicodedata.normalize("NFC", folder.name): sorted(
+                (path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()),
+                key=lambda path: unicodedata.normalize("NFC", path.as_posix()),
+            )
+            for folder in folders
+        }
+    except OSError as error:
+        raise DatasetError(f"cannot read {error.filename}: {error.strerror}; check the folder's permissions") from None
+    return {name: found[name] for name in sorted(found)}
+
+
+def list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """List `root/train/<class>/*` and `root/test/<class>/*`, and check that they can be a data set.
+
+    Returns
+    -------
+    train, test : dict of str to list of Path
+        Files by class name; `test` is empty where there is no test folder.
+
+    Raises
+    ------
+    DatasetError
+        Fewer than two classes, a class without images, or test classes that training does not have.
+    """
+    train = _list_classes(root / "train")
+    test = _list_classes(root / "test") if (root / "test").is_dir() else {}
+    if len(train) < 2:
+        found = f"only the class {next(iter(train))!r}" if train else "no class"
+        raise DatasetError(f"{root / 'train'} holds {found}; put each of two or more classes into a folder of its own")
+    for part, classes in (("train", train), ("test", test)):
+        for name, files in classes.items():
+            if not files:
+                raise DatasetError(f"{root / part / name} holds no image; add some or remove the folder")
+    if unknown := sorted(set(test) - set(train)):
+        raise DatasetError(f"{root / 'test'} holds classes that {root / 'train'} lacks: {', '.join(unknown)}")
+    return train, test
+
+
+def read_folder(root: Path, name: str, size: int, channels: int, num_workers: int = 8) -> ImageData:
+    """Decode a folder with `train/<class>/*` and optionally `test/<class>/*`.
+
+    Parameters
+    ----------
+    root : Path
+        Only read, never written to.
+    name : str
+        What the data set is called in the result database.
+    size, channels : int
+        Height and width in pixels; 3 for RGB, 1 for gray.
+    num_workers : int
+        Decoding threads (Pillow releases the interpreter lock); at most one a core is used.
+
+    Raises
+    ------
+    DatasetError
+        The folder is no data set, or more than 5 % of its files do not decode.
+    """
+    parts = list_folder(root)
+    classes = tuple(parts[0])
+    jobs = [(path, classes.index(label)) for part in parts for label, files in part.items() for path in files]
+    n_train = sum(map(len, parts[0].values()))
+    images = np.empty((len(jobs), size, size, channels), dtype=np.uint8)
+
+    def decode_into(row: int) -> str | None:
+        try:
+            images[row] = decode(jobs[row][0], size, channels)
+        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
+            return f"{jobs[row][0].relative_to(root)} ({error.__class__.__name__}: {error})".replace(str(root), "")
+        return None
+
+    workers = min(num_workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(decode_into, range(len(jobs)))
+        failures = list(track(results, f"decoding {name}", total=len(jobs), console=Console(stderr=True)))
+    skipped = tuple(filter(None, failures))
+    if len(skipped) > MAX_SKIPPED * len(jobs):
+        raise DatasetError(
+            f"{len(skipped)} of {len(jobs)} files in {root} do not decode, more than {MAX_SKIPPED:.0%}: "
+            f"{'; '.join(skipped[:3])}; repair or remove them"
+        )
+    good = np.array([failure is None for failure in failures])
+    labels = np.array([label for _, label in jobs], dtype=np.int64)
+    n_pool = int(good[:n_train].sum())
+    if missing := set(range(len(classes))) - set(labels[:n_train][good[:n_train]].tolist()):
+        raise DatasetError(f"no image of class {classes[missing.pop()]!r} in {root / 'train'} decodes; repair them")
+    return ImageData(name, images if good.all() else images[good], labels[good], classes, n_pool, skipped)
+
+
+def cached(name: str, files: Iterable[Path], settings: object, cache_dir: Path, read: Callable[[], ImageData]) -> ImageData:
+    """Return what `read` makes of `files`, from the cache where these very files were read before.
+
+    An entry's key covers `settings` and every file's path, size and times of change (modification, and inode
+    change, which no copy tool sets back), so it changes when the files do. An entry is written beside its place
+    and renamed into it when it is whole, and its digest is checked at each use.
+
+    Raises
+    ------
+    DatasetError
+        The cache folder cannot be written (no space, no permission).
+    """
+    key = hashlib.sha256(json.dumps([CACHE_FORMAT, settings]).encode())
+    for path in sorted(files):
+        stat = path.stat()
+        key.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0".encode())
+    entry = cache_dir / f"{name}-{key.hexdigest()[:20]}"
+    if entry.is_dir() and (data := _read_entry(entry)) is not None:
+        return data
+    data = read()
+    try:
+        _write_entry(entry, data)
+    except OSError as error:
+        raise DatasetError(
+            f"cannot write the cache of decoded images to {cache_dir}: {error.strerror}; "
+            "make room there or name another folder in CACHE_DIR"
+        ) from None
+    return data
+
+
+def _read_entry(entry: Path) -> ImageData | None:
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        images, labels = (np.load(entry / f"{part}.npy", allow_pickle=False) for part in ("images", "labels"))
+    except (OSError, ValueError, EOFError):
+        return None  # damaged: the caller reads the files again
+    digest = meta.pop("digest", None)
+    data = ImageData(images=images, labels=labels, **{**meta, "classes": tuple(meta["classes"]), "skipped": tuple(meta["skipped"])})
+    return data if data.digest == digest else None
+
+
+def _write_entry(entry: Path, data: ImageData) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=entry.parent))
+    try:
+        np.save(partial / "images.npy", data.images)
+        np.save(partial / "labels.npy", data.labels)
+        meta = {key: getattr(data, key) for key in ("name", "classes", "n_pool", "skipped", "digest")}
+        (partial / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+        shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
+        partial.rename(entry)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

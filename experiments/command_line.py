@@ -1,0 +1,103 @@
+"""The command line of the task scripts; its options are the fields of `TrainingConfig` and `RunOptions`."""
+
+import dataclasses
+import difflib
+import errno
+import inspect
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from datasets import DatasetError
+from experiments.config import Task, TrainingConfig
+from tracking import StoreError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What to run, on what, and where the results go."""
+
+    model: Annotated[
+        list[str] | None, typer.Option("-m", "--model", help="repeatable; all of the task's unless given", metavar="NAME")
+    ] = None
+    n_splits: Annotated[int | None, typer.Option(min=1, help="holdouts or folds; the task's number unless given")] = None
+    split: Annotated[list[int] | None, typer.Option(help="repeatable: only these splits, from 0", metavar="I")] = None
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="DATA_DIR", help="holds the data set under its published name, or train/<class>/; only read"),
+    ] = None
+    sample: Annotated[bool, typer.Option("--sample", help="generated images instead of real data")] = False
+    tracking_uri: Annotated[
+        str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of the result database; mlruns/ unless given")
+    ] = None
+
+
+def main(task: Task) -> None:
+    """Run a task's script: parse the options, run the protocol, and turn what goes wrong into one sentence."""
+
+    def command(**values: Any) -> None:
+        options = RunOptions(**{field.name: values.pop(field.name) for field in dataclasses.fields(RunOptions)})
+        raise typer.Exit(_run(task, options, TrainingConfig(**values)))
+
+    defaults = {**dataclasses.asdict(RunOptions()), **dataclasses.asdict(task.training)}
+    hints = get_type_hints(RunOptions, include_extras=True) | get_type_hints(TrainingConfig, include_extras=True)
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=hint)
+            for name, hint in hints.items()
+        ]
+    )
+    command.__doc__ = f"{task.question} {task.protocol.name}, {task.protocol.n_splits} splits: {', '.join(task.models)}."
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
+
+
+def _run(task: Task, options: RunOptions, config: TrainingConfig) -> int:
+    """Check what the parser cannot, run, and return the exit code."""
+    protocol = task.protocol
+    if options.n_splits is not None:
+        protocol = dataclasses.replace(protocol, n_splits=options.n_splits)
+    chosen = list(dict.fromkeys(options.split if options.split else range(protocol.n_splits)))
+    for number in chosen:
+        if not 0 <= number < protocol.n_splits:
+            raise typer.BadParameter(f"{number} is not one of 0 to {protocol.n_splits - 1}", param_hint="--split")
+    # Ctrl-C and a polite kill end a run in the same order
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        from experiments import hardware, protocol as protocol_loop  # torch and mlflow: not for --help
+        from models import MODELS
+
+        names = tuple(dict.fromkeys(options.model or task.models))
+        for name in names:
+            if name not in MODELS:
+                near = difflib.get_close_matches(name, MODELS, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise typer.BadParameter(f"{name!r} is not one of {', '.join(MODELS)}{hint}", param_hint="--model")
+        try:
+            config = hardware.resolve(config)
+        except hardware.UnusableDevice as error:
+            raise typer.BadParameter(str(error), param_hint="--device") from None
+        chosen_task = dataclasses.replace(task, models=names, protocol=protocol)
+        failures = protocol_loop.run(
+            chosen_task, config, chosen, options.data_dir, options.sample, options.tracking_uri
+        )
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted before the first epoch; nothing was lost", 130)
+    except (DatasetError, StoreError) as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"the disk is full ({error.filename or 'while writing results'}); make room and run again")
+        raise
+    for failure in failures:
+        _fail(failure)
+    return 1 if failures else 0
+
+
+def _fail(message: str, code: int = 1) -> int:
+    print(f"Error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,151 @@
+"""EfficientNet: a light variant and B0."""
+
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcitation
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: C1x1 (expand) -> depthwise C -> SE -> C1x1 (project), plus the input where shapes allow.
+
+    From MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) with SE. The depthwise convolution does the spatial
+    work at one multiplication a pixel and channel, so it can afford many channels; the narrow ends carry the state.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        At the narrow ends.
+    kernel, stride : int
+        Of the depthwise convolution.
+    expansion : int
+        Width inside, as a multiple of in_channels; 1 leaves the first convolution out.
+    drop : float
+        Probability that the block is skipped for an image in training (stochastic depth, Huang et al. 2016).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int, drop: float
+    ) -> None:
+        super().__init__()
+        self.notation = f"MB{expansion} {kernel}x{kernel}" + (f"/{stride}" if stride > 1 else "") + f"({out_channels})"
+        inner = in_channels * expansion
+        layers: list[nn.Module] = []
+        if expansion > 1:
+            layers.append(ConvNorm(in_channels, inner, 1, activation=nn.SiLU))
+        layers += [
+            ConvNorm(inner, inner, kernel, stride, groups=inner, activation=nn.SiLU),
+            SqueezeExcitation(inner, max(1, in_channels // 4), nn.SiLU),
+            ConvNorm(inner, out_channels, 1, activation=None),
+        ]
+        self.block = nn.Sequential(*layers)
+        self.residual = in_channels == out_channels and stride == 1
+        self.drop = StochasticDepth(drop, mode="row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        out: Tensor = self.block(x)
+        return self.drop(out) + x if self.residual else out
+
+
+def _stages(rows: list[tuple[int, int, int, int, int]], in_channels: int, drop: float) -> list[nn.Module]:
+    """Turn rows of (expansion, kernel, stride, channels, repeats) into blocks; `drop` grows with depth."""
+    total = sum(repeats for *_, repeats in rows)
+    blocks: list[nn.Module] = []
+    for expansion, kernel, stride, channels, repeats in rows:
+        for i in range(repeats):
+            rate = drop * len(blocks) / total
+            blocks.append(MBConv(in_channels, channels, kernel, stride if i == 0 else 1, expansion, rate))
+            in_channels = channels
+    return blocks
+
+
+class EfficientNetLite(LayerStack):
+    """A light EfficientNet: half of B0's depth, 3x3 only, no dropout (after Tan and Le 2019, arXiv:1905.11946).
+
+    Shows what the inverted bottleneck with SE buys at a fraction of B0's cost. 5x5 depthwise convolutions and
+    B0's 1x1 convolution to 1280 channels are what costs time on small machines, so they are left out.
+
+    ======================  ================  ================
+    stage                   28 x 28           128 x 128
+    ======================  ================  ================
+    C3x3/2 BN SiLU (32)     32 x 14 x 14      32 x 64 x 64
+    MB1 3x3 (16)            16 x 14 x 14      16 x 64 x 64
+    MB4 3x3/2 (24) x2       24 x 7 x 7        24 x 32 x 32
+    MB4 3x3/2 (40) x2       40 x 4 x 4        40 x 16 x 16
+    MB4 3x3/2 (80) x2       80 x 2 x 2        80 x 8 x 8
+    MB4 3x3/2 (128)         128 x 1 x 1       128 x 4 x 4
+    GAP, FC                 128 -> classes    128 -> classes
+    ======================  ================  ================
+
+    Widths are B0's of the same stages up to 80, then 128; expansion 4 instead of 6, since most of the time goes
+    into the maps inside the blocks.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        rows = [  # expansion, kernel, stride, channels, repeats
+            (1, 3, 1, 16, 1),
+            (4, 3, 2, 24, 2),
+            (4, 3, 2, 40, 2),
+            (4, 3, 2, 80, 2),
+            (4, 3, 2, 128, 1),
+        ]
+        self.layers = nn.ModuleList([
+            ConvNorm(in_channels, 32, 3, stride=2, activation=nn.SiLU),  # C3x3/2 BN SiLU
+            *_stages(rows, 32, drop=0.0),                                # 8 MB with SE
+            GlobalAveragePool(),                                         # GAP
+            nn.Linear(128, num_classes),                                 # FC
+        ])  # fmt: skip
+
+
+class EfficientNetB0(LayerStack):
+    """EfficientNet-B0 (Tan and Le 2019, arXiv:1905.11946, table 1).
+
+    The network that an automatic search found at about 400 M multiply-accumulates for 224 px images, and the base
+    of a family that grows depth, width and resolution together. As torchvision builds it, with dropout 0.2 and
+    stochastic depth 0.2; `state_dict()` has torchvision's order, so its weights fit. Only the classifier starts
+    differently: the usual range of 1 / sqrt(classes) suits 1000 classes (0.03) and would be 0.7 for two.
+
+    ======================  ================  ================
+    stage                   28 x 28           128 x 128
+    ======================  ================  ================
+    C3x3/2 BN SiLU (32)     32 x 14 x 14      32 x 64 x 64
+    MB1 3x3 (16)            16 x 14 x 14      16 x 64 x 64
+    MB6 3x3/2 (24) x2       24 x 7 x 7        24 x 32 x 32
+    MB6 5x5/2 (40) x2       40 x 4 x 4        40 x 16 x 16
+    MB6 3x3/2 (80) x3       80 x 2 x 2        80 x 8 x 8
+    MB6 5x5 (112) x3        112 x 2 x 2       112 x 8 x 8
+    MB6 5x5/2 (192) x4      192 x 1 x 1       192 x 4 x 4
+    MB6 3x3 (320)           320 x 1 x 1       320 x 4 x 4
+    C1x1 BN SiLU (1280)     1280 x 1 x 1      1280 x 4 x 4
+    GAP, FC                 1280 -> classes   1280 -> classes
+    ======================  ================  ================
+
+    Widths are the paper's. 5,288,548 parameters for 3 channels and 1000 classes.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        rows = [  # expansion, kernel, stride, channels, repeats
+            (1, 3, 1, 16, 1),
+            (6, 3, 2, 24, 2),
+            (6, 5, 2, 40, 2),
+            (6, 3, 2, 80, 3),
+            (6, 5, 1, 112, 3),
+            (6, 5, 2, 192, 4),
+            (6, 3, 1, 320, 1),
+        ]
+        self.layers = nn.ModuleList([
+            ConvNorm(in_channels, 32, 3, stride=2, activation=nn.SiLU),  # C3x3/2 BN SiLU
+            *_stages(rows, 32, drop=0.2),                                # 16 MB with SE
+            ConvNorm(320, 1280, 1, activation=nn.SiLU),                  # C1x1 BN SiLU
+            GlobalAveragePool(),                                         # GAP
+            nn.Dropout(0.2, inplace=True),
+            nn.Linear(1280, num_classes),                                # FC
+        ])  # fmt: skip
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

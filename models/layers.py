@@ -1,0 +1,77 @@
+"""Building blocks that more than one family shares."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution, BatchNorm and, unless `activation` is None, an activation.
+
+    The convolution has no bias: BatchNorm subtracts it again, so it would never get a gradient. Padding keeps the
+    size (divided by the stride, rounded up).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        activation: type[nn.Module] | None = nn.ReLU,
+    ) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
+            nn.BatchNorm2d(out_channels),
+        ]
+        if activation is not None:
+            layers.append(activation(inplace=True))
+        super().__init__(*layers)
+
+
+class SqueezeExcitation(nn.Module):
+    """GAP -> FC -> activation -> FC -> sigmoid -> scale (Hu et al. 2017, arXiv:1709.01507).
+
+    A summary of the whole image (squeeze) decides how much each channel counts (excitation). The two fully
+    connected layers are 1x1 convolutions, which is the same thing on a 1x1 map.
+
+    Parameters
+    ----------
+    channels : int
+        Channels C in and out.
+    squeezed : int
+        Width of the bottleneck; 2 * channels * squeezed + squeezed + channels parameters in all.
+    activation : type
+        Between the two layers.
+    """
+
+    def __init__(self, channels: int, squeezed: int, activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.activation = activation(inplace=True)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel of x, shape (N, C, H, W), by a factor from 0 to 1."""
+        squeezed = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+        return x * torch.sigmoid(self.expand(self.activation(self.reduce(squeezed))))
+
+
+class GlobalAveragePool(nn.Module):
+    """Mean over the map: (N, C, H, W) to (N, C), whatever the size of the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean of each channel."""
+        return x.mean((2, 3))
+
+
+class LayerStack(nn.Module):
+    """A network whose whole structure is `self.layers`, applied one after the other."""
+
+    layers: nn.ModuleList
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images, shape (N, channels, H, W), to logits, shape (N, classes)."""
+        for layer in self.layers:
+            x = layer(x)
+        return x

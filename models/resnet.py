@@ -1,0 +1,101 @@
+"""Residual networks: without and with squeeze-and-excitation."""
+
+from torch import Tensor, nn
+
+from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcitation
+
+
+class ResidualBlock(nn.Module):
+    """H(x) = F(x) + x, where F is C3x3 BN R C3x3 BN (and SE), then R.
+
+    Where F changes the shape, the shortcut is a 1x1 convolution with BatchNorm (the paper's option B).
+
+    Parameters
+    ----------
+    in_channels, out_channels, stride : int
+        Of the first convolution.
+    reduction : int, optional
+        With it, F ends in squeeze-and-excitation with out_channels / reduction hidden units.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, reduction: int | None = None) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            ConvNorm(in_channels, out_channels, 3, stride),
+            ConvNorm(out_channels, out_channels, 3, activation=None),
+        )
+        if reduction is not None:
+            self.residual.append(SqueezeExcitation(out_channels, out_channels // reduction))
+        same = in_channels == out_channels and stride == 1
+        self.shortcut = nn.Identity() if same else ConvNorm(in_channels, out_channels, 1, stride, activation=None)
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        return self.activation(self.residual(x) + self.shortcut(x))
+
+
+class ResNetCNN(LayerStack):
+    """A small residual network (He, Zhang, Ren and Sun 2015, arXiv:1512.03385).
+
+    The shortcut lets a block learn what to add to its input rather than the whole mapping, and hands the gradient
+    past it unchanged, which is what makes deep networks trainable. Global average pooling then leaves one number a
+    channel, so the classifier is small and the same for every image size.
+
+    ======================  ==============  ===============
+    stage                   28 x 28         128 x 128
+    ======================  ==============  ===============
+    C7x7/2 BN R (64)        64 x 14 x 14    64 x 64 x 64
+    S2 (max pool)           64 x 7 x 7      64 x 32 x 32
+    residual block          64 x 7 x 7      64 x 32 x 32
+    residual block /2       128 x 4 x 4     128 x 16 x 16
+    residual block /2       256 x 2 x 2     256 x 8 x 8
+    GAP, FC                 256 -> classes  256 -> classes
+    parameters              1,231,498       1,235,714
+    multiply-accumulates    11.5 M          231.3 M
+    ======================  ==============  ===============
+
+    The columns are for 1 channel and 10 classes, and for 3 channels and 2 classes. Widths: the paper's own first
+    three stages (64, 128, 256) with one block each, which meet the limits of 15 M and 250 M with the paper's
+    stride-2 stem at both sizes.
+    """
+
+    reduction: int | None = None
+
+    def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([
+            ConvNorm(in_channels, 64, 7, stride=2),         # C7x7/2 BN R  colour and edges, at half the size
+            nn.MaxPool2d(2),                                # S2
+            ResidualBlock(64, 64, 1, self.reduction),       # C3x3 BN R C3x3 BN + x, R
+            ResidualBlock(64, 128, 2, self.reduction),      # the same at half the size and twice the width
+            ResidualBlock(128, 256, 2, self.reduction),
+            GlobalAveragePool(),                            # GAP
+            nn.Linear(256, num_classes),                    # FC
+        ])  # fmt: skip
+
+
+class SEResNet(ResNetCNN):
+    """ResNetCNN with squeeze-and-excitation in each residual block (Hu, Shen and Sun 2017, arXiv:1709.01507).
+
+    A convolution weighs all channels alike wherever it stands. The SE block looks at the whole image first and
+    turns channels up or down, for under a hundredth of the multiply-accumulates.
+
+    ======================  ==============  ===============
+    stage                   28 x 28         128 x 128
+    ======================  ==============  ===============
+    C7x7/2 BN R (64)        64 x 14 x 14    64 x 64 x 64
+    S2 (max pool)           64 x 7 x 7      64 x 32 x 32
+    residual block SE       64 x 7 x 7      64 x 32 x 32
+    residual block SE /2    128 x 4 x 4     128 x 16 x 16
+    residual block SE /2    256 x 2 x 2     256 x 8 x 8
+    GAP, FC                 256 -> classes  256 -> classes
+    parameters              1,242,714       1,246,930
+    multiply-accumulates    11.5 M          231.3 M
+    ======================  ==============  ===============
+
+    Widths are ResNetCNN's, so that the two differ in SE alone; the reduction r = 16 is the paper's. It adds
+    2C^2/r + C/r + C parameters a block.
+    """
+
+    reduction = 16

@@ -1,0 +1,20 @@
+"""The result database: its keys, opening it, writing runs, and checkpoints.
+
+`keys` names and explains everything that is stored. Neither mlflow nor torch is imported before it is needed.
+"""
+
+from tracking.keys import EXPERIMENTS
+from tracking.runs import Run, child_run, finished_children, parent_run, summarise
+from tracking.store import Store, StoreError, open_store
+
+__all__ = [
+    "EXPERIMENTS",
+    "Run",
+    "Store",
+    "StoreError",
+    "child_run",
+    "finished_children",
+    "open_store",
+    "parent_run",
+    "summarise",
+]

@@ -1,0 +1,80 @@
+"""Every key of the result database, once, with what it means. Writers and readers both take them from here."""
+
+EXPERIMENTS = {  # MLflow experiment of each task
+    "task1": "task1-cats-vs-dogs",
+    "task2": "task2-chihuahua-vs-muffin",
+    "task3": "task3-fashion-mnist",
+}
+
+PARAMS = {
+    "model": "name in models.MODELS",
+    "dataset": "published name, or the folder's; ends in -sample for generated images",
+    "protocol": "how the images are divided, with the shares of train:validation(:test)",
+    "n_splits": "holdouts or folds of the whole protocol",
+    "leak_free": "whether near duplicates were kept on one side of each split",
+    "split": "which of them, from 0 (children only)",
+    "n_train": "images trained on (children only)",
+    "n_val": "images that choose the best epoch (children only)",
+    "n_test": "images that are looked at once, at the end (children only)",
+    "parameters": "trainable parameters of the model",
+    "macs": "multiply-accumulates of one forward pass of one image",
+    "lr": "learning rate at the start",
+    "weight_decay": "AdamW's decoupled weight decay",
+    "batch_size": "training images a step",
+    "epochs": "most epochs, and the length of the cosine schedule",
+    "patience": "epochs without a lower validation loss before stopping",
+    "augment": "whether training images were flipped and shifted",
+    "precision": "of convolutions and matrix products: fp32, bf16 or fp16",
+    "device": "what computed",
+    "threads": "CPU threads of one operation; last bits depend on it",
+    "seed": "of splits, weights, batches and augmentation",
+}
+CHILD_PARAMS = ("split", "n_train", "n_val", "n_test")  # the others stand on parent and child alike
+
+EPOCH_METRICS = {  # step = epoch, from 1
+    "train/loss": "mean cross-entropy over the epoch's batches, each before its step (nats)",
+    "train/accuracy": "share of training images predicted right, likewise",
+    "val/loss": "mean cross-entropy over the validation part after the epoch (nats)",
+    "val/accuracy": "share of validation images predicted right",
+    "val/f1_micro": "F1 over all decisions; equals accuracy where each image has one label",
+    "val/f1_macro": "mean of the classes' F1",
+    "lr": "learning rate of the epoch",
+    "epoch_seconds": "wall time from the start of the epoch to the start of the next",
+}
+
+PARTS = {  # prefix of the four scores of a finished split
+    "best_val": "validation at the best epoch: optimistic, since these images chose the epoch",
+    "last_val": "validation at the last epoch",
+    "test": "test part at the best epoch: images that chose nothing",
+}
+SCORES = ("accuracy", "f1_micro", "f1_macro", "loss")
+
+FINAL_METRICS = {
+    **{f"{part}/{score}": f"{score}, {meaning}" for part, meaning in PARTS.items() for score in SCORES},
+    "best_epoch": "epoch with the lowest validation loss, whose weights are kept",
+    "epochs_run": "epochs until the end or early stopping",
+    "train_seconds": "wall time of all epochs",
+    "images_per_second": "training and validation images that passed the model, per second of train_seconds",
+}
+MEAN, SD = "mean/", "sd/"  # prefixes of a final metric on the parent: over its finished splits (sd with ddof 1)
+
+TAGS = {
+    "task": "task1, task2 or task3",
+    "fingerprint": "digest of all that decides the result: configuration, data, split, seed, source",
+    "split_hash": "digest of the split's indices (children only)",
+    "dataset_digest": "SHA-256 over all pixels, labels and class names",
+    "source_digest": "digest of the code that decides the result, comments and docstrings left out",
+    "git_commit": "commit of the working tree, with -dirty where files differ from it",
+    "hardware": "name of the processor or GPU",
+    "versions": "Python, torch and torchvision",
+    "superseded_by": "run that did the same split of the same parent again later",
+    "failure": "why the run has no result",
+}
+
+CHECKPOINT = "checkpoint/best.pt"  # weights of the best epoch and what rebuilds the model (tracking.checkpoints)
+PREDICTIONS = "predictions.npz"  # val_ and test_ index, true, pred, prob, all at the best epoch
+SPLIT = "split.npz"  # train, val, test: sorted indices
+CONFUSION = "confusion.json"  # classes, and counts of val and test; rows are true classes
+CONFUSION_FIGURE = "confusion.png"
+CLASSES = "classes.json"  # class names by label (parents)
+MODEL_CARD = "model_card.md"  # what the model is and costs (parents)

@@ -1,0 +1,142 @@
+"""Writing runs: a parent for a model under one configuration, a child for each of its splits."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from tracking.keys import EPOCH_METRICS, FINAL_METRICS, MEAN, PARAMS, SD, TAGS
+from tracking.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
+
+
+class Run:
+    """An open run. Its keys are those of `tracking.keys`; others are refused."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store = store
+        self.id = run_id
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics in one call, which is what an epoch can afford."""
+        from mlflow.entities import Metric
+
+        _check_keys(values, EPOCH_METRICS | FINAL_METRICS)
+        now = time.time_ns() // 1_000_000
+        self.store.client.log_batch(self.id, [Metric(key, value, now, step) for key, value in values.items()])
+
+    def log_files(self, folder: Path) -> None:
+        """Copy the files of a folder to the run's artifacts."""
+        self.store.client.log_artifacts(self.id, str(folder))
+
+    def log_dataset(self, name: str, digest: str, profile: str) -> None:
+        """Enter the data set that the run used, with our own digest (MLflow keeps 36 characters of it)."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        dataset = Dataset(name, digest[:36], source_type="local", source="{}", profile=profile)
+        self.store.client.log_inputs(self.id, [DatasetInput(dataset, tags=[])])
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Set one of `tracking.keys.TAGS`."""
+        _check_keys([key], TAGS)
+        self.store.client.set_tag(self.id, key, value)
+
+
+@contextlib.contextmanager
+def parent_run(store: Store, task: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Run]:
+    """Open the parent with this fingerprint, or make it; it ends FAILED where a child recorded a failure.
+
+    Parameters
+    ----------
+    store : Store
+    task : str
+        Key of `EXPERIMENTS`.
+    name : str
+        The run's name in the UI.
+    params, tags : mapping
+        `tags` has the fingerprint.
+    """
+    experiment = store.experiment_id(task, create=True)
+    same = f"tags.fingerprint = '{tags['fingerprint']}'"
+    found = store.client.search_runs([experiment], f"{same} and tags.`mlflow.parentRunId` IS NULL", max_results=1)
+    if found:
+        run_id = found[0].info.run_id
+        store.client.update_run(run_id, status="RUNNING")
+        with _ending(store, run_id):
+            yield Run(store, run_id)
+    else:
+        with _new_run(store, str(experiment), name, params, tags) as run:
+            yield run
+
+
+@contextlib.contextmanager
+def child_run(store: Store, parent: Run, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Run]:
+    """Make the run of one split; older runs of the same split are marked when it has finished."""
+    experiment = store.client.get_run(parent.id).info.experiment_id
+    with _new_run(store, experiment, name, params, {**tags, "mlflow.parentRunId": parent.id}) as run:
+        yield run
+    for older in finished_children(store, parent):
+        if older.info.run_id != run.id and older.data.params["split"] == str(params["split"]):
+            store.client.set_tag(older.info.run_id, "superseded_by", run.id)
+
+
+def finished_children(store: Store, parent: Run) -> "list[MlflowRun]":
+    """The runs of a parent's splits that have a result and were not done again."""
+    experiment = store.client.get_run(parent.id).info.experiment_id
+    ours = f"tags.`mlflow.parentRunId` = '{parent.id}' and status = 'FINISHED'"
+    children = store.client.search_runs([experiment], ours, max_results=10_000)
+    return [child for child in children if "superseded_by" not in child.data.tags]
+
+
+def summarise(store: Store, parent: Run) -> None:
+    """Write mean and standard deviation over the finished splits to the parent, under names of their own."""
+    from mlflow.entities import Metric
+
+    children = finished_children(store, parent)
+    now = time.time_ns() // 1_000_000
+    metrics = [Metric("n_splits", len(children), now, 0)]
+    for key in FINAL_METRICS:
+        values = [child.data.metrics[key] for child in children if key in child.data.metrics]
+        if values:
+            metrics.append(Metric(MEAN + key, fmean(values), now, 0))
+        if len(values) > 1:
+            metrics.append(Metric(SD + key, stdev(values), now, 0))
+    store.client.log_batch(parent.id, metrics)
+
+
+@contextlib.contextmanager
+def _new_run(
+    store: Store, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> Iterator[Run]:
+    from mlflow.entities import Param
+
+    _check_keys(params, PARAMS)
+    _check_keys((tag for tag in tags if not tag.startswith("mlflow.")), TAGS)
+    run_id = store.client.create_run(experiment, tags=dict(tags), run_name=name).info.run_id
+    with _ending(store, run_id):
+        store.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        yield Run(store, run_id)
+
+
+@contextlib.contextmanager
+def _ending(store: Store, run_id: str) -> Iterator[None]:
+    """Give a run its end: FINISHED, KILLED on Ctrl-C, FAILED with the reason on anything else."""
+    try:
+        yield
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt)
+        with contextlib.suppress(Exception):  # the store itself may be what failed
+            if not killed:
+                store.client.set_tag(run_id, "failure", (str(error) or repr(error))[:500])
+            store.client.set_terminated(run_id, "KILLED" if killed else "FAILED")
+        raise
+    store.client.set_terminated(run_id, "FINISHED")
+
+
+def _check_keys(keys: Any, known: Mapping[str, str]) -> None:
+    if unknown := set(keys) - set(known):
+        raise StoreError(f"{', '.join(sorted(unknown))} not in tracking.keys; enter them there with their meaning")

@@ -1,0 +1,157 @@
+"""Opening the result database: SQLite beside its artifacts by default, or any MLflow tracking URI."""
+
+import logging
+import os
+import sqlite3
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from tracking.keys import EXPERIMENTS
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MLRUNS = Path(__file__).resolve().parent.parent / "mlruns"
+UI_ADDRESS = "http://127.0.0.1:5000"  # where `make ui` serves the default store
+
+
+class StoreError(Exception):
+    """The result database cannot be used; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open result database.
+
+    Attributes
+    ----------
+    uri : str
+        Absolute MLflow tracking URI.
+    client : MlflowClient
+    """
+
+    uri: str
+    client: "MlflowClient"
+
+    @property
+    def database(self) -> Path | None:
+        """The SQLite file, or None for a server."""
+        return _sqlite_path(self.uri)
+
+    def experiment_id(self, task: str, create: bool = False) -> str | None:
+        """Return the id of a task's experiment, which is made where it is missing and `create` is true."""
+        name = EXPERIMENTS[task]
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None:
+            if experiment.lifecycle_stage != "active":
+                raise StoreError(f"experiment {name} of {self.uri} was deleted; restore it in the MLflow UI")
+            return str(experiment.experiment_id)
+        if not create:
+            return None
+        if self.database is None:
+            return str(self.client.create_experiment(name))
+        with _lock(self.database):
+            if (experiment := self.client.get_experiment_by_name(name)) is not None:
+                return str(experiment.experiment_id)
+            # a relative location would be resolved against each reader's working directory
+            artifacts = (self.database.parent / "artifacts" / name).as_uri()
+            return str(self.client.create_experiment(name, artifact_location=artifacts))
+
+    def runs_link(self, task: str) -> str:
+        """The address that opens a task's runs in the UI."""
+        base = self.uri.rstrip("/") if self.uri.startswith("http") else UI_ADDRESS
+        # without the query the UI opens on another page
+        return f"{base}/#/experiments/{self.experiment_id(task)}/runs?workflowType=machine_learning"
+
+
+def open_store(uri: str | None = None, create: bool = False) -> Store:
+    """Open the result database.
+
+    Parameters
+    ----------
+    uri : str, optional
+        MLflow tracking URI; else MLFLOW_TRACKING_URI; else SQLite in `mlruns/` of this repository.
+    create : bool
+        Make a SQLite database that is not there yet.
+
+    Raises
+    ------
+    StoreError
+        It is not there, cannot be opened, or does not answer.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{MLRUNS / 'mlflow.db'}"
+    path = _sqlite_path(uri)
+    if path is not None:
+        uri = f"sqlite:///{path}"
+        if not path.exists() and not create:
+            raise StoreError(f"there is no result database at {path}; run a task first, or name one in --tracking-uri")
+    elif uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    elif "://" not in uri or uri.startswith("file:"):
+        raise StoreError(f"--tracking-uri {uri} is a plain folder, which MLflow does not write any more; use sqlite:///{uri}/mlflow.db")
+    try:
+        if path is not None and not path.exists():
+            _create_sqlite(path)
+        client = _client(uri)
+        client.search_experiments(max_results=1)  # the first use is what finds a store that cannot be opened
+    except Exception as error:  # mlflow's, SQLAlchemy's, a missing driver's, OSError
+        reason = " ".join(str(error).split())[:300] or error.__class__.__name__
+        raise StoreError(f"cannot open the result database {uri}: {reason}") from None
+    return Store(uri, client)
+
+
+def _client(uri: str) -> "MlflowClient":
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # otherwise each table that is made is announced
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(uri)
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def state_folder(database: Path) -> Path:
+    """Folder of locks and other local state beside a SQLite database."""
+    return database.parent / f"{database.stem}.state"
+
+
+def _lock(database: Path) -> FileLock:
+    state_folder(database).mkdir(parents=True, exist_ok=True)
+    return FileLock(state_folder(database) / "create.lock")
+
+
+def _create_sqlite(path: Path) -> None:
+    """Make the database beside its place and rename it there, so that nobody ever opens half of one.
+
+    WAL mode, which persists in the file, lets readers and a writer work at once and makes a write three times as
+    fast.
+    """
+    with _lock(path):
+        if path.exists():  # another process was first
+            return
+        partial = state_folder(path) / "new.db"
+        partial.unlink(missing_ok=True)
+        _client(f"sqlite:///{partial}").search_experiments(max_results=1)  # runs all migrations
+        connection = sqlite3.connect(partial)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.close()
+        partial.rename(path)
+
+
+def _check_server(uri: str) -> None:
+    """Ask the server once: MLflow itself would retry for minutes before it says anything."""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # it answers; whether we may use it shows at the first call
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise StoreError(f"the tracking server {uri} does not answer ({reason}); start it or name another") from None
