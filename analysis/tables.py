@@ -67,7 +67,7 @@ def comparison_table(runs: pd.DataFrame, metric: str = "test/accuracy") -> pd.Da
         raise ValueError(f"no run of the newest comparison group has {metric}; try best_val/accuracy")
     rows = {}
     for model, splits in finished.groupby("model"):
-        row = {"n": len(splits), "n_expected": int(splits["n_splits"].iloc[0])}
+        row: dict[str, float] = {"n": len(splits), "n_expected": int(splits["n_splits"].iloc[0])}
         row |= {"mean": splits[metric].mean(), "sd": splits[metric].std()}
         for key in AVERAGED:
             row |= {MEAN + key: splits[key].mean(), SD + key: splits[key].std()}
@@ -121,9 +121,9 @@ def _rich_table(group: pd.DataFrame) -> Table:
     part = "test" if group["test/accuracy"].notna().any() else "best_val"
     frame = comparison_table(group, f"{part}/accuracy")
     first = group.iloc[-1]
-    shown = "test part at the best epoch" if part == "test" else "validation part (there is no test part)"
+    shown = "test part at the best epoch" if part == "test" else "validation part: there is no test part"
     table = Table(
-        title=f"{first['task']}: {first['dataset']}, {first['protocol']}\nscores on the {shown}, mean±sd over splits in %",
+        title=f"{first['task']}: {first['dataset']}, {first['protocol']}\n{shown}, mean±sd over splits in %",
         caption="sd over splits is no standard error; micro-F1 equals accuracy where an image has one label",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

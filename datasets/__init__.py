@@ -66,7 +66,8 @@ def load(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool
 
 def find(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool = False) -> Path:
     """Return the folder of a task's data set, which is drawn or downloaded first where that is asked for."""
-    from datasets import fashion_mnist, kaggle, sample as generated
+    from datasets import fashion_mnist, kaggle
+    from datasets import sample as generated
 
     source = SOURCES[task]
     if sample:

@@ -166,7 +166,9 @@ def read_folder(root: Path, name: str, size: int, channels: int, num_workers: in
             return f"{jobs[row][0].relative_to(root)} ({error.__class__.__name__}: {error})".replace(str(root), "")
         return None
 
-    workers = min(num_workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = min(
+        num_workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(decode_into, range(len(jobs)))
         failures = list(track(results, f"decoding {name}", total=len(jobs), console=Console(stderr=True)))
@@ -184,7 +186,9 @@ def read_folder(root: Path, name: str, size: int, channels: int, num_workers: in
     return ImageData(name, images if good.all() else images[good], labels[good], classes, n_pool, skipped)
 
 
-def cached(name: str, files: Iterable[Path], settings: object, cache_dir: Path, read: Callable[[], ImageData]) -> ImageData:
+def cached(
+    name: str, files: Iterable[Path], settings: object, cache_dir: Path, read: Callable[[], ImageData]
+) -> ImageData:
     """Return what `read` makes of `files`, from the cache where these very files were read before.
 
     An entry's key covers `settings` and every file's path, size and times of change (modification, and inode
@@ -221,7 +225,9 @@ def _read_entry(entry: Path) -> ImageData | None:
     except (OSError, ValueError, EOFError):
         return None  # damaged: the caller reads the files again
     digest = meta.pop("digest", None)
-    data = ImageData(images=images, labels=labels, **{**meta, "classes": tuple(meta["classes"]), "skipped": tuple(meta["skipped"])})
+    data = ImageData(
+        images=images, labels=labels, **{**meta, "classes": tuple(meta["classes"]), "skipped": tuple(meta["skipped"])}
+    )
     return data if data.digest == digest else None
 
 

@@ -32,7 +32,7 @@ def download(name: str, target: Path) -> None:
                 import kaggle
             with contextlib.redirect_stdout(sys.stderr):
                 kaggle.api.dataset_download_files(f"{OWNER}/{name}", path=partial, quiet=False)
-        except (Exception, SystemExit) as error:  # the client's own errors, those of requests, and OSError
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the client's own, those of requests, OSError
             raise DatasetError(f"cannot download {OWNER}/{name} from Kaggle: {_reason(error)}") from None
         archive = Path(partial) / f"{name}.zip"
         unpack(archive, Path(partial) / "unpacked")

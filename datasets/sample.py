@@ -8,6 +8,7 @@ import hashlib
 import shutil
 import struct
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def _garment(rng: np.random.Generator, kind: str) -> np.ndarray:
     shift = rng.normal(0, 1.2, 2)
     mirror = rng.random() < 0.5
 
-    def place(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    def place(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         centred = np.asarray(points, dtype=float) + rng.normal(0, 0.7, (len(points), 2)) - 14
         if mirror:
             centred[:, 0] *= -1
@@ -133,7 +134,9 @@ def _photo(rng: np.random.Generator, kind: str) -> Image.Image:
     dark = tuple(int(c * rng.uniform(0.15, 0.5)) for c in fur)
     _PARTS[kind](rng, disc, lambda points, fill: pen.polygon(place(points), fill), fur, dark)
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.8)))
-    pixels = np.asarray(image, dtype=float) * rng.uniform(0.55, 1.2) + rng.normal(0, rng.uniform(3, 22), (height, width, 3))
+    pixels = np.asarray(image, dtype=float) * rng.uniform(0.55, 1.2) + rng.normal(
+        0, rng.uniform(3, 22), (height, width, 3)
+    )
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 

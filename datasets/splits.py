@@ -148,7 +148,8 @@ def controlled_rounding(table: np.ndarray) -> np.ndarray:
         bounds=bounds,
         method="highs-ds",
     )
-    return (floors + np.rint(result.x).reshape(table.shape)).astype(np.int64)
+    rounded: np.ndarray = floors + np.rint(result.x).reshape(table.shape)
+    return rounded.astype(np.int64)
 
 
 def _sorted_split(train: np.ndarray, val: np.ndarray, test: np.ndarray | None = None) -> Split:

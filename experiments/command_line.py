@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import errno
 import inspect
+import math
 import signal
 import sys
 from pathlib import Path
@@ -21,13 +22,18 @@ class RunOptions:
     """What to run, on what, and where the results go."""
 
     model: Annotated[
-        list[str] | None, typer.Option("-m", "--model", help="repeatable; all of the task's unless given", metavar="NAME")
+        list[str] | None,
+        typer.Option("-m", "--model", help="repeatable; all of the task's unless given", metavar="NAME"),
     ] = None
-    n_splits: Annotated[int | None, typer.Option(min=1, help="holdouts or folds; the task's number unless given")] = None
+    n_splits: Annotated[int | None, typer.Option(min=1, help="holdouts or folds; the task's number unless given")] = (
+        None
+    )
     split: Annotated[list[int] | None, typer.Option(help="repeatable: only these splits, from 0", metavar="I")] = None
     data_dir: Annotated[
         Path | None,
-        typer.Option(envvar="DATA_DIR", help="holds the data set under its published name, or train/<class>/; only read"),
+        typer.Option(
+            envvar="DATA_DIR", help="holds the data set under its published name, or train/<class>/; only read"
+        ),
     ] = None
     sample: Annotated[bool, typer.Option("--sample", help="generated images instead of real data")] = False
     tracking_uri: Annotated[
@@ -50,7 +56,9 @@ def main(task: Task) -> None:
             for name, hint in hints.items()
         ]
     )
-    command.__doc__ = f"{task.question} {task.protocol.name}, {task.protocol.n_splits} splits: {', '.join(task.models)}."
+    command.__doc__ = (
+        f"{task.question} {task.protocol.name}, {task.protocol.n_splits} splits: {', '.join(task.models)}."
+    )
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(command)
     app()
@@ -65,10 +73,14 @@ def _run(task: Task, options: RunOptions, config: TrainingConfig) -> int:
     for number in chosen:
         if not 0 <= number < protocol.n_splits:
             raise typer.BadParameter(f"{number} is not one of 0 to {protocol.n_splits - 1}", param_hint="--split")
+    for key, value in dataclasses.asdict(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise typer.BadParameter(f"{value} is not a finite number", param_hint=f"--{key.replace('_', '-')}")
     # Ctrl-C and a polite kill end a run in the same order
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from experiments import hardware, protocol as protocol_loop  # torch and mlflow: not for --help
+        from experiments import hardware  # torch and mlflow: not for --help
+        from experiments import protocol as protocol_loop
         from models import MODELS
 
         names = tuple(dict.fromkeys(options.model or task.models))
@@ -79,7 +91,7 @@ def _run(task: Task, options: RunOptions, config: TrainingConfig) -> int:
                 raise typer.BadParameter(f"{name!r} is not one of {', '.join(MODELS)}{hint}", param_hint="--model")
         try:
             config = hardware.resolve(config)
-        except hardware.UnusableDevice as error:
+        except hardware.UnusableDeviceError as error:
             raise typer.BadParameter(str(error), param_hint="--device") from None
         chosen_task = dataclasses.replace(task, models=names, protocol=protocol)
         failures = protocol_loop.run(

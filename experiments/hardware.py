@@ -7,10 +7,10 @@ import sys
 
 import torch
 
-from experiments.config import TrainingConfig
+from experiments.config import Precision, TrainingConfig
 
 
-class UnusableDevice(ValueError):
+class UnusableDeviceError(ValueError):
     """The device that was asked for is unknown or not there; the message says what there is."""
 
 
@@ -22,7 +22,7 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
 
     Raises
     ------
-    UnusableDevice
+    UnusableDeviceError
         The device is unknown or not there.
     """
     name = config.device
@@ -34,14 +34,14 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         torch.empty(1, device=device).add_(1)
     except (RuntimeError, AssertionError, NotImplementedError):
         allowed = ", ".join(there if torch.cuda.is_available() else there[:2])
-        raise UnusableDevice(f"{name!r} is not a device of this machine; there are {allowed}") from None
+        raise UnusableDeviceError(f"{name!r} is not a device of this machine; there are {allowed}") from None
     precision = config.precision
     if precision == "auto":
         precision = _best_precision(device)
     return dataclasses.replace(config, device=name, precision=precision)
 
 
-def _best_precision(device: torch.device) -> str:
+def _best_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

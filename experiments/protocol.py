@@ -19,12 +19,12 @@ import tracking
 from datasets import ImageData, Split
 from experiments import display, fingerprint, hardware
 from experiments.config import Task, TrainingConfig
-from experiments.training import DeviceImages, EpochRecord, Evaluation, TrainingDiverged, evaluate, fit
+from experiments.training import DeviceImages, EpochRecord, Evaluation, TrainingDivergedError, evaluate, fit
 from tracking import Run, Store, keys
 from tracking.checkpoints import Checkpoint
 
 
-class SplitsFailed(Exception):
+class SplitsFailedError(Exception):
     """Some splits of a model have no result; the message says which and why."""
 
 
@@ -92,7 +92,7 @@ def run(
     for i, name in enumerate(task.models):
         try:
             run_model(protocol, name, chosen)
-        except SplitsFailed as error:
+        except SplitsFailedError as error:
             failures.append(str(error))
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(display.how_to_go_on(interrupt, task.models[i:])) from None
@@ -105,7 +105,7 @@ def run_model(protocol: Protocol, name: str, chosen: list[int]) -> None:
 
     Raises
     ------
-    SplitsFailed
+    SplitsFailedError
         After the other splits are done.
     """
     card = models.describe(name, **protocol.model_arguments)
@@ -116,14 +116,14 @@ def run_model(protocol: Protocol, name: str, chosen: list[int]) -> None:
         for number in chosen:
             try:
                 run_split(protocol, parent, name, number, params, tags)
-            except TrainingDiverged as error:
+            except TrainingDivergedError as error:
                 failures.append(f"{name} split {number}: {error}")
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(*chosen[chosen.index(number) :]) from None
             finally:
                 tracking.summarise(protocol.store, parent)
         if failures:
-            raise SplitsFailed("; ".join(failures))
+            raise SplitsFailedError("; ".join(failures))
 
 
 def shared_record(protocol: Protocol, card: models.ModelCard) -> tuple[dict[str, Any], dict[str, str]]:
@@ -160,7 +160,7 @@ def run_split(
 
     Raises
     ------
-    TrainingDiverged
+    TrainingDivergedError
         The run is FAILED then.
     """
     split = protocol.splits[number]
@@ -197,9 +197,7 @@ def train_and_log(protocol: Protocol, child: Run, name: str, number: int, bar: d
     test = evaluate(model, images, split.test, mean, std, config.precision) if len(split.test) else None
     child.log_metrics(final_metrics(records, best, test, len(split.train) + len(split.val)))
     state = {key: value.cpu() for key, value in model.state_dict().items()}
-    checkpoint = Checkpoint(
-        name, protocol.model_arguments, best.epoch, best.val.loss, mean.cpu(), std.cpu(), state
-    )
+    checkpoint = Checkpoint(name, protocol.model_arguments, best.epoch, best.val.loss, mean.cpu(), std.cpu(), state)
     log_artifacts(child, protocol.data, split, checkpoint, {"val": best.val, "test": test})
     bar.finish(best, test)
 

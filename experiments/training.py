@@ -23,7 +23,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 EVALUATION_PIXELS = {"cpu": 512 * 28 * 28, "cuda": 4096 * 28 * 28}  # a batch: fits the cache; fills the card
 
 
-class TrainingDiverged(Exception):
+class TrainingDivergedError(Exception):
     """The loss is not finite any more; the message has the epoch and which loss."""
 
 
@@ -49,7 +49,7 @@ class DeviceImages:
     def load(cls, data: ImageData, device: str) -> "DeviceImages":
         """Copy a data set to the device, once for all models and splits."""
         pixels = torch.from_numpy(data.images).to(device)
-        chunks = (chunk.long() for chunk in pixels.split(256))  # few at a time: int64 is 8 times as large
+        chunks = (chunk.long() for chunk in torch.split(pixels, 256))  # few at a time: int64 is 8 times as large
         moments = torch.cat([torch.stack([x.sum((1, 2)), x.square().sum((1, 2))]) for x in chunks], dim=1)
         return cls(pixels, torch.from_numpy(data.labels).to(device), moments, len(data.classes))
 
@@ -186,7 +186,7 @@ def plan_epoch(train: np.ndarray, size: int, augment: bool, generator: torch.Gen
 
 def split_batches(plan: Tensor, batch_size: int) -> list[Tensor]:
     """Cut a plan into batches; a last single image joins the batch before it (BatchNorm cannot do one)."""
-    batches = list(plan.split(batch_size))
+    batches = list(torch.split(plan, batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
@@ -216,7 +216,7 @@ def fit(model: nn.Module, data: DeviceImages, split: Split, config: TrainingConf
 
     Raises
     ------
-    TrainingDiverged
+    TrainingDivergedError
         A loss is not finite.
     """
     device = data.pixels.device
@@ -237,7 +237,7 @@ def fit(model: nn.Module, data: DeviceImages, split: Split, config: TrainingConf
         (train_loss, correct), evaluation = _read_back(totals, val)  # the epoch's one host sync
         for name, loss in (("training", train_loss), ("validation", evaluation.loss)):
             if not math.isfinite(loss):
-                raise TrainingDiverged(f"the {name} loss is {loss} in epoch {epoch}; a lower --lr may help")
+                raise TrainingDivergedError(f"the {name} loss is {loss} in epoch {epoch}; a lower --lr may help")
         if improved := evaluation.loss < best_loss:
             best_loss, best_epoch, best_state = evaluation.loss, epoch, clone_state(model)
         now = time.perf_counter()
@@ -275,7 +275,7 @@ def _train_epoch(
         with _autocast(plan.device, config.precision):
             logits = model(x)
         loss = cross_entropy(logits.float(), y)
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
         with torch.no_grad():
@@ -301,7 +301,7 @@ def _evaluate_on_device(model: nn.Module, batches: Batches, indices: np.ndarray,
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     predicted, probability = [], []
     model.eval()
-    for batch in rows.split(max(16, EVALUATION_PIXELS.get(device.type, 2**20) // batches.size**2)):
+    for batch in torch.split(rows, max(16, EVALUATION_PIXELS.get(device.type, 2**20) // batches.size**2)):
         x, y = batches.plain(batch)
         with _autocast(device, precision):
             logits = model(x)
@@ -321,7 +321,7 @@ def _read_back(totals: Tensor, result: _Pass) -> tuple[list[float], Evaluation]:
     *first, loss = numbers[: len(totals) + 1]
     side = math.isqrt(len(result.confusion))
     confusion = np.array(numbers[len(totals) + 1 :], dtype=np.int64).reshape(side, side)
-    return first, Evaluation(loss / confusion.sum(), confusion, result.predicted, result.probability)
+    return first, Evaluation(loss / int(confusion.sum()), confusion, result.predicted, result.probability)
 
 
 def evaluate(

@@ -87,7 +87,7 @@ def describe(name: str, in_channels: int, num_classes: int, image_size: int) -> 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal macs
         # each output value is a sum over one row of the weight: (out, in / groups, kernel, kernel) or (out, in)
-        macs += output.numel() * module.weight[0].numel()  # type: ignore[operator, index]
+        macs += output.numel() * module.weight[0].numel()  # type: ignore[index]
 
     with torch.device("meta"):
         model = build(name, in_channels, num_classes, image_size).eval()

@@ -21,7 +21,7 @@ class LeNet5(LayerStack):
     C5x5 (16) T             16 x 10 x 10      16 x 60 x 60
     S2                      16 x 5 x 5        16 x 30 x 30
     FC 120, FC 84, classes  400 -> 120 -> 84  14,400 -> 120 -> 84
-    parameters              61,706            1,741,248
+    parameters              61,706            1,741,326
     multiply-accumulates    0.42 M            17.8 M
     ======================  ================  ==================
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from models.layers import ConvNorm, LayerStack
+from models.layers import ConvNorm, GlobalAveragePool, LayerStack
 
 
 class VGGNet(LayerStack):
@@ -20,15 +20,17 @@ class VGGNet(LayerStack):
     block 3                 2 C3x3 (128) S2 3x3     2 C3x3 (64) S2  16x16
     block 4                                         2 C3x3 (128) S2 8x8
     block 5                                         2 C3x3 (128) S2 4x4
-    FC                      1152 -> 128 -> classes  2048 -> 128 -> classes
-    parameters              389,706                 883,058
-    multiply-accumulates    14.8 M                  158.6 M
+    GAP, FC                 128 -> classes          128 -> classes
+    parameters              241,898                 578,066
+    multiply-accumulates    14.7 M                  158.1 M
     ======================  ======================  ======================
 
     The columns are for 1 channel and 10 classes, and for 3 channels and 2 classes. Widths: the first block gets
     32 channels on small images and 16 on large ones (from 64 px), where its map is 21 times as large; each block
     doubles them up to 128. That is the widest that stays within 15 M multiply-accumulates at 28 px, and it keeps
-    128 px well within 250 M. The paper's two hidden layers of 4096 are one of 128: the data are a thousandth.
+    128 px well within 250 M. In place of the paper's three fully connected layers, made for a million images, one
+    stands behind a global average pool: with the 334 training images of task 1 a hidden layer of 128
+    did no better and sometimes stayed at chance (validation 50 to 68 % against 68 to 75 % over the first splits).
     """
 
     def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
@@ -39,14 +41,12 @@ class VGGNet(LayerStack):
             if side < 6:  # half of it would be less than 3 pixels
                 break
             for _ in range(convolutions):
-                layers.append(ConvNorm(in_channels, width, 3))  # C3x3 BN R
+                layers.append(ConvNorm(in_channels, width, 3))  # C3x3 BN R  see a little further
                 in_channels = width
-            layers.append(nn.MaxPool2d(2))                      # S2
+            layers.append(nn.MaxPool2d(2))  # S2         keep the strongest answer
             width, side = min(2 * width, 128), side // 2
-        layers += [
-            nn.Flatten(),
-            nn.Linear(in_channels * side * side, 128),          # FC
-            nn.ReLU(inplace=True),                              # R
-            nn.Linear(128, num_classes),                        # FC
-        ]  # fmt: skip
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList([
+            *layers,
+            GlobalAveragePool(),                                    # GAP
+            nn.Linear(in_channels, num_classes),                    # FC
+        ])  # fmt: skip

@@ -60,7 +60,7 @@ def parent_run(store: Store, task: str, name: str, params: Mapping[str, Any], ta
     params, tags : mapping
         `tags` has the fingerprint.
     """
-    experiment = store.experiment_id(task, create=True)
+    experiment = store.make_experiment(task)
     same = f"tags.fingerprint = '{tags['fingerprint']}'"
     found = store.client.search_runs([experiment], f"{same} and tags.`mlflow.parentRunId` IS NULL", max_results=1)
     if found:
@@ -69,12 +69,14 @@ def parent_run(store: Store, task: str, name: str, params: Mapping[str, Any], ta
         with _ending(store, run_id):
             yield Run(store, run_id)
     else:
-        with _new_run(store, str(experiment), name, params, tags) as run:
+        with _new_run(store, experiment, name, params, tags) as run:
             yield run
 
 
 @contextlib.contextmanager
-def child_run(store: Store, parent: Run, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Run]:
+def child_run(
+    store: Store, parent: Run, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> Iterator[Run]:
     """Make the run of one split; older runs of the same split are marked when it has finished."""
     experiment = store.client.get_run(parent.id).info.experiment_id
     with _new_run(store, experiment, name, params, {**tags, "mlflow.parentRunId": parent.id}) as run:

@@ -43,28 +43,29 @@ class Store:
         """The SQLite file, or None for a server."""
         return _sqlite_path(self.uri)
 
-    def experiment_id(self, task: str, create: bool = False) -> str | None:
-        """Return the id of a task's experiment, which is made where it is missing and `create` is true."""
+    def experiment_id(self, task: str) -> str | None:
+        """Return the id of a task's experiment, or None where nothing has been run yet."""
         name = EXPERIMENTS[task]
         experiment = self.client.get_experiment_by_name(name)
-        if experiment is not None:
-            if experiment.lifecycle_stage != "active":
-                raise StoreError(f"experiment {name} of {self.uri} was deleted; restore it in the MLflow UI")
-            return str(experiment.experiment_id)
-        if not create:
+        if experiment is None:
             return None
+        if experiment.lifecycle_stage != "active":
+            raise StoreError(f"experiment {name} of {self.uri} was deleted; restore it in the MLflow UI")
+        return str(experiment.experiment_id)
+
+    def make_experiment(self, task: str) -> str:
+        """Return the id of a task's experiment, which is made where it is missing."""
+        name = EXPERIMENTS[task]
         if self.database is None:
-            return str(self.client.create_experiment(name))
-        with _lock(self.database):
-            if (experiment := self.client.get_experiment_by_name(name)) is not None:
-                return str(experiment.experiment_id)
+            return self.experiment_id(task) or str(self.client.create_experiment(name))
+        with _lock(self.database):  # two processes may come here at once
             # a relative location would be resolved against each reader's working directory
             artifacts = (self.database.parent / "artifacts" / name).as_uri()
-            return str(self.client.create_experiment(name, artifact_location=artifacts))
+            return self.experiment_id(task) or str(self.client.create_experiment(name, artifact_location=artifacts))
 
-    def runs_link(self, task: str) -> str:
-        """The address that opens a task's runs in the UI."""
-        base = self.uri.rstrip("/") if self.uri.startswith("http") else UI_ADDRESS
+    def runs_link(self, task: str, address: str = UI_ADDRESS) -> str:
+        """The link that opens a task's runs in the UI, which `address` serves unless the store is a server itself."""
+        base = self.uri.rstrip("/") if self.uri.startswith("http") else address
         # without the query the UI opens on another page
         return f"{base}/#/experiments/{self.experiment_id(task)}/runs?workflowType=machine_learning"
 
@@ -93,13 +94,15 @@ def open_store(uri: str | None = None, create: bool = False) -> Store:
     elif uri.startswith(("http://", "https://")):
         _check_server(uri)
     elif "://" not in uri or uri.startswith("file:"):
-        raise StoreError(f"--tracking-uri {uri} is a plain folder, which MLflow does not write any more; use sqlite:///{uri}/mlflow.db")
+        raise StoreError(
+            f"--tracking-uri {uri} is a plain folder, which MLflow does not write any more; use sqlite:///{uri}/mlflow.db"
+        )
     try:
         if path is not None and not path.exists():
             _create_sqlite(path)
         client = _client(uri)
         client.search_experiments(max_results=1)  # the first use is what finds a store that cannot be opened
-    except Exception as error:  # mlflow's, SQLAlchemy's, a missing driver's, OSError
+    except Exception as error:  # noqa: BLE001 - MLflow's, SQLAlchemy's, a missing driver's, OSError
         reason = " ".join(str(error).split())[:300] or error.__class__.__name__
         raise StoreError(f"cannot open the result database {uri}: {reason}") from None
     return Store(uri, client)

@@ -1,0 +1,66 @@
+"""What the tests share: a real SQLite store, folders of drawn images, and the scripts run as a user runs them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database made once: MLflow's migrations take seconds."""
+    from tracking import open_store
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{path}", create=True)
+    return path
+
+
+@pytest.fixture
+def store_uri(empty_database: Path, tmp_path: Path) -> str:
+    """The URI of an empty SQLite store of the test's own."""
+    path = tmp_path / "store" / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copy(empty_database, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Folder with train/ and test/ of two classes that differ in brightness: 20 and 6 images each."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "photos"
+    for part, count in (("train", 20), ("test", 6)):
+        for label, base in (("dark", 60), ("light", 180)):
+            (root / part / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(base - 50, base + 50, (24, 32, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(root / part / label / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture
+def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script or module of the repository from another working directory, or from the root for `-m`."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        cwd = ROOT if arguments[0] == "-m" else tmp_path
+        script = arguments if arguments[0] == "-m" else (str(ROOT / arguments[0]), *arguments[1:])
+        names = ("DATA_DIR", "CACHE_DIR", "MLFLOW_TRACKING_URI")
+        inherited = {key: value for key, value in os.environ.items() if key not in names}
+        inherited |= {"CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "120"}
+        return subprocess.run(
+            [sys.executable, *script], cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=400
+        )
+
+    return run

@@ -1,0 +1,110 @@
+"""The data sets of the tasks: the sample, Fashion-MNIST's files, and the real ones where they are."""
+
+import gzip
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import datasets
+from datasets import DatasetError
+from tests.conftest import REAL_DATA
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(("task", "shape", "classes"), [
+    ("task1", (128, 128, 3), ("cats", "dogs")),
+    ("task2", (128, 128, 3), ("chihuahua", "muffin")),
+    ("task3", (28, 28, 1), None),
+])  # fmt: skip
+def test_sample_looks_like_the_real_thing(task: str, shape: tuple[int, ...], classes: tuple[str, ...] | None) -> None:
+    data = datasets.load(task, sample=True)
+    assert data.images.shape[1:] == shape
+    assert data.name == f"{datasets.SOURCES[task].name}-sample"
+    assert 0 < data.n_pool < len(data.labels)
+    assert len(np.unique(data.labels)) == len(data.classes)
+    assert data.classes == classes if classes else len(data.classes) == 10
+    assert data.images.std() > 20
+    assert datasets.load(task, sample=True).digest == data.digest
+
+
+def test_sample_is_drawn_the_same_each_time(tmp_path: Path) -> None:
+    from datasets import sample
+
+    def files(folder: Path) -> list[str]:
+        root = sample.draw("task2", folder)
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.rglob("*.jpg"))]
+
+    first = files(tmp_path / "a")
+    assert first == files(tmp_path / "b") and len(set(first)) == len(first) > 0
+
+
+REAL = [
+    ("task1", 557, 140, [279, 278]),
+    ("task2", 4_733, 1_184, [2_559, 2_174]),
+    ("task3", 60_000, 10_000, [6_000] * 10),
+]
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"the real data are not in {REAL_DATA.name}/ beside the repository")
+@pytest.mark.parametrize(("task", "train", "test", "counts"), REAL)
+def test_real_data(task: str, train: int, test: int, counts: list[int]) -> None:
+    data = datasets.load(task, REAL_DATA)
+    assert (data.n_pool, len(data.labels) - data.n_pool) == (train, test)
+    assert np.bincount(data.labels[: data.n_pool]).tolist() == counts
+    assert data.skipped == ()
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"the real data are not in {REAL_DATA.name}/ beside the repository")
+def test_fashion_mnist_packed_unpacked_and_damaged(tmp_path: Path) -> None:
+    published = REAL_DATA / "FashionMNIST" / "raw"
+    packed = datasets.load("task3", REAL_DATA)
+    raw = tmp_path / "unpacked" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in published.iterdir():
+        (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    assert datasets.load("task3", tmp_path / "unpacked").digest == packed.digest
+    with gzip.open(published / "t10k-labels-idx1-ubyte.gz") as file:
+        assert np.array_equal(np.frombuffer(file.read(), np.uint8, offset=8), packed.labels[60_000:])
+
+    for path in published.iterdir():
+        shutil.copyfile(path, raw / path.name)
+        (raw / path.stem).unlink()
+    (raw / "t10k-images-idx3-ubyte.gz").write_bytes(b"cut short")
+    with pytest.raises(DatasetError, match="t10k-images-idx3-ubyte.gz is damaged"):
+        datasets.load("task3", tmp_path / "unpacked")
+    (raw / "t10k-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(DatasetError, match="lacks 1 of the 4 files"):
+        datasets.load("task3", tmp_path / "unpacked")
+
+
+def test_folder_of_ones_own_serves_every_task(image_folder: Path) -> None:
+    for task, source in datasets.SOURCES.items():
+        data = datasets.load(task, image_folder)
+        assert data.name == "photos"
+        assert data.images.shape[1:] == (source.image_size, source.image_size, source.channels)
+
+
+def test_data_dir_that_holds_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no folder"):
+        datasets.load("task1", tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="holds neither .* use --sample"):
+        datasets.load("task1", tmp_path)
+
+
+def test_no_network_says_the_three_ways_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.setattr(datasets, "DATA_DIR", tmp_path / "data")
+    # a proxy that nobody listens on: the same as no network, wherever the test runs
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for task in ("task1", "task3"):
+        with pytest.raises(DatasetError, match=r"Three ways on: .*credentials.*--data-dir.*--sample"):
+            datasets.load(task)
+    assert list((tmp_path / "data").iterdir()) == []
+    assert capfd.readouterr().out == ""

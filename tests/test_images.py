@@ -1,0 +1,187 @@
+"""Reading folders of images of every kind, and the cache of decoded ones."""
+
+import os
+import stat
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import datasets
+from datasets import DatasetError
+from datasets.images import cached, decode, read_folder
+from datasets.kaggle import unpack
+
+
+def gradient(width: int = 40, height: int = 20) -> Image.Image:
+    """Dark on the left, bright on the right; red at the top, blue at the bottom."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    return Image.fromarray((np.stack([x * (1 - y), 0.5 * x, x * y], -1) * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGB", "webp"), ("RGBA", "webp"), ("RGB", "tif"), ("P", "gif")]
+    + [(mode, "png") for mode in ("RGB", "L", "RGBA", "P", "LA", "1", "I;16")],
+)
+def test_every_mode_becomes_rgb_and_gray(tmp_path: Path, mode: str, suffix: str) -> None:
+    image = gradient()
+    if mode == "I;16":
+        wide = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        converted = Image.fromarray(wide)
+    else:
+        converted = image.convert(mode)
+    path = tmp_path / f"image.{suffix}"
+    converted.save(path)
+    rgb, gray = decode(path, 16, 3), decode(path, 16, 1)
+    assert rgb.shape == (16, 16, 3) and gray.shape == (16, 16, 1)
+    assert rgb.dtype == gray.dtype == np.uint8
+    expected = np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
+    limit = 60 if mode in ("1", "P", "CMYK") else 16  # dithering, 256 colours, and conversion there and back
+    assert np.abs(gray[..., 0].astype(int) - expected).mean() < limit
+    assert gray[:, 12:].mean() > gray[:, :4].mean() + 30
+
+
+def test_transparent_parts_are_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", 8, 3).min() == 255
+
+
+def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+    upright = gradient(32, 32)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    upright.save(tmp_path / "upright.png")
+    assert np.array_equal(decode(tmp_path / "turned.png", 16, 3), decode(tmp_path / "upright.png", 16, 3))
+
+
+def test_folder_is_read_in_an_order_that_is_the_same_everywhere(image_folder: Path) -> None:
+    first, second = (read_folder(image_folder, "photos", 16, 3, num_workers=workers) for workers in (1, 8))
+    assert first.digest == second.digest
+    assert first.classes == ("dark", "light")
+    assert first.images.shape == (52, 16, 16, 3) and first.n_pool == 40
+    assert first.labels[:40].tolist() == [0] * 20 + [1] * 20
+    assert first.images[first.labels == 1].mean() > first.images[first.labels == 0].mean() + 60
+
+
+def test_class_names_do_not_depend_on_how_a_system_writes_unicode(image_folder: Path) -> None:
+    for part in ("train", "test"):
+        (image_folder / part / "dark").rename(image_folder / part / unicodedata.normalize("NFD", "어두움"))
+    assert read_folder(image_folder, "photos", 16, 3).classes == ("light", "어두움")
+
+
+def test_broken_files_are_named_and_left_out(image_folder: Path) -> None:
+    whole = read_folder(image_folder, "photos", 16, 3)
+    (image_folder / "train" / "dark" / "broken.jpg").write_bytes(b"\xff\xd8 this is no photograph")
+    truncated = (image_folder / "train" / "light" / "00.png").read_bytes()[:200]
+    (image_folder / "test" / "light" / "cut.png").write_bytes(truncated)
+    (image_folder / "train" / "dark" / "notes.txt").write_text("not an image, and not meant to be one")
+    data = read_folder(image_folder, "photos", 16, 3)
+    assert np.array_equal(data.images, whole.images) and data.n_pool == whole.n_pool
+    assert len(data.skipped) == 2
+    assert "train/dark/broken.jpg" in data.skipped[0] and "test/light/cut.png" in data.skipped[1]
+
+
+def test_many_broken_files_are_an_error(image_folder: Path) -> None:
+    for number in range(3):
+        (image_folder / "train" / "dark" / f"broken{number}.jpg").write_bytes(b"nothing")
+    with pytest.raises(DatasetError, match=r"3 of 55 files .* do not decode, more than 5%: train/dark/broken0"):
+        read_folder(image_folder, "photos", 16, 3)
+
+
+def test_folders_that_are_no_data_set(image_folder: Path) -> None:
+    (image_folder / "test" / "other").mkdir()
+    with pytest.raises(DatasetError, match="other holds no image"):
+        read_folder(image_folder, "photos", 16, 3)
+    Image.new("L", (4, 4)).save(image_folder / "test" / "other" / "a.png")
+    with pytest.raises(DatasetError, match="lacks: other"):
+        read_folder(image_folder, "photos", 16, 3)
+    (image_folder / "train" / "light").rename(image_folder / "train" / ".light")
+    with pytest.raises(DatasetError, match="only the class 'dark'"):
+        read_folder(image_folder, "photos", 16, 3)
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}
+
+
+def test_cache_is_used_until_a_file_changes_and_nothing_is_written_beside_the_data(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
+    before = snapshot(image_folder)
+    first = datasets.load("task1", image_folder)
+    entries = list((tmp_path / "cache").iterdir())
+    assert len(entries) == 1
+    assert datasets.load("task1", image_folder).digest == first.digest
+    assert list((tmp_path / "cache").iterdir()) == entries
+    assert snapshot(image_folder) == before
+
+    changed = image_folder / "train" / "dark" / "00.png"
+    old = changed.stat()
+    Image.new("RGB", (32, 24), "blue").save(changed)
+    os.utime(changed, ns=(old.st_atime_ns, old.st_mtime_ns))  # as some copy tools do
+    assert datasets.load("task1", image_folder).digest != first.digest
+
+
+def test_damaged_or_half_written_entries_are_never_used(image_folder: Path, tmp_path: Path) -> None:
+    files = list(image_folder.rglob("*.png"))
+    reads = []
+
+    def read() -> datasets.ImageData:
+        reads.append(1)
+        return read_folder(image_folder, "photos", 16, 3)
+
+    def load() -> str:
+        return cached("photos", files, [16], tmp_path / "cache", read).digest
+
+    digest = load()
+    entry = next((tmp_path / "cache").iterdir())
+    assert load() == digest and len(reads) == 1
+    damaged = bytearray((entry / "images.npy").read_bytes())
+    damaged[-1] ^= 1
+    (entry / "images.npy").write_bytes(bytes(damaged))
+    assert load() == digest and len(reads) == 2
+    (entry / "images.npy").write_bytes(b"")
+    assert load() == digest and len(reads) == 3
+    (entry / "meta.json").unlink()
+    assert load() == digest and len(reads) == 4
+    (tmp_path / "cache" / ".partial-x").mkdir()  # what a killed process leaves
+    assert load() == digest and len(reads) == 4
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_cache_is_one_sentence(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "locked" / "cache"))
+    with pytest.raises(DatasetError, match="CACHE_DIR"):
+        datasets.load("task1", image_folder)
+
+
+def test_archives_are_unpacked_safely(tmp_path: Path) -> None:
+    def archive(name: str, **members: str) -> Path:
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as file:
+            for member, text in members.items():
+                file.writestr(member, text)
+        return tmp_path / name
+
+    unpack(archive("good.zip", **{"train/cats/a.txt": "a"}), tmp_path / "good")
+    assert (tmp_path / "good" / "train" / "cats" / "a.txt").read_text() == "a"
+    with pytest.raises(DatasetError, match="leads out"):
+        unpack(archive("slip.zip", **{"../outside.txt": "a"}), tmp_path / "slip")
+    assert not (tmp_path / "outside.txt").exists()
+    with pytest.raises(DatasetError, match="would unpack to"):
+        unpack(archive("bomb.zip", a="0" * 2**28), tmp_path / "bomb")
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as file:
+        file.writestr(link, "/etc")
+    with pytest.raises(DatasetError, match="leads out"):
+        unpack(tmp_path / "link.zip", tmp_path / "link")
+    (tmp_path / "cut.zip").write_bytes((tmp_path / "good.zip").read_bytes()[:40])
+    with pytest.raises(DatasetError, match="cannot be unpacked"):
+        unpack(tmp_path / "cut.zip", tmp_path / "cut")

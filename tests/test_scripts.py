@@ -1,0 +1,237 @@
+"""The scripts as a user runs them: from another folder, on the sample, good and bad input."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import confusion_matrix, f1_score
+
+import analysis
+import datasets
+import tracking
+from tests.conftest import ROOT
+from tracking import keys
+from tracking.checkpoints import Checkpoint
+
+SCRIPTS = {
+    "task1": ("lenet5", "vggnet", "resnetcnn", "seresnet"),
+    "task2": ("lenet5", "vggnet", "resnetcnn", "efficientnet_lite", "efficientnet_b0"),
+    "task3": ("lenet5", "vggnet", "resnetcnn", "seresnet"),
+}
+SMALL = ("--sample", "--epochs", "1", "--n-splits", "2", "-m", "lenet5")
+
+
+@pytest.fixture(scope="module")
+def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]:
+    """The three scripts on the sample, each from a folder elsewhere: the store's URI and what was printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    printed = {}
+    for task in SCRIPTS:
+        options = ("--sample", "--epochs", "1", "--n-splits", "2", "--tracking-uri", uri)
+        script = [sys.executable, str(ROOT / "experiments" / f"{task}.py"), *options]
+        result = subprocess.run(script, cwd=folder, capture_output=True, text=True, timeout=400)
+        assert result.returncode == 0, result.stderr
+        printed[task] = result.stdout
+    assert {path.name for path in folder.iterdir()} <= {
+        "mlflow.db", "mlflow.db-shm", "mlflow.db-wal", "mlflow.state", "artifacts"
+    }  # fmt: skip
+    return uri, printed
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_every_model_has_every_split(task: str, finished: tuple[str, dict[str, str]]) -> None:
+    uri, printed = finished
+    runs = analysis.load_runs([task], uri)
+    assert runs["status"].eq("FINISHED").all()
+    assert sorted(zip(runs["model"], runs["split"], strict=True)) == sorted(
+        (m, s) for m in SCRIPTS[task] for s in (0, 1)
+    )
+    assert runs.groupby("split")["split_hash"].nunique().eq(1).all()  # every model saw the same images
+    assert runs["split_hash"].nunique() == 2 and runs["fingerprint"].nunique() == len(runs)
+    for model in SCRIPTS[task]:
+        assert printed[task].count(f"{model} split") == 2
+    assert printed[task].count(" 2 of 2 ") == len(SCRIPTS[task])
+    assert "generated images" in printed[task] and "workflowType=machine_learning" in printed[task]
+
+
+def test_analysis_prints_the_same_table_from_the_store_alone(finished, run_command) -> None:
+    uri, printed = finished
+    result = run_command("-m", "analysis", "table", "task3", "--tracking-uri", uri, COLUMNS="80")
+    assert result.returncode == 0, result.stderr
+    table = result.stdout[result.stdout.index("task3:") :]
+    assert table.split() == printed["task3"][printed["task3"].index("task3:") :].split()
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_all_keys_of_a_child_are_there(task: str, finished) -> None:
+    uri, _ = finished
+    store = tracking.open_store(uri)
+    run_id = analysis.load_runs([task], uri).iloc[-1]["run_id"]
+    run = store.client.get_run(run_id)
+    assert set(run.data.params) == set(keys.PARAMS)
+    assert "auto" not in run.data.params.values()
+    assert set(run.data.metrics) == set(keys.EPOCH_METRICS) | set(keys.FINAL_METRICS)
+    assert set(keys.TAGS) - {"superseded_by", "failure"} <= set(run.data.tags)
+    data = datasets.load(task, sample=True)
+    assert run.data.tags["dataset_digest"] == data.digest
+    assert run.inputs.dataset_inputs[0].dataset.digest == data.digest[:36]
+    parent = store.client.get_run(run.data.tags["mlflow.parentRunId"])
+    shared = set(keys.PARAMS) - set(keys.CHILD_PARAMS)
+    assert parent.data.params == {key: run.data.params[key] for key in shared}
+    assert parent.data.metrics["n_splits"] == 2 and "sd/test/accuracy" in parent.data.metrics
+    assert {file.path for file in store.client.list_artifacts(parent.info.run_id)} == {keys.CLASSES, keys.MODEL_CARD}
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_numbers_follow_from_the_files_beside_them(task: str, finished, tmp_path: Path) -> None:
+    uri, _ = finished
+    store = tracking.open_store(uri)
+    data = datasets.load(task, sample=True)
+    for run_id in analysis.load_runs([task], uri).query("model == 'lenet5'")["run_id"]:
+        folder = Path(store.client.download_artifacts(run_id, "", str(tmp_path)))
+        metrics = store.client.get_run(run_id).data.metrics
+        predictions = np.load(folder / keys.PREDICTIONS, allow_pickle=False)
+        split = np.load(folder / keys.SPLIT, allow_pickle=False)
+        confusions = json.loads((folder / keys.CONFUSION).read_text(encoding="utf-8"))
+        together = np.sort(np.concatenate([split["train"], split["val"], split["test"]]))
+        assert np.array_equal(together, np.arange(len(data.labels)))
+        for part, name in (("val", "best_val"), ("test", "test")):
+            true, predicted = predictions[f"{part}_true"], predictions[f"{part}_pred"]
+            assert np.array_equal(predictions[f"{part}_index"], split[part])
+            assert np.array_equal(true, data.labels[split[part]])
+            assert metrics[f"{name}/accuracy"] == np.mean(true == predicted)
+            assert metrics[f"{name}/f1_macro"] == pytest.approx(f1_score(true, predicted, average="macro"), abs=1e-12)
+            assert np.array_equal(confusions[part], confusion_matrix(true, predicted, labels=range(len(data.classes))))
+            assert np.all((predictions[f"{part}_prob"] > 0) & (predictions[f"{part}_prob"] <= 1))
+        checkpoint = Checkpoint.load(folder / keys.CHECKPOINT)
+        assert (checkpoint.model, checkpoint.epoch, checkpoint.score) == ("lenet5", 1, metrics["best_val/loss"])
+        for score in keys.SCORES:
+            assert metrics[f"best_val/{score}"] == metrics[f"last_val/{score}"] == metrics[f"val/{score}"]
+        assert (folder / keys.CONFUSION_FIGURE).stat().st_size > 5_000
+
+
+def test_interrupt_ends_the_run_in_order_and_says_how_to_go_on(store_uri: str, tmp_path: Path) -> None:
+    options = ("--sample", "--epochs", "500", "--patience", "500", "-m", "lenet5", "-m", "vggnet", "--tracking-uri")
+    script = [sys.executable, str(ROOT / "experiments" / "task1.py"), *options, store_uri]
+    process = subprocess.Popen(script, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        runs = analysis.load_runs(["task1"], store_uri)
+        if len(runs) and tracking.open_store(store_uri).client.get_metric_history(runs["run_id"].iloc[0], "val/loss"):
+            break
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "-m lenet5 --split 0 --split 1 --split 2 --split 3 --split 4, then -m vggnet" in errors
+    assert "Traceback" not in errors
+    assert analysis.load_runs(["task1"], store_uri)["status"].tolist() == ["KILLED"]
+
+
+def test_a_diverging_split_fails_and_the_protocol_goes_on(store_uri: str, run_command) -> None:
+    result = run_command("experiments/task3.py", *SMALL, "-m", "resnetcnn", "--lr", "1e30", "--tracking-uri", store_uri)
+    assert result.returncode == 1
+    assert "lenet5 split 1: the" in result.stderr and "loss is" in result.stderr and "Traceback" not in result.stderr
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert runs["status"].tolist() == ["FAILED"] * 4
+    assert runs["failure"].str.contains("in epoch 1").all()
+
+
+def test_a_folder_of_ones_own_without_test_part_and_read_only(image_folder: Path, store_uri: str, run_command) -> None:
+    shutil.rmtree(image_folder / "test")
+    (image_folder / "train" / "dark").rename(image_folder / "train" / "어두움")
+    (image_folder / "train" / "light" / "broken.jpg").write_bytes(b"nothing")
+    for path in [*image_folder.rglob("*"), image_folder]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    options = ("--epochs", "1", "--n-splits", "2", "-m", "lenet5", "--tracking-uri", store_uri)
+    result = run_command("experiments/task1.py", *options, DATA_DIR=str(image_folder))
+    assert result.returncode == 0, result.stderr
+    assert "1 of 41 files do not decode: train/light/broken.jpg" in result.stdout
+    runs = analysis.load_runs(["task1"], store_uri)
+    assert runs["dataset"].tolist() == ["photos"] * 2 and runs["n_test"].tolist() == [0, 0]
+    assert runs["test/accuracy"].isna().all() and runs["best_val/accuracy"].notna().all()
+    assert pd.api.types.is_float_dtype(runs["test/accuracy"])
+    assert "there is no test part" in result.stdout
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    (("-m", "lenet"), "'lenet' is not one of lenet5, vggnet, resnetcnn, seresnet, efficientnet_lite, efficientnet_b0"),
+    (("--split", "2"), "2 is not one of 0 to 1"),
+    (("--split", "-1"), "-1 is not one of 0 to 1"),
+    (("--epochs", "-1"), "'--epochs'"),
+    (("--epochs", "0"), "'--epochs'"),
+    (("--lr", "nan"), "--lr"),
+    (("--batch-size", "x"), "'--batch-size'"),
+    (("--device", "gpu"), "'gpu' is not a device of this machine; there are auto, cpu"),
+    (("--precision", "int8"), "'auto', 'fp32', 'bf16', 'fp16'"),
+    (("--no-such-option",), "--no-such-option"),
+])  # fmt: skip
+def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, run_command, tmp_path: Path) -> None:
+    result = run_command("experiments/task3.py", *SMALL, *options, "--tracking-uri", f"sqlite:///{tmp_path}/new.db")
+    assert result.returncode == 2, result.stderr
+    assert sentence in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "new.db").exists()
+
+
+@pytest.mark.parametrize(("folder", "options", "sentence"), [
+    ("nowhere", (), "no folder"),
+    ("one", (), "holds only the class 'dark'"),
+    ("few", ("--n-splits", "30"), "the smallest class has 20 images for 30 folds; lower --n-splits"),
+    ("few", ("--tracking-uri", "http://127.0.0.1:9"), "does not answer"),
+    ("few", ("--tracking-uri", "somewhere"), "plain folder"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_one_sentence(
+    folder: str, options: tuple[str, ...], sentence: str, image_folder: Path, run_command, tmp_path: Path
+) -> None:
+    if folder == "one":
+        shutil.rmtree(image_folder / "train" / "light")
+    data_dir = tmp_path / "nowhere" if folder == "nowhere" else image_folder
+    uri = ("--tracking-uri", f"sqlite:///{tmp_path}/new.db")
+    result = run_command("experiments/task2.py", "--data-dir", str(data_dir), "-m", "lenet5", *uri, *options)
+    assert result.returncode == 1, result.stderr
+    message = result.stderr[result.stderr.index("Error: ") :]
+    assert sentence in message and message.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_help_names_every_option_without_loading_torch_or_mlflow() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['task1.py', '--help']\n"
+        "try: runpy.run_path('experiments/task1.py', run_name='__main__')\n"
+        "except SystemExit: print({'torch', 'mlflow'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    for option in ("--model", "--n-splits", "--split", "--epochs", "--patience", "--batch-size", "--lr", "--seed",
+                   "--weight-decay", "--augment", "--no-augment", "--precision", "--device", "--data-dir", "--sample",
+                   "--tracking-uri"):  # fmt: skip
+        assert option in result.stdout
+    assert result.stdout.rstrip().endswith("set()")
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (("table", "task9"), "'task9' is not one of task1, task2, task3"),
+    (("table",), "Missing argument"),
+    (("nothing",), "No such command"),
+])  # fmt: skip
+def test_analysis_usage(arguments: tuple[str, ...], sentence: str, run_command) -> None:
+    result = run_command("-m", "analysis", *arguments)
+    assert result.returncode == 2
+    assert sentence in result.stderr and "Traceback" not in result.stderr
+
+
+def test_analysis_of_no_store_and_of_an_empty_one(run_command, tmp_path: Path, store_uri: str) -> None:
+    result = run_command("-m", "analysis", "table", "task1", "--tracking-uri", f"sqlite:///{tmp_path}/none.db")
+    assert result.returncode == 1 and result.stderr.startswith("Error: there is no result database")
+    result = run_command("-m", "analysis", "table", "task1", "--tracking-uri", store_uri)
+    assert "no finished run" in result.stdout

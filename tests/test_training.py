@@ -1,0 +1,181 @@
+"""The loop: it learns, stops early, keeps the best, repeats itself, and says when it fails."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, f1_score
+from torch.nn.functional import cross_entropy
+
+import models
+from datasets import ImageData, RepeatedHoldout, Split
+from experiments import hardware
+from experiments.config import TrainingConfig
+from experiments.training import Batches, DeviceImages, TrainingDivergedError, evaluate, fit, plan_epoch, split_batches
+
+CONFIG = TrainingConfig(lr=3e-3, batch_size=16, epochs=4, precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    """Three classes: a bright bar at the top, in the middle, at the bottom; noise over all."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(180) % 3
+    images = rng.integers(0, 90, (180, 28, 28, 1))
+    for image, label in zip(images, labels, strict=True):
+        image[4 + 8 * label : 10 + 8 * label] += 120
+    return ImageData("bars", images.astype(np.uint8), labels, ("top", "middle", "bottom"), 180)
+
+
+@pytest.fixture(scope="module")
+def split(data: ImageData) -> Split:
+    return RepeatedHoldout(1, (3, 1, 1)).split(data.labels, 0)[0]
+
+
+def new_model(name: str = "lenet5") -> torch.nn.Module:
+    torch.manual_seed(0)
+    return models.build(name, 1, 3, 28).to(memory_format=torch.channels_last)
+
+
+def run(data: ImageData, split: Split, config: TrainingConfig = CONFIG, name: str = "lenet5", seed: int = 1):
+    model = new_model(name)
+    records = list(fit(model, DeviceImages.load(data, "cpu"), split, config, seed))
+    return model, records
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", ["lenet5", "resnetcnn"])
+def test_learns_what_can_be_learned(data: ImageData, split: Split, name: str, precision: str) -> None:
+    config = dataclasses.replace(CONFIG, precision=precision, augment=False, epochs=8)
+    _, records = run(data, split, config, name)
+    assert records[-1].train_loss < 0.5 * records[0].train_loss
+    assert max(record.val.scores()["accuracy"] for record in records) > 0.9
+    assert [record.epoch for record in records] == list(range(1, len(records) + 1))
+    assert all(record.seconds > 0 for record in records)
+
+
+def test_cosine_schedule(data: ImageData, split: Split) -> None:
+    _, records = run(data, split)
+    expected = [CONFIG.lr * (1 + math.cos(math.pi * i / CONFIG.epochs)) / 2 for i in range(CONFIG.epochs)]
+    assert [record.lr for record in records] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("name", ["lenet5", "efficientnet_b0"])  # B0 draws dropout and stochastic depth
+def test_same_seed_same_bits(data: ImageData, split: Split, name: str, augment: bool) -> None:
+    config = dataclasses.replace(
+        CONFIG, augment=augment, epochs=2, precision=hardware.resolve(TrainingConfig()).precision
+    )
+    first, second, other = (run(data, split, config, name, seed) for seed in (1, 1, 2))
+    for a, b in zip(first[1], second[1], strict=True):
+        assert (a.train_loss, a.val.loss, a.val.scores()) == (b.train_loss, b.val.loss, b.val.scores())
+        assert torch.equal(a.val.probability, b.val.probability)
+    for a, b in zip(first[0].state_dict().values(), second[0].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert first[1][0].train_loss != other[1][0].train_loss
+
+
+def test_stops_early_and_keeps_the_best(data: ImageData, split: Split) -> None:
+    noise = np.random.default_rng(1).permutation(data.labels)  # nothing to learn: validation loss soon rises
+    shuffled = dataclasses.replace(data, labels=noise)
+    config = dataclasses.replace(CONFIG, epochs=60, patience=3)
+    model, records = run(shuffled, split, config)
+    losses = [record.val.loss for record in records]
+    best = int(np.argmin(losses))
+    assert len(records) == best + 1 + config.patience < config.epochs
+    assert [record.improved for record in records] == [
+        loss < min(losses[:i], default=math.inf) for i, loss in enumerate(losses)
+    ]
+    images = DeviceImages.load(shuffled, "cpu")
+    again = evaluate(model, images, split.val, *images.normalisation(split.train), "fp32")
+    assert again.scores() == records[best].val.scores()
+    assert torch.equal(again.predicted, records[best].val.predicted)
+    assert torch.equal(again.probability, records[best].val.probability)
+
+
+def test_evaluation_equals_a_plain_one(data: ImageData, split: Split) -> None:
+    model, _ = run(data, split)
+    images = DeviceImages.load(data, "cpu")
+    result = evaluate(model, images, split.test, *images.normalisation(split.train), "fp32")
+    pixels = data.images.astype(np.float64) / 255
+    mean, std = pixels[split.train].mean(), pixels[split.train].std()
+    x = torch.from_numpy((pixels[split.test] - mean) / std).float().permute(0, 3, 1, 2).contiguous()
+    y = torch.from_numpy(data.labels[split.test])
+    with torch.no_grad():
+        logits = model.eval()(x)
+    assert torch.equal(result.predicted, logits.argmax(1))
+    assert result.loss == pytest.approx(cross_entropy(logits, y).item(), rel=1e-4)
+    torch.testing.assert_close(result.probability, logits.softmax(1).max(1).values, rtol=1e-3, atol=1e-4)
+    assert np.array_equal(result.confusion, confusion_matrix(y, logits.argmax(1), labels=[0, 1, 2]))
+    assert result.scores()["f1_macro"] == pytest.approx(f1_score(y, logits.argmax(1), average="macro"), abs=1e-12)
+
+
+def test_normalisation_is_that_of_the_training_part_alone(data: ImageData, split: Split) -> None:
+    images = DeviceImages.load(data, "cpu")
+    mean, std = images.normalisation(split.train)
+    pixels = data.images[split.train].astype(float)
+    assert mean.item() == pytest.approx(pixels.mean(), rel=1e-6)
+    assert std.item() == pytest.approx(pixels.std(), rel=1e-6)
+    flat = dataclasses.replace(data, images=np.full_like(data.images, 7))
+    mean, std = DeviceImages.load(flat, "cpu").normalisation(split.train)
+    assert (mean.item(), std.item()) == (7, 1)
+
+
+def test_augmentation_moves_and_flips_but_keeps_the_pixels() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (1, 16, 16, 3)).astype(np.uint8)
+    images = DeviceImages.load(ImageData("one", pixels, np.array([0]), ("a",), 1), "cpu")
+    batches = Batches(images, torch.zeros(3), torch.ones(3))
+    row = torch.tensor([0])
+
+    def augmented(down: int, right: int, flip: int) -> np.ndarray:
+        x, _ = batches.augmented(row, torch.tensor([[down, right, flip]]))
+        return x[0].permute(1, 2, 0).numpy()
+
+    padded = np.pad(pixels[0], ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    assert np.array_equal(augmented(0, 0, 0), pixels[0])
+    assert np.array_equal(augmented(0, 0, 1), pixels[0][:, ::-1])
+    assert np.array_equal(augmented(2, -1, 0), padded[4:20, 1:17])
+    assert np.array_equal(augmented(-2, 2, 0), padded[0:16, 4:20])
+
+
+def test_plan_holds_every_image_once_and_is_drawn_from_the_generator() -> None:
+    train = np.arange(5, 105)
+    plans = [plan_epoch(train, 128, True, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert sorted(plans[0][:, 0].tolist()) == train.tolist()
+    assert torch.equal(plans[0], plans[1]) and not torch.equal(plans[0], plans[2])
+    assert plans[0][:, 1:3].abs().max() <= 16 and plans[0][:, 3].float().mean() == pytest.approx(0.5, abs=0.2)
+    assert plan_epoch(train, 128, False, torch.Generator())[:, 1:].abs().sum() == 0
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (3, [3])])
+def test_no_batch_of_one(n: int, sizes: list[int]) -> None:
+    assert [len(batch) for batch in split_batches(torch.zeros(n, 4), 4)] == sizes
+
+
+def test_divergence_names_epoch_and_loss(data: ImageData, split: Split) -> None:
+    with pytest.raises(TrainingDivergedError, match=r"loss is (nan|inf) in epoch \d; a lower --lr"):
+        run(data, split, dataclasses.replace(CONFIG, lr=1e30))
+
+
+def test_resolve() -> None:
+    resolved = hardware.resolve(TrainingConfig())
+    assert resolved.device in ("cpu", "cuda") and resolved.precision in ("fp32", "bf16", "fp16")
+    assert hardware.resolve(dataclasses.replace(CONFIG, precision="fp16")).precision == "fp16"
+    with pytest.raises(
+        hardware.UnusableDeviceError, match="'gpu' is not a device of this machine; there are auto, cpu"
+    ):
+        hardware.resolve(dataclasses.replace(CONFIG, device="gpu"))
+
+
+def test_training_knows_nothing_of_mlflow() -> None:
+    import subprocess
+    import sys
+
+    from tests.conftest import ROOT
+
+    code = "import sys; sys.path.insert(0, '.'); import experiments.training; print('mlflow' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
