@@ -7,7 +7,7 @@ DEMO = --sample --n-splits 2
 
 demo: .venv/ready                ## all three tasks on generated images, a few minutes on 2 cores
 	$(BIN)/python experiments/task1.py $(DEMO) --epochs 12 --batch-size 32
-	$(BIN)/python experiments/task2.py $(DEMO) --epochs 6 --batch-size 32
+	$(BIN)/python experiments/task2.py $(DEMO) --epochs 12 --batch-size 16
 	$(BIN)/python experiments/task3.py $(DEMO) --epochs 15 --batch-size 16
 
 task1 task2 task3: .venv/ready   ## the real thing; downloads the data where they are not there

@@ -74,4 +74,6 @@ def _row(run: Any) -> dict[str, Any]:
         "start_time": info.start_time,
         "end_time": info.end_time,
     }
-    return {**data.tags, **params, **data.metrics, **fixed}
+    # only final metrics: `lr` is a parameter and, by epoch, a metric too
+    scores = {key: value for key, value in data.metrics.items() if key in FINAL_METRICS}
+    return {**data.tags, **scores, **params, **fixed}

@@ -108,7 +108,13 @@ def print_table(store: "Store", task: str) -> None:
     if not groups or not (groups[0]["status"] == "FINISHED").any():
         console.print(f"{task}: no finished run in {store.uri}", markup=False, soft_wrap=True)
         return
-    console.print(_rich_table(groups[0]))
+    part = "test" if groups[0]["test/accuracy"].notna().any() else "best_val"
+    first = groups[0].iloc[0]
+    shown = "test part at the best epoch" if part == "test" else "validation part: there is no test part"
+    console.print(f"\n[bold]{task}[/bold]: {first['dataset']}, {first['protocol']}", soft_wrap=True)
+    console.print(f"{shown}, mean±sd over splits in %", soft_wrap=True)
+    console.print(_rich_table(groups[0], part))
+    console.print("sd over splits is no standard error; micro-F1 equals accuracy where an image has one label")
     for note in what_is_wrong(groups[0]):
         console.print(f"[yellow]![/yellow] {note}", soft_wrap=True)
     if len(groups) > 1:
@@ -117,19 +123,9 @@ def print_table(store: "Store", task: str) -> None:
     console.print(f"in the UI (make ui)  {store.runs_link(task)}", markup=False, soft_wrap=True)
 
 
-def _rich_table(group: pd.DataFrame) -> Table:
-    part = "test" if group["test/accuracy"].notna().any() else "best_val"
+def _rich_table(group: pd.DataFrame, part: str) -> Table:
     frame = comparison_table(group, f"{part}/accuracy")
-    first = group.iloc[-1]
-    shown = "test part at the best epoch" if part == "test" else "validation part: there is no test part"
-    table = Table(
-        title=f"{first['task']}: {first['dataset']}, {first['protocol']}\n{shown}, mean±sd over splits in %",
-        caption="sd over splits is no standard error; micro-F1 equals accuracy where an image has one label",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=0)  # all columns fit a terminal of 80 characters
     table.add_column("model", no_wrap=True)
     headers = ("splits", "accuracy", "micro-F1", "macro-F1", "val.\naccuracy", "para-\nmeters", "s per\nsplit")
     for header in headers:

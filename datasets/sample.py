@@ -172,9 +172,11 @@ def _chihuahua(rng, disc, polygon, fur, dark) -> None:  # type: ignore[no-untype
 
 
 def _muffin(rng, disc, polygon, fur, dark) -> None:  # type: ignore[no-untyped-def]
-    wrapper = tuple(int(channel * rng.uniform(0.7, 1.1)) for channel in fur)
-    polygon([(-0.9, 0.1), (0.9, 0.1), (0.65, 1.15), (-0.65, 1.15)], wrapper)
-    disc(0, -0.1, 1, fur, rng.uniform(0.7, 1.0))
+    wrapper = _colour(rng, 60, 240)
+    polygon([(-0.9, 0.1), (0.9, 0.1), (0.65, 1.25), (-0.65, 1.25)], wrapper)
+    for x in np.linspace(-0.7, 0.7, 6):  # pleats
+        polygon([(x, 0.1), (x + 0.08, 0.1), (0.75 * x + 0.06, 1.25), (0.75 * x, 1.25)], dark)
+    disc(0, -0.1, 1, fur, rng.uniform(0.7, 0.9))
     for _ in range(int(rng.integers(2, 7))):  # berries, which can stand like two eyes and a nose
         x, y = rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.4)
         disc(x, y, rng.uniform(0.08, 0.17), dark)
