@@ -10,10 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.images import DatasetError, ImageData, cached, read_folder
+from datasets.fashion_mnist import FOLDER as FASHION_MNIST
+from datasets.images import DatasetError, ImageData, cached, list_folder, read_folder
 from datasets.splits import RepeatedHoldout, Split, StratifiedKFold
 
-__all__ = ["SOURCES", "DatasetError", "ImageData", "RepeatedHoldout", "Source", "Split", "StratifiedKFold", "load"]
+__all__ = [
+    "SOURCES",
+    "DatasetError",
+    "ImageData",
+    "RepeatedHoldout",
+    "Source",
+    "Split",
+    "StratifiedKFold",
+    "find",
+    "load",
+]
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
 
@@ -30,7 +41,7 @@ class Source:
 SOURCES: Mapping[str, Source] = {
     "task1": Source("cats-and-dogs-image-classification", 128, 3),
     "task2": Source("muffin-vs-chihuahua-image-classification", 128, 3),
-    "task3": Source("FashionMNIST", 28, 1),
+    "task3": Source(FASHION_MNIST, 28, 1),
 }
 
 
@@ -61,7 +72,9 @@ def load(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool
             name = root.name
         return _read(source, root, name, cache_dir)
     except OSError as error:
-        raise DatasetError(f"cannot use {error.filename or 'the data'}: {error.strerror or error}") from None
+        raise DatasetError(
+            f"cannot use {error.filename or 'the data'} ({error.strerror or error}); repair that first"
+        ) from None
 
 
 def find(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool = False) -> Path:
@@ -77,7 +90,7 @@ def find(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool
     root = DATA_DIR / source.name
     if not root.is_dir():
         try:
-            if source.name == fashion_mnist.FOLDER:
+            if source.name == FASHION_MNIST:
                 fashion_mnist.download(root)
             else:
                 kaggle.download(source.name, root)
@@ -95,8 +108,9 @@ def _find_in(folder: Path, source: Source) -> Path:
         raise DatasetError(f"--data-dir {folder} is no folder; name one that exists")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise DatasetError(f"--data-dir {folder} cannot be read; check its permissions")
+    markers = ("train", "raw") if source.name == FASHION_MNIST else ("train",)
     for root in (folder / source.name, folder):
-        if (root / "train").is_dir() or (root / "raw").is_dir():
+        if any((root / marker).is_dir() for marker in markers):
             return root
     raise DatasetError(
         f"--data-dir {folder} holds neither {source.name}/ nor train/<class>/; name the folder that does, leave "
@@ -107,10 +121,10 @@ def _find_in(folder: Path, source: Source) -> Path:
 def _read(source: Source, root: Path, name: str, cache_dir: Path) -> ImageData:
     from datasets import fashion_mnist
 
-    if (root / "raw").is_dir():
+    if source.name == FASHION_MNIST and (root / "raw").is_dir():
         files = fashion_mnist.raw_files(root)
         return cached(name, files, [name], cache_dir, lambda: fashion_mnist.read(root, name))
     size, channels = source.image_size, source.channels
-    files = [path for path in root.rglob("*") if path.is_file()]
+    files = [path for classes in list_folder(root) for paths in classes.values() for path in paths]
     settings = [name, size, channels]
     return cached(name, files, settings, cache_dir, lambda: read_folder(root, name, size, channels))

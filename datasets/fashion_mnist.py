@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.images import DatasetError, ImageData
+from datasets.images import DatasetError, ImageData, move_into_place
 
 FOLDER = "FashionMNIST"
 
@@ -77,4 +77,4 @@ def download(root: Path) -> None:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise DatasetError(f"cannot download Fashion-MNIST ({reason})") from None
-        shutil.move(Path(partial) / FOLDER, root)
+        move_into_place(Path(partial) / FOLDER, root)

@@ -91,20 +91,21 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(size, size, channels)
 
 
+def _visible_files(folder: Path) -> list[Path]:
+    """All files below a folder but hidden ones and those in hidden folders, in the order of their names."""
+    os.scandir(folder).close()  # an unreadable folder is an error here; rglob passes over it in silence
+    found = [path for path in folder.rglob("*") if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+    return sorted(filter(Path.is_file, found), key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
+
+
 def _list_classes(part: Path) -> dict[str, list[Path]]:
     """Image files by class name, both sorted; subfolders of a class belong to the class."""
-    try:
-        folders = [folder for folder in part.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-        found = {
-            unicodedata.normalize("NFC", folder.name): sorted(
-                (path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()),
-                key=lambda path: unicodedata.normalize("NFC", path.as_posix()),
-            )
-            for folder in folders
-        }
-    except OSError as error:
-        raise DatasetError(f"cannot read {error.filename}: {error.strerror}; check the folder's permissions") from None
-    return {name: found[name] for name in sorted(found)}
+    found: dict[str, list[Path]] = {}
+    for folder in part.iterdir():
+        if folder.is_dir() and not folder.name.startswith("."):
+            images = [path for path in _visible_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+            found[unicodedata.normalize("NFC", folder.name)] = images
+    return dict(sorted(found.items()))
 
 
 def list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
@@ -204,7 +205,7 @@ def cached(
     for path in sorted(files):
         stat = path.stat()
         key.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0".encode())
-    entry = cache_dir / f"{name}-{key.hexdigest()[:20]}"
+    entry = cache_dir / f"{name[:40]}-{key.hexdigest()[:20]}"
     if entry.is_dir() and (data := _read_entry(entry)) is not None:
         return data
     data = read()
@@ -216,6 +217,15 @@ def cached(
             "make room there or name another folder in CACHE_DIR"
         ) from None
     return data
+
+
+def move_into_place(folder: Path, target: Path) -> None:
+    """Rename a finished folder to its place on the same disk, unless another process was first."""
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
 
 
 def _read_entry(entry: Path) -> ImageData | None:
@@ -240,6 +250,6 @@ def _write_entry(entry: Path, data: ImageData) -> None:
         meta = {key: getattr(data, key) for key in ("name", "classes", "n_pool", "skipped", "digest")}
         (partial / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
         shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
-        partial.rename(entry)
+        move_into_place(partial, entry)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -2,14 +2,13 @@
 
 import contextlib
 import io
-import shutil
 import stat
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from datasets.images import DatasetError
+from datasets.images import DatasetError, move_into_place
 
 OWNER = "samuelcortinhas"  # published both photo data sets
 MAX_UNPACKED = 8 * 2**30  # bytes; the larger of the two sets has half a GiB
@@ -36,7 +35,7 @@ def download(name: str, target: Path) -> None:
             raise DatasetError(f"cannot download {OWNER}/{name} from Kaggle: {_reason(error)}") from None
         archive = Path(partial) / f"{name}.zip"
         unpack(archive, Path(partial) / "unpacked")
-        shutil.move(Path(partial) / "unpacked", target)
+        move_into_place(Path(partial) / "unpacked", target)
 
 
 def unpack(archive: Path, target: Path) -> None:

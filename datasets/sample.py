@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from datasets.images import move_into_place
+
 GARMENTS = (8_000, 2_000)  # images in the training and the test part
 PHOTOS = (150, 40)  # images of each class in the training and the test part
 
@@ -46,10 +48,7 @@ def draw(task: str, folder: Path) -> Path:
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
         try:
             _DRAW[task](partial)
-            partial.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was first
-                raise
+            move_into_place(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from datasets.images import DatasetError
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """Sorted indices (int64) of the images of each part; `test` may be empty."""
 
     train: np.ndarray
@@ -24,7 +24,7 @@ class RepeatedHoldout:
     Parameters
     ----------
     n_splits : int
-        How many divisions.
+        How many divisions, at least 1.
     shares : sequence of int
         Relative sizes of training, validation and, as an optional third, test.
 
@@ -39,6 +39,10 @@ class RepeatedHoldout:
 
     n_splits: int
     shares: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if self.n_splits < 1 or len(self.shares) not in (2, 3) or min(self.shares) <= 0:
+            raise ValueError("repeated holdout takes at least 1 split, and two or three positive shares")
 
     @property
     def name(self) -> str:
@@ -91,7 +95,7 @@ class StratifiedKFold:
     Parameters
     ----------
     n_splits : int
-        How many folds. A fold holds each class to within one image of its share.
+        How many folds, at least 2. A fold holds each class to within one image of its share.
     """
 
     n_splits: int
@@ -99,18 +103,20 @@ class StratifiedKFold:
     name = "stratified k-fold"
     has_test_part = False
 
+    def __post_init__(self) -> None:
+        if self.n_splits < 2:
+            raise ValueError("k-fold takes at least 2 splits")
+
     def split(self, labels: np.ndarray, seed: int) -> list[Split]:
         """Return the folds of `labels` (shape (N,)).
 
         Raises
         ------
         DatasetError
-            Fewer than two folds, or a class with fewer images than folds.
+            A class with fewer images than folds.
         """
         from sklearn import model_selection
 
-        if self.n_splits < 2:
-            raise DatasetError("k-fold needs at least 2 folds; raise --n-splits")
         if (fewest := int(np.bincount(labels).min())) < self.n_splits:
             raise DatasetError(f"the smallest class has {fewest} images for {self.n_splits} folds; lower --n-splits")
         folds = model_selection.StratifiedKFold(self.n_splits, shuffle=True, random_state=seed)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import errno
 import inspect
 import math
 import signal
@@ -32,7 +31,10 @@ class RunOptions:
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            envvar="DATA_DIR", help="holds the data set under its published name, or train/<class>/; only read"
+            envvar="DATA_DIR",
+            exists=True,
+            file_okay=False,
+            help="holds the data set under its published name, or train/<class>/; only read",
         ),
     ] = None
     sample: Annotated[bool, typer.Option("--sample", help="generated images instead of real data")] = False
@@ -46,7 +48,7 @@ def main(task: Task) -> None:
 
     def command(**values: Any) -> None:
         options = RunOptions(**{field.name: values.pop(field.name) for field in dataclasses.fields(RunOptions)})
-        raise typer.Exit(_run(task, options, TrainingConfig(**values)))
+        raise typer.Exit(_run(*_resolve(task, options, TrainingConfig(**values)), options))
 
     defaults = {**dataclasses.asdict(RunOptions()), **dataclasses.asdict(task.training)}
     hints = get_type_hints(RunOptions, include_extras=True) | get_type_hints(TrainingConfig, include_extras=True)
@@ -64,11 +66,12 @@ def main(task: Task) -> None:
     app()
 
 
-def _run(task: Task, options: RunOptions, config: TrainingConfig) -> int:
-    """Check what the parser cannot, run, and return the exit code."""
-    protocol = task.protocol
-    if options.n_splits is not None:
-        protocol = dataclasses.replace(protocol, n_splits=options.n_splits)
+def _resolve(task: Task, options: RunOptions, config: TrainingConfig) -> tuple[Task, TrainingConfig, list[int]]:
+    """Check what the parser cannot; return the task as asked for, its settings without `auto`, and the splits."""
+    try:
+        protocol = dataclasses.replace(task.protocol, n_splits=options.n_splits or task.protocol.n_splits)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--n-splits") from None
     chosen = list(dict.fromkeys(options.split if options.split else range(protocol.n_splits)))
     for number in chosen:
         if not 0 <= number < protocol.n_splits:
@@ -76,35 +79,40 @@ def _run(task: Task, options: RunOptions, config: TrainingConfig) -> int:
     for key, value in dataclasses.asdict(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise typer.BadParameter(f"{value} is not a finite number", param_hint=f"--{key.replace('_', '-')}")
+
+    from experiments import hardware  # these two bring torch, which --help need not wait for
+    from models import MODELS
+
+    names = tuple(dict.fromkeys(options.model or task.models))
+    for name in names:
+        if name not in MODELS:
+            near = difflib.get_close_matches(name, MODELS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(MODELS)}{hint}", param_hint="--model")
+    try:
+        config = hardware.resolve(config)
+    except hardware.UnusableDeviceError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from None
+    return dataclasses.replace(task, models=names, protocol=protocol), config, chosen
+
+
+def _run(task: Task, config: TrainingConfig, chosen: list[int], options: RunOptions) -> int:
+    """Run the protocol and return the exit code; what goes wrong is said in one sentence."""
     # Ctrl-C and a polite kill end a run in the same order
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from experiments import hardware  # torch and mlflow: not for --help
-        from experiments import protocol as protocol_loop
-        from models import MODELS
+        from mlflow.exceptions import MlflowException
 
-        names = tuple(dict.fromkeys(options.model or task.models))
-        for name in names:
-            if name not in MODELS:
-                near = difflib.get_close_matches(name, MODELS, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise typer.BadParameter(f"{name!r} is not one of {', '.join(MODELS)}{hint}", param_hint="--model")
-        try:
-            config = hardware.resolve(config)
-        except hardware.UnusableDeviceError as error:
-            raise typer.BadParameter(str(error), param_hint="--device") from None
-        chosen_task = dataclasses.replace(task, models=names, protocol=protocol)
-        failures = protocol_loop.run(
-            chosen_task, config, chosen, options.data_dir, options.sample, options.tracking_uri
-        )
+        from experiments import protocol
+
+        failures = protocol.run(task, config, chosen, options.data_dir, options.sample, options.tracking_uri)
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted before the first epoch; nothing was lost", 130)
     except (DatasetError, StoreError) as error:
         return _fail(str(error))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(f"the disk is full ({error.filename or 'while writing results'}); make room and run again")
-        raise
+    except (OSError, MlflowException) as error:  # a full disk or a store that went away, while results were written
+        reason = " ".join(str(error).split())[:300]
+        return _fail(f"the results cannot be written ({reason}); finished splits are kept, repair that and run again")
     for failure in failures:
         _fail(failure)
     return 1 if failures else 0

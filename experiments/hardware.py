@@ -32,6 +32,8 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
     try:
         device = torch.device(name)
         torch.empty(1, device=device).add_(1)
+        if device.type not in ("cpu", "cuda"):
+            raise NotImplementedError  # others lack float64, or have never been tried
     except (RuntimeError, AssertionError, NotImplementedError):
         allowed = ", ".join(there if torch.cuda.is_available() else there[:2])
         raise UnusableDeviceError(f"{name!r} is not a device of this machine; there are {allowed}") from None

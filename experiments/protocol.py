@@ -52,7 +52,7 @@ def make_splits(task: Task, data: ImageData, seed: int) -> list[Split]:
         return task.protocol.split(data.labels, seed)
     published_test = np.arange(data.n_pool, len(data.labels))
     splits = task.protocol.split(data.labels[: data.n_pool], seed)
-    return [dataclasses.replace(split, test=published_test) for split in splits]
+    return [split._replace(test=published_test) for split in splits]
 
 
 def run(
@@ -70,7 +70,7 @@ def run(
     task : Task
         With the models and the number of splits that were asked for.
     config : TrainingConfig
-        May hold `auto`.
+        Resolved (`hardware.resolve`).
     chosen : list of int
         Splits to run, from 0.
     data_dir, sample : see `datasets.load`
@@ -82,7 +82,6 @@ def run(
         One sentence for each split that failed.
     """
     hardware.prepare()
-    config = hardware.resolve(config)
     data = datasets.load(task.name, data_dir, sample)
     splits = make_splits(task, data, config.seed)
     store = tracking.open_store(tracking_uri, create=True)
@@ -118,6 +117,8 @@ def run_model(protocol: Protocol, name: str, chosen: list[int]) -> None:
                 run_split(protocol, parent, name, number, params, tags)
             except TrainingDivergedError as error:
                 failures.append(f"{name} split {number}: {error}")
+            except torch.OutOfMemoryError:
+                failures.append(f"{name} split {number} does not fit into the GPU's memory; lower --batch-size")
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(*chosen[chosen.index(number) :]) from None
             finally:

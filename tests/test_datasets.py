@@ -108,3 +108,14 @@ def test_no_network_says_the_three_ways_on(tmp_path: Path, monkeypatch: pytest.M
             datasets.load(task)
     assert list((tmp_path / "data").iterdir()) == []
     assert capfd.readouterr().out == ""
+
+
+def test_info_prints_classes_counts_and_digest(image_folder: Path, run_command) -> None:
+    result = run_command("-m", "datasets", "info", "task1", "--data-dir", str(image_folder))
+    assert result.returncode == 0, result.stderr
+    words = result.stdout.split()
+    assert words[words.index("dark") : words.index("dark") + 3] == ["dark", "20", "6"]
+    assert datasets.load("task1", image_folder).digest in result.stdout
+    assert run_command("-m", "datasets", "info", "task9").returncode == 2
+    missing = run_command("-m", "datasets", "info", "task1", "--data-dir", str(image_folder / "nowhere"))
+    assert missing.returncode == 1 and missing.stderr.startswith("Error: ") and "Traceback" not in missing.stderr

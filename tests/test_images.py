@@ -80,6 +80,9 @@ def test_broken_files_are_named_and_left_out(image_folder: Path) -> None:
     truncated = (image_folder / "train" / "light" / "00.png").read_bytes()[:200]
     (image_folder / "test" / "light" / "cut.png").write_bytes(truncated)
     (image_folder / "train" / "dark" / "notes.txt").write_text("not an image, and not meant to be one")
+    (image_folder / "train" / "dark" / ".checkpoints").mkdir()
+    for hidden in (".checkpoints/00.png", "._00.png"):
+        (image_folder / "train" / "dark" / hidden).write_bytes(b"nobody put this here as a picture")
     data = read_folder(image_folder, "photos", 16, 3)
     assert np.array_equal(data.images, whole.images) and data.n_pool == whole.n_pool
     assert len(data.skipped) == 2

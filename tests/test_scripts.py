@@ -181,6 +181,8 @@ def test_a_folder_of_ones_own_without_test_part_and_read_only(image_folder: Path
     (("--device", "gpu"), "'gpu' is not a device of this machine; there are auto, cpu"),
     (("--precision", "int8"), "'auto', 'fp32', 'bf16', 'fp16'"),
     (("--no-such-option",), "--no-such-option"),
+    (("--data-dir", "nowhere"), "'--data-dir'"),
+    (("--n-splits", "0"), "'--n-splits'"),
 ])  # fmt: skip
 def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, run_command, tmp_path: Path) -> None:
     result = run_command("experiments/task3.py", *SMALL, *options, "--tracking-uri", f"sqlite:///{tmp_path}/new.db")
@@ -191,7 +193,6 @@ def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, 
 
 
 @pytest.mark.parametrize(("folder", "options", "sentence"), [
-    ("nowhere", (), "no folder"),
     ("one", (), "holds only the class 'dark'"),
     ("few", ("--n-splits", "30"), "the smallest class has 20 images for 30 folds; lower --n-splits"),
     ("few", ("--tracking-uri", "http://127.0.0.1:9"), "does not answer"),
@@ -202,9 +203,8 @@ def test_what_cannot_be_done_is_one_sentence(
 ) -> None:
     if folder == "one":
         shutil.rmtree(image_folder / "train" / "light")
-    data_dir = tmp_path / "nowhere" if folder == "nowhere" else image_folder
     uri = ("--tracking-uri", f"sqlite:///{tmp_path}/new.db")
-    result = run_command("experiments/task2.py", "--data-dir", str(data_dir), "-m", "lenet5", *uri, *options)
+    result = run_command("experiments/task2.py", "--data-dir", str(image_folder), "-m", "lenet5", *uri, *options)
     assert result.returncode == 1, result.stderr
     message = result.stderr[result.stderr.index("Error: ") :]
     assert sentence in message and message.count("\n") == 1
@@ -242,3 +242,22 @@ def test_analysis_of_no_store_and_of_an_empty_one(run_command, tmp_path: Path, s
     assert result.returncode == 1 and result.stderr.startswith("Error: there is no result database")
     result = run_command("-m", "analysis", "table", "task1", "--tracking-uri", store_uri)
     assert "no finished run" in result.stdout
+
+
+def test_k_fold_takes_two_splits(run_command) -> None:
+    result = run_command("experiments/task2.py", "--sample", "--n-splits", "1")
+    assert result.returncode == 2 and "k-fold takes at least 2 splits" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
+def test_full_disk_is_one_sentence_and_the_run_has_failed(store_uri: str, tmp_path: Path) -> None:
+    # A limit on file sizes stands in for the full disk: the checkpoint is the first file that exceeds it.
+    script = f"{sys.executable} {ROOT / 'experiments' / 'task1.py'} --sample --epochs 1 --n-splits 1 -m resnetcnn"
+    command = f"ulimit -f 3000; trap '' XFSZ; exec {script} --tracking-uri {store_uri}"
+    datasets.load("task1", sample=True)  # drawn and cached before the limit
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "the results cannot be written" in result.stderr and "Traceback" not in result.stderr
+    runs = analysis.load_runs(["task1"], store_uri)
+    assert runs["status"].tolist() == ["FAILED"]
+    assert runs["test/accuracy"].isna().all()

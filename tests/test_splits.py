@@ -77,7 +77,18 @@ def test_task3_sizes() -> None:
     assert [len(part) for part in (split.train, split.val, split.test)] == [1_400, 34_300, 34_300]
 
 
-@pytest.mark.parametrize("protocol", [StratifiedKFold(5), RepeatedHoldout(2, (2, 49, 49)), StratifiedKFold(1)])
+@pytest.mark.parametrize("protocol", [StratifiedKFold(5), RepeatedHoldout(2, (2, 49, 49))])
 def test_too_few_images_are_one_sentence(protocol) -> None:
     with pytest.raises(DatasetError, match="images|fold"):
         protocol.split(np.array([0, 0, 0, 1, 1, 1, 1, 1]), 0)
+
+
+def test_protocols_that_cannot_be() -> None:
+    for make in (
+        lambda: StratifiedKFold(1),
+        lambda: RepeatedHoldout(0, (3, 2)),
+        lambda: RepeatedHoldout(1, (1,)),
+        lambda: RepeatedHoldout(1, (1, 0)),
+    ):
+        with pytest.raises(ValueError, match="takes at least"):
+            make()

@@ -66,6 +66,8 @@ def parent_run(store: Store, task: str, name: str, params: Mapping[str, Any], ta
     if found:
         run_id = found[0].info.run_id
         store.client.update_run(run_id, status="RUNNING")
+        if "failure" in found[0].data.tags:
+            store.client.delete_tag(run_id, "failure")
         with _ending(store, run_id):
             yield Run(store, run_id)
     else:
