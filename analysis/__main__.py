@@ -26,13 +26,15 @@ def table(
     for task in tasks:
         if task not in EXPERIMENTS:
             raise typer.BadParameter(f"{task!r} is not one of {', '.join(EXPERIMENTS)}", param_hint="TASK")
+    from mlflow.exceptions import MlflowException
+
     from analysis.tables import print_table
 
     try:
         store = open_store(tracking_uri)
         for task in tasks:
             print_table(store, task)
-    except StoreError as error:
+    except (StoreError, OSError, MlflowException) as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
 

@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import seaborn
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
@@ -67,21 +69,26 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
         Rows are true classes.
     classes : sequence of str
     title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        At most 12 inches wide; with many classes the numbers, and names that would overlap, are left out.
     """
-    side = max(3.6, 0.5 * len(classes) + 1.6)  # inches
+    side = min(12.0, max(3.6, 0.5 * len(classes) + 1.6))  # inches
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
     axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    fonts = font_families([*classes, title])
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor", fontfamily=fonts)
-    axes.set_yticks(ticks, classes, fontfamily=fonts)
+    numbers = confusion if len(classes) <= 20 else False
+    seaborn.heatmap(shares, annot=numbers, fmt=",d", annot_kws={"fontsize": 7}, cmap="Blues", vmin=0, vmax=1,
+                    cbar=False, square=True, ax=axes)  # fmt: skip
+    shown = range(0, len(classes), 1 + len(classes) // 60)
+    names = [classes[label] for label in shown]
+    # a class may be called "a$b$c", which is no formula
+    style: dict[str, Any] = {"fontfamily": font_families([*classes, title]), "parse_math": False}
+    axes.set_xticks([label + 0.5 for label in shown], names, rotation=45, ha="right", rotation_mode="anchor", **style)
+    axes.set_yticks([label + 0.5 for label in shown], names, rotation=0, **style)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title, fontsize=10, fontfamily=fonts)
-    if len(classes) <= 20:  # beyond that numbers are too small to read, and slow to draw
-        for (row, column), count in np.ndenumerate(confusion):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_title(title, fontsize=10, **style)
     return figure

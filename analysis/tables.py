@@ -7,15 +7,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tracking.keys import MEAN, PARTS, SCORES, SD
+from tracking.keys import GROUP_PARAMS, MEAN, PARTS, SAMPLE, SCORES, SD
 
 if TYPE_CHECKING:
     from tracking import Store
 
-GROUP = (
-    "task", "dataset_digest", "protocol", "n_splits", "leak_free", "seed",
-    "lr", "weight_decay", "batch_size", "epochs", "patience", "augment", "precision", "device_kind",
-)  # fmt: skip
+GROUP = ("task", "dataset_digest", "device_kind", *GROUP_PARAMS)
 AVERAGED = (*(f"{part}/{score}" for part in PARTS for score in SCORES), "best_epoch", "epochs_run", "train_seconds")
 
 
@@ -25,13 +22,19 @@ def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
     Returns
     -------
     list of pandas.DataFrame
-        Rows of `runs`, one frame a group; the group with the newest run comes first.
+        Rows of `runs`, one frame a group; the newest first, but those without a finished run last.
     """
     if runs.empty:
         return []
     keyed = runs.assign(device_kind=runs["device"].str.split(":").str[0])
     groups = [group for _, group in keyed.groupby(list(GROUP), dropna=False, sort=False)]
-    return sorted(groups, key=lambda group: group["start_time"].max(), reverse=True)
+    groups.sort(key=lambda group: group["start_time"].max(), reverse=True)
+    return sorted(groups, key=lambda group: _finished(group).empty)  # stable: the newest stay in front
+
+
+def _finished(group: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a result; of a split that was run again, the newest."""
+    return group[group["status"] == "FINISHED"].drop_duplicates(["model", "split"], keep="last")
 
 
 def comparison_table(runs: pd.DataFrame, metric: str = "test/accuracy") -> pd.DataFrame:
@@ -58,7 +61,7 @@ def comparison_table(runs: pd.DataFrame, metric: str = "test/accuracy") -> pd.Da
     """
     groups = comparison_groups(runs)
     group = groups[0] if groups else runs
-    finished = group[group["status"] == "FINISHED"].drop_duplicates(["model", "split"], keep="last")
+    finished = _finished(group)
     if finished.empty:
         raise ValueError("no split of the newest comparison group has finished yet")
     if metric not in AVERAGED:
@@ -78,9 +81,9 @@ def comparison_table(runs: pd.DataFrame, metric: str = "test/accuracy") -> pd.Da
 
 def what_is_wrong(group: pd.DataFrame) -> list[str]:
     """Say in sentences what a reader of a group's table must know."""
-    finished = group[group["status"] == "FINISHED"].drop_duplicates(["model", "split"], keep="last")
+    finished = _finished(group)
     notes = []
-    if group["dataset"].iloc[0].endswith("-sample"):
+    if group["dataset"].iloc[0].startswith(SAMPLE):
         notes.append("These are generated images: the scores say nothing about the real task.")
     for model, splits in group.groupby("model"):
         done = set(finished.loc[finished["model"] == model, "split"])
@@ -88,39 +91,46 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
         if len(done) < expected:
             missing = ", ".join(str(number) for number in range(expected) if number not in done)
             notes.append(f"{model} has {len(done)} of {expected} splits; missing: {missing}.")
-    for column, sentence in (
-        ("split_hash", "Models were not scored on the same images in split {}; they cannot be compared."),
-        ("source_digest", "{} was run with different versions of the code."),
-    ):
-        by = "split" if column == "split_hash" else "model"
-        for value, count in finished.groupby(by)[column].nunique().items():
-            if count > 1:
-                notes.append(sentence.format(value))
+    for split, count in finished.groupby("split")["split_hash"].nunique().items():
+        if count > 1:
+            notes.append(f"Models were not scored on the same images in split {split}; they cannot be compared.")
+    shared = finished["source_digest"].str.split("-").str[0]
+    if shared.nunique() > 1 or finished.groupby("model")["source_digest"].nunique().gt(1).any():
+        notes.append("Not all of these runs were made by the same version of the code.")
     return notes
 
 
 def print_table(store: "Store", task: str) -> None:
-    """Print the newest comparison group of a task, what is wrong with it, and where the numbers live."""
+    """Print the newest comparison group of a task, what is wrong with it, and where the numbers live.
+
+    Parameters
+    ----------
+    store : Store
+    task : str
+        Key of `tracking.EXPERIMENTS`.
+    """
     from analysis.query import load_runs
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     groups = comparison_groups(load_runs([task], store.uri))
-    if not groups or not (groups[0]["status"] == "FINISHED").any():
-        console.print(f"{task}: no finished run in {store.uri}", markup=False, soft_wrap=True)
+    if not groups or _finished(groups[0]).empty:
+        console.print(f"{task}: no finished run in {store.label}")
         return
     part = "test" if groups[0]["test/accuracy"].notna().any() else "best_val"
     first = groups[0].iloc[0]
     shown = "test part at the best epoch" if part == "test" else "validation part: there is no test part"
-    console.print(f"\n[bold]{task}[/bold]: {first['dataset']}, {first['protocol']}", soft_wrap=True)
-    console.print(f"{shown}, mean±sd over splits in %", soft_wrap=True)
+    console.print(f"\n{task}: {first['dataset']}, {first['protocol']}", style="bold")
+    console.print(f"{shown}, mean±sd over splits in %")
     console.print(_rich_table(groups[0], part))
     console.print("sd over splits is no standard error; micro-F1 equals accuracy where an image has one label")
     for note in what_is_wrong(groups[0]):
-        console.print(f"[yellow]![/yellow] {note}", soft_wrap=True)
+        console.print(f"! {note}")
     if len(groups) > 1:
         console.print(f"This is the newest of {len(groups)} configurations in the store; they are never mixed.")
-    console.print(f"numbers  {store.uri}", markup=False, soft_wrap=True)
-    console.print(f"in the UI (make ui)  {store.runs_link(task)}", markup=False, soft_wrap=True)
+    console.print(f"numbers    {store.label}")
+    console.print(f"in the UI  {store.runs_link(task)}")
+    if store.ui_command:
+        console.print(f"           once it is served: {store.ui_command}")
 
 
 def _rich_table(group: pd.DataFrame, part: str) -> Table:

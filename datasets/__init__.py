@@ -2,11 +2,12 @@
 
 `load` finds a task's data set (or downloads it, or draws the sample), decodes it once and returns `ImageData`.
 `RepeatedHoldout` and `StratifiedKFold` turn its labels and a seed into `Split`s. A data set is added by an entry
-in `SOURCES`; one that is a folder of images needs no code.
+in `SOURCES`; one that is a folder of images, given by `--data-dir`, needs no other code.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,11 @@ def load(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool
         A folder that holds the data set under its published name, or is itself one with `train/<class>/*` and
         optionally `test/<class>/*`. It is only read. Without it `data/` is used, and filled by a download.
     sample : bool
-        The generated sample instead of real data.
+        The generated sample instead of real data; its name begins with `sample/`.
+
+    Returns
+    -------
+    ImageData
 
     Raises
     ------
@@ -64,31 +69,29 @@ def load(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool
         The data are not there and cannot be fetched, or cannot be used.
     """
     source = SOURCES[task]
-    name = f"{source.name}-sample" if sample else source.name
-    cache_dir = Path(os.environ.get("CACHE_DIR") or DATA_DIR / "cache")
-    try:
-        root = find(task, data_dir, sample)
-        if not sample and root.name != source.name:
-            name = root.name
-        return _read(source, root, name, cache_dir)
-    except OSError as error:
-        raise DatasetError(
-            f"cannot use {error.filename or 'the data'} ({error.strerror or error}); repair that first"
-        ) from None
+    root = find(task, data_dir, sample)
+    name = f"sample/{source.name}" if sample else root.name
+    with _one_sentence():
+        return _read(source, root, name, Path(os.environ.get("CACHE_DIR") or DATA_DIR / "cache"))
 
 
 def find(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool = False) -> Path:
-    """Return the folder of a task's data set, which is drawn or downloaded first where that is asked for."""
+    """Return the folder of a task's data set, which is drawn or downloaded first where that is asked for.
+
+    Parameters and errors are those of `load`.
+    """
     from datasets import fashion_mnist, kaggle
     from datasets import sample as generated
 
     source = SOURCES[task]
-    if sample:
-        return generated.draw(task, DATA_DIR / "sample") / source.name
-    if data_dir is not None and Path(data_dir).resolve() != DATA_DIR:
-        return _find_in(Path(data_dir).resolve(), source)
     root = DATA_DIR / source.name
-    if not root.is_dir():
+    with _one_sentence():
+        if sample:
+            return generated.draw(task, DATA_DIR / "sample") / source.name
+        if data_dir is not None and Path(data_dir).resolve() != DATA_DIR:
+            return _find_in(Path(data_dir).resolve(), source)
+        if root.is_dir():
+            return root
         try:
             if source.name == FASHION_MNIST:
                 fashion_mnist.download(root)
@@ -101,6 +104,16 @@ def find(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool
                 f"{source.name}/ or train/<class>/; or --sample for generated images"
             ) from None
     return root
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn what the file system says into a `DatasetError`."""
+    try:
+        yield
+    except OSError as error:
+        what = error.filename or "the data"
+        raise DatasetError(f"cannot use {what} ({error.strerror or error}); repair that and run again") from None
 
 
 def _find_in(folder: Path, source: Source) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from datasets import SOURCES, DatasetError, find, load
@@ -36,13 +37,13 @@ def info(
     for task in tasks:
         data = load(task, data_dir, sample)
         _, height, width, channels = data.images.shape
-        console.print(f"{task}: {data.name}, {height}x{width}x{channels}", soft_wrap=True)
+        console.print(f"{task}: {data.name}, {height}x{width}x{channels}", markup=False, soft_wrap=True)
         table = Table("class", box=box.SIMPLE_HEAD)
         parts = {"train": data.labels[: data.n_pool], "test": data.labels[data.n_pool :]}
         for part in parts:
             table.add_column(part, justify="right")
         for label, name in enumerate(data.classes):
-            table.add_row(name, *(f"{np.sum(labels == label):,}" for labels in parts.values()))
+            table.add_row(escape(name), *(f"{np.sum(labels == label):,}" for labels in parts.values()))
         table.add_section()
         table.add_row("all", *(f"{len(labels):,}" for labels in parts.values()))
         console.print(table)

@@ -1,6 +1,6 @@
 """Fashion-MNIST (Xiao et al. 2017) through torchvision, from a folder that is only read."""
 
-import shutil
+import gzip
 import tempfile
 from pathlib import Path
 
@@ -41,16 +41,17 @@ def read(root: Path, name: str) -> ImageData:
     if len(files) < 4:
         raise DatasetError(f"{root / 'raw'} lacks {4 - len(files)} of the 4 files of Fashion-MNIST")
     with tempfile.TemporaryDirectory() as scratch:
-        # torchvision unpacks beside the packed files, where it may not be allowed to write: so give it copies.
+        # torchvision unpacks beside the packed files, where it may not be allowed to write
         raw = Path(scratch) / FOLDER / "raw"
         raw.mkdir(parents=True)
         checksums = dict(FashionMNIST.resources)
         for path in files:
             if path.suffix == ".gz" and not check_integrity(str(path), checksums[path.name]):
                 raise DatasetError(f"{path} is damaged: its MD5 is not the published one; remove it and fetch it again")
-            shutil.copy(path, raw)
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as source:
+                (raw / path.name.removesuffix(".gz")).write_bytes(source.read())
         try:
-            parts = [FashionMNIST(scratch, train=train, download=True) for train in (True, False)]
+            parts = [FashionMNIST(scratch, train=train) for train in (True, False)]
         except (RuntimeError, ValueError, AssertionError) as error:
             raise DatasetError(f"{root / 'raw'} is not Fashion-MNIST ({error})") from None
     images = np.concatenate([part.data.numpy() for part in parts])[..., None]  # (N, 28, 28, 1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import rich.markup
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
@@ -91,11 +92,16 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(size, size, channels)
 
 
+def _text(name: str) -> str:
+    """A file name as text that can be printed and compared: Unicode NFC, whatever is no text replaced."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
+
+
 def _visible_files(folder: Path) -> list[Path]:
     """All files below a folder but hidden ones and those in hidden folders, in the order of their names."""
     os.scandir(folder).close()  # an unreadable folder is an error here; rglob passes over it in silence
     found = [path for path in folder.rglob("*") if not any(part[0] == "." for part in path.relative_to(folder).parts)]
-    return sorted(filter(Path.is_file, found), key=lambda path: unicodedata.normalize("NFC", path.as_posix()))
+    return sorted(filter(Path.is_file, found), key=lambda path: _text(path.as_posix()))
 
 
 def _list_classes(part: Path) -> dict[str, list[Path]]:
@@ -104,7 +110,7 @@ def _list_classes(part: Path) -> dict[str, list[Path]]:
     for folder in part.iterdir():
         if folder.is_dir() and not folder.name.startswith("."):
             images = [path for path in _visible_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-            found[unicodedata.normalize("NFC", folder.name)] = images
+            found[_text(folder.name)] = images
     return dict(sorted(found.items()))
 
 
@@ -119,8 +125,10 @@ def list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]
     Raises
     ------
     DatasetError
-        Fewer than two classes, a class without images, or test classes that training does not have.
+        No train folder, fewer than two classes, a class without images, or test classes that training lacks.
     """
+    if not (root / "train").is_dir():
+        raise DatasetError(f"{root} holds no folder train/; put each class into a folder of its own below it")
     train = _list_classes(root / "train")
     test = _list_classes(root / "test") if (root / "test").is_dir() else {}
     if len(train) < 2:
@@ -164,7 +172,8 @@ def read_folder(root: Path, name: str, size: int, channels: int, num_workers: in
         try:
             images[row] = decode(jobs[row][0], size, channels)
         except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
-            return f"{jobs[row][0].relative_to(root)} ({error.__class__.__name__}: {error})".replace(str(root), "")
+            reason = str(error).replace(str(jobs[row][0]), "the file")
+            return _text(f"{jobs[row][0].relative_to(root)} ({error.__class__.__name__}: {reason})")
         return None
 
     workers = min(
@@ -172,7 +181,9 @@ def read_folder(root: Path, name: str, size: int, channels: int, num_workers: in
     )
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(decode_into, range(len(jobs)))
-        failures = list(track(results, f"decoding {name}", total=len(jobs), console=Console(stderr=True)))
+        failures = list(
+            track(results, f"decoding {rich.markup.escape(name)}", total=len(jobs), console=Console(stderr=True))
+        )
     skipped = tuple(filter(None, failures))
     if len(skipped) > MAX_SKIPPED * len(jobs):
         raise DatasetError(
@@ -204,8 +215,9 @@ def cached(
     key = hashlib.sha256(json.dumps([CACHE_FORMAT, settings]).encode())
     for path in sorted(files):
         stat = path.stat()
-        key.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0".encode())
-    entry = cache_dir / f"{name[:40]}-{key.hexdigest()[:20]}"
+        key.update(os.fsencode(path))
+        key.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0".encode())
+    entry = cache_dir / f"{name.replace('/', '-')[:40]}-{key.hexdigest()[:20]}"
     if entry.is_dir() and (data := _read_entry(entry)) is not None:
         return data
     data = read()
@@ -232,13 +244,11 @@ def _read_entry(entry: Path) -> ImageData | None:
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         images, labels = (np.load(entry / f"{part}.npy", allow_pickle=False) for part in ("images", "labels"))
-    except (OSError, ValueError, EOFError):
+        classes, skipped = tuple(meta["classes"]), tuple(meta["skipped"])
+        data = ImageData(meta["name"], images, labels, classes, meta["n_pool"], skipped)
+        return data if data.digest == meta["digest"] else None
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None  # damaged: the caller reads the files again
-    digest = meta.pop("digest", None)
-    data = ImageData(
-        images=images, labels=labels, **{**meta, "classes": tuple(meta["classes"]), "skipped": tuple(meta["skipped"])}
-    )
-    return data if data.digest == digest else None
 
 
 def _write_entry(entry: Path, data: ImageData) -> None:
@@ -248,7 +258,7 @@ def _write_entry(entry: Path, data: ImageData) -> None:
         np.save(partial / "images.npy", data.images)
         np.save(partial / "labels.npy", data.labels)
         meta = {key: getattr(data, key) for key in ("name", "classes", "n_pool", "skipped", "digest")}
-        (partial / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+        (partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
         move_into_place(partial, entry)
     finally:

@@ -6,9 +6,10 @@ import stat
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
-from datasets.images import DatasetError, move_into_place
+from datasets.images import DatasetError, list_folder, move_into_place
 
 OWNER = "samuelcortinhas"  # published both photo data sets
 MAX_UNPACKED = 8 * 2**30  # bytes; the larger of the two sets has half a GiB
@@ -35,6 +36,7 @@ def download(name: str, target: Path) -> None:
             raise DatasetError(f"cannot download {OWNER}/{name} from Kaggle: {_reason(error)}") from None
         archive = Path(partial) / f"{name}.zip"
         unpack(archive, Path(partial) / "unpacked")
+        list_folder(Path(partial) / "unpacked")  # is it the data set at all?
         move_into_place(Path(partial) / "unpacked", target)
 
 
@@ -57,7 +59,7 @@ def unpack(archive: Path, target: Path) -> None:
                 if not path.is_relative_to(target.resolve()) or stat.S_ISLNK(member.external_attr >> 16):
                     raise DatasetError(f"{archive.name} holds {member.filename!r}, which leads out of its folder")
             file.extractall(target)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:  # RuntimeError: encrypted
         raise DatasetError(f"{archive.name} cannot be unpacked ({error}); try the download again") from None
 
 

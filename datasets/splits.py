@@ -60,7 +60,8 @@ class RepeatedHoldout:
         Raises
         ------
         DatasetError
-            A class has fewer images than there are parts, or a part fewer images than there are classes.
+            A class has fewer images than there are parts, a part fewer images than there are classes, or training
+            none of a class.
         """
         counts = np.bincount(labels)
         sizes = controlled_rounding(np.atleast_2d(np.asarray(self.shares) * len(labels) / sum(self.shares)))[0]
@@ -70,7 +71,13 @@ class RepeatedHoldout:
                 f"{self.name}; add images"
             )
         draw = self._draw_three if self.has_test_part else self._draw_two
-        return [draw(labels, sizes, np.random.SeedSequence([seed, i])) for i in range(self.n_splits)]
+        splits = [draw(labels, sizes, np.random.SeedSequence([seed, i])) for i in range(self.n_splits)]
+        for split in splits:
+            if (trained := np.bincount(labels[split.train], minlength=len(counts))).min() == 0:
+                raise DatasetError(
+                    f"{self.name} leaves no training image of class {trained.argmin()}; add images of it"
+                )
+        return splits
 
     def _draw_two(self, labels: np.ndarray, sizes: np.ndarray, seed: np.random.SeedSequence) -> Split:
         from sklearn.model_selection import StratifiedShuffleSplit

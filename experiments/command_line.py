@@ -107,7 +107,7 @@ def _run(task: Task, config: TrainingConfig, chosen: list[int], options: RunOpti
 
         failures = protocol.run(task, config, chosen, options.data_dir, options.sample, options.tracking_uri)
     except KeyboardInterrupt as interrupt:
-        return _fail(str(interrupt) or "interrupted before the first epoch; nothing was lost", 130)
+        return _fail(str(interrupt) or "interrupted; finished splits are kept", 130)
     except (DatasetError, StoreError) as error:
         return _fail(str(error))
     except (OSError, MlflowException) as error:  # a full disk or a store that went away, while results were written

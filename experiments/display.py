@@ -38,7 +38,7 @@ def announce(
         "hardware": f"{config.device}, {config.precision}, {torch.get_num_threads()} threads",
         "work": f"{len(task.models)} models x {len(chosen)} splits x up to {config.epochs} epochs, "
         f"at most {macs * passes / 1e12:,.3g} T multiply-accumulates",
-        "store": store.uri,
+        "store": store.label,
     }
     for label, text in lines.items():
         console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)
@@ -89,9 +89,14 @@ def _percent(result: Evaluation) -> str:
     return f"{result.scores()['accuracy']:.1%}"
 
 
-def how_to_go_on(interrupt: KeyboardInterrupt, remaining: Sequence[str]) -> str:
-    """Say what was left when Ctrl-C came; `interrupt` carries the splits that the first remaining model lacks."""
-    commands = [" ".join([f"-m {remaining[0]}", *(f"--split {number}" for number in interrupt.args)])]
-    if remaining[1:]:
-        commands.append(" ".join(f"-m {name}" for name in remaining[1:]))
-    return "interrupted; finished splits are kept. To go on, add to the command: " + ", then ".join(commands)
+def how_to_go_on(remaining: Sequence[tuple[str, int]]) -> str:
+    """Say which options do the rest after Ctrl-C; `remaining` has a model's name and a split for each run."""
+    first = remaining[0][0]
+    commands = [" ".join([f"-m {first}", *(f"--split {number}" for name, number in remaining if name == first)])]
+    if others := dict.fromkeys(name for name, _ in remaining if name != first):
+        splits = dict.fromkeys(number for name, number in remaining if name != first)
+        commands.append(" ".join([f"-m {name}" for name in others] + [f"--split {number}" for number in splits]))
+    return (
+        "interrupted; finished splits are kept. To go on, run the command with these in place of its own -m and "
+        f"--split: {', then '.join(commands)}"
+    )

@@ -5,7 +5,8 @@ import hashlib
 import inspect
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,21 @@ def split_hash(split: Split) -> str:
 
 
 def source_digest(model: nn.Module) -> str:
-    """Digest of the code behind a result: the files of the model's own modules, of splitting and of training.
+    """Digest of the code behind a result, as `shared-own`: of splitting and training, and of the model's own modules.
 
     Taken from the syntax trees without docstrings, so that a comment, or a new model in a file of its own,
     changes nothing.
     """
-    files = {ROOT / name for name in SHARED_SOURCES}
-    for kind in {base for module in model.modules() for base in type(module).__mro__}:
-        if kind.__module__.startswith("models."):
-            files.add(Path(inspect.getfile(kind)).resolve())
-    return digest({path.relative_to(ROOT).as_posix(): _bare_source(path) for path in files})
+    kinds = {base for module in model.modules() for base in type(module).__mro__}
+    own = {Path(inspect.getfile(kind)).resolve() for kind in kinds if kind.__module__.startswith("models.")}
+    return f"{_digest_files(ROOT / name for name in SHARED_SOURCES)[:32]}-{_digest_files(own)[:32]}"
 
 
+def _digest_files(paths: Iterable[Path]) -> str:
+    return digest({path.relative_to(ROOT).as_posix(): _bare_source(path) for path in paths})
+
+
+@cache
 def _bare_source(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
@@ -63,12 +67,12 @@ def _bare_source(path: Path) -> str:
 
 
 def configuration_fingerprint(params: Mapping[str, Any], dataset_digest: str, source: str) -> str:
-    """Digest of everything that a parent's splits share; `threads` and the GPU's number stay out of it."""
-    settings = {key: value for key, value in params.items() if key != "threads"}
-    settings["device"] = str(settings["device"]).split(":")[0]
+    """Digest of everything that a parent's splits share; which of several GPUs computed stays out of it."""
+    settings = {**params, "device": str(params["device"]).split(":")[0]}
     return digest([settings, dataset_digest, source])
 
 
+@cache
 def git_commit() -> str:
     """The commit that HEAD points to, with `-dirty` where tracked files differ; empty outside a git checkout."""
     try:

@@ -19,7 +19,16 @@ import tracking
 from datasets import ImageData, Split
 from experiments import display, fingerprint, hardware
 from experiments.config import Task, TrainingConfig
-from experiments.training import DeviceImages, EpochRecord, Evaluation, TrainingDivergedError, evaluate, fit
+from experiments.training import (
+    DeviceImages,
+    EpochRecord,
+    Evaluation,
+    TrainingDivergedError,
+    evaluate,
+    fit,
+    initialise,
+    split_seed,
+)
 from tracking import Run, Store, keys
 from tracking.checkpoints import Checkpoint
 
@@ -81,48 +90,60 @@ def run(
     list of str
         One sentence for each split that failed.
     """
-    hardware.prepare()
+    hardware.prepare(config)
+    uri = tracking.check_uri(tracking_uri)  # a wrong one is noticed before the download
     data = datasets.load(task.name, data_dir, sample)
     splits = make_splits(task, data, config.seed)
-    store = tracking.open_store(tracking_uri, create=True)
+    store = tracking.open_store(uri, create=True)
     display.announce(task, config, data, splits, chosen, store)
-    protocol = Protocol(task, config, data, DeviceImages.load(data, config.device), splits, store)
+    try:
+        images = DeviceImages.load(data, config.device)
+    except torch.OutOfMemoryError:
+        raise datasets.DatasetError(f"{data.name} does not fit into the GPU's memory; use --device cpu") from None
+    protocol = Protocol(task, config, data, images, splits, store)
+    cards = [models.describe(name, **protocol.model_arguments) for name in task.models]
+    # all of them now, from the source that is running: files may be edited while it runs
+    records = [shared_record(protocol, card) for card in cards]
+    remaining = [(name, number) for name in task.models for number in chosen]
     failures: list[str] = []
-    for i, name in enumerate(task.models):
+    for card, (params, tags) in zip(cards, records, strict=True):
         try:
-            run_model(protocol, name, chosen)
+            run_model(protocol, card, params, tags, remaining)
         except SplitsFailedError as error:
             failures.append(str(error))
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(display.how_to_go_on(interrupt, task.models[i:])) from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(display.how_to_go_on(remaining)) from None
     analysis.print_table(store, task.name)
     return failures
 
 
-def run_model(protocol: Protocol, name: str, chosen: list[int]) -> None:
-    """Train one model on the chosen splits under its parent run.
+def run_model(
+    protocol: Protocol,
+    card: models.ModelCard,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    remaining: list[tuple[str, int]],
+) -> None:
+    """Train one model under its parent run on the splits it has in `remaining`, which lose what is done.
 
     Raises
     ------
     SplitsFailedError
         After the other splits are done.
     """
-    card = models.describe(name, **protocol.model_arguments)
-    params, tags = shared_record(protocol, card)
     failures = []
-    with tracking.parent_run(protocol.store, protocol.task.name, name, params, tags) as parent:
+    with tracking.parent_run(protocol.store, protocol.task.name, card.name, params, tags) as parent:
         log_model_card(parent, card, protocol.data)
-        for number in chosen:
+        for name, number in [job for job in remaining if job[0] == card.name]:
             try:
                 run_split(protocol, parent, name, number, params, tags)
             except TrainingDivergedError as error:
                 failures.append(f"{name} split {number}: {error}")
             except torch.OutOfMemoryError:
                 failures.append(f"{name} split {number} does not fit into the GPU's memory; lower --batch-size")
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(*chosen[chosen.index(number) :]) from None
             finally:
                 tracking.summarise(protocol.store, parent)
+            remaining.remove((name, number))
         if failures:
             raise SplitsFailedError("; ".join(failures))
 
@@ -182,10 +203,8 @@ def run_split(
 def train_and_log(protocol: Protocol, child: Run, name: str, number: int, bar: display.SplitBar) -> None:
     """Fit one model on one split, log each epoch as it ends, and at the end the scores and files."""
     split, config, images = protocol.splits[number], protocol.config, protocol.images
-    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
-    torch.manual_seed(seed)
-    model = models.build(name, **protocol.model_arguments)
-    model = model.to(device=config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seed = split_seed(config.seed, number)
+    model = initialise(lambda: models.build(name, **protocol.model_arguments), seed, config.device)
     records: list[EpochRecord] = []
     best: EpochRecord | None = None
     for record in fit(model, images, split, config, seed):
@@ -196,10 +215,11 @@ def train_and_log(protocol: Protocol, child: Run, name: str, number: int, bar: d
     assert best is not None  # the first finite loss improves on infinity, and fit raises on any other
     mean, std = images.normalisation(split.train)
     test = evaluate(model, images, split.test, mean, std, config.precision) if len(split.test) else None
-    child.log_metrics(final_metrics(records, best, test, len(split.train) + len(split.val)))
     state = {key: value.cpu() for key, value in model.state_dict().items()}
     checkpoint = Checkpoint(name, protocol.model_arguments, best.epoch, best.val.loss, mean.cpu(), std.cpu(), state)
     log_artifacts(child, protocol.data, split, checkpoint, {"val": best.val, "test": test})
+    # last, so that a run with final scores has the files they follow from
+    child.log_metrics(final_metrics(records, best, test, len(split.train) + len(split.val)))
     bar.finish(best, test)
 
 
@@ -237,7 +257,7 @@ def log_model_card(parent: Run, card: models.ModelCard, data: ImageData) -> None
     )
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / keys.MODEL_CARD).write_text(text, encoding="utf-8")
-        (Path(folder) / keys.CLASSES).write_text(json.dumps(data.classes, ensure_ascii=False), encoding="utf-8")
+        (Path(folder) / keys.CLASSES).write_text(json.dumps(data.classes), encoding="utf-8")
         parent.log_files(Path(folder))
 
 
@@ -261,7 +281,7 @@ def log_artifacts(
         np.savez_compressed(folder / keys.PREDICTIONS, **predictions)  # type: ignore[arg-type]
         np.savez_compressed(folder / keys.SPLIT, train=split.train, val=split.val, test=split.test)
         numbers = {"classes": data.classes, **{part: counts.tolist() for part, counts in confusions.items()}}
-        (folder / keys.CONFUSION).write_text(json.dumps(numbers, ensure_ascii=False), encoding="utf-8")
+        (folder / keys.CONFUSION).write_text(json.dumps(numbers), encoding="utf-8")
         part = "test" if "test" in confusions else "val"
         title = f"{checkpoint.model}, {'test' if part == 'test' else 'validation'} part, epoch {checkpoint.epoch}"
         figure = analysis.confusion_figure(confusions[part], data.classes, title)

@@ -7,7 +7,7 @@ augmentation) with one generator, sends it in one copy, and reads loss and confu
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,6 +192,17 @@ def split_batches(plan: Tensor, batch_size: int) -> list[Tensor]:
     return batches
 
 
+def split_seed(seed: int, number: int) -> int:
+    """Seed of everything random in one split of a run; all models share it, so they see the same batches."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def initialise(build: Callable[[], nn.Module], seed: int, device: str) -> nn.Module:
+    """Build a model whose weights follow from the seed alone, on the device, in channels_last memory."""
+    torch.manual_seed(seed)
+    return build().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 def fit(model: nn.Module, data: DeviceImages, split: Split, config: TrainingConfig, seed: int) -> Iterator[EpochRecord]:
     """Train a model on a split and yield one record an epoch; at the end the model has its best epoch's weights.
 
@@ -226,12 +237,13 @@ def fit(model: nn.Module, data: DeviceImages, split: Split, config: TrainingConf
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    val_rows = torch.from_numpy(split.val).to(device)  # once: a copy from the host waits for what is queued
     best_loss, best_epoch, best_state = math.inf, 0, clone_state(model)
     started = time.perf_counter()
     for epoch in range(1, config.epochs + 1):
         plan = plan_epoch(split.train, batches.size, config.augment, generator).to(device, non_blocking=True)
         totals = _train_epoch(model, batches, plan, optimizer, scaler, config)
-        val = _evaluate_on_device(model, batches, split.val, config.precision)
+        val = _evaluate_on_device(model, batches, val_rows, config.precision)
         lr = optimizer.param_groups[0]["lr"]
         schedule.step()
         (train_loss, correct), evaluation = _read_back(totals, val)  # the epoch's one host sync
@@ -294,9 +306,8 @@ class _Pass:
 
 
 @torch.inference_mode()
-def _evaluate_on_device(model: nn.Module, batches: Batches, indices: np.ndarray, precision: str) -> _Pass:
-    device, classes = batches.data.pixels.device, batches.data.num_classes
-    rows = torch.from_numpy(indices).to(device, non_blocking=True)
+def _evaluate_on_device(model: nn.Module, batches: Batches, rows: Tensor, precision: str) -> _Pass:
+    device, classes = rows.device, batches.data.num_classes
     loss = torch.zeros((), dtype=torch.float64, device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     predicted, probability = [], []
@@ -327,6 +338,20 @@ def _read_back(totals: Tensor, result: _Pass) -> tuple[list[float], Evaluation]:
 def evaluate(
     model: nn.Module, data: DeviceImages, indices: np.ndarray, mean: Tensor, std: Tensor, precision: str
 ) -> Evaluation:
-    """Evaluate a model on the images at `indices`, as `fit` does after each epoch: same batches, same bits."""
-    result = _evaluate_on_device(model, Batches(data, mean, std), indices, precision)
-    return _read_back(torch.zeros(0, dtype=torch.float64, device=data.pixels.device), result)[1]
+    """Evaluate a model as `fit` does after each epoch: same batches, same bits.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On the device of `data`, in channels_last memory (in another layout the last bits differ).
+    data : DeviceImages
+    indices : numpy.ndarray of int64, shape (n,)
+        Which images.
+    mean, std : Tensor of float32, shape (channels,)
+        Of the model's training part (`DeviceImages.normalisation`).
+    precision : str
+        fp32, bf16 or fp16.
+    """
+    device = data.pixels.device
+    result = _evaluate_on_device(model, Batches(data, mean, std), torch.from_numpy(indices).to(device), precision)
+    return _read_back(torch.zeros(0, dtype=torch.float64, device=device), result)[1]

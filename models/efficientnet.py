@@ -1,9 +1,34 @@
 """EfficientNet: a light variant and B0."""
 
+import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcitation
+
+
+class StochasticDepth(nn.Module):
+    """In training, drop a residual for some of the images (Huang et al. 2016, arXiv:1603.09382).
+
+    What is kept is scaled up, so that the mean stays. Where chance would drop it for the whole batch, all is kept,
+    so that every weight has a gradient at every step.
+
+    Parameters
+    ----------
+    rate : float
+        Probability of an image's being dropped.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, shape (N, C, H, W), with some images zero."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.rate
+        keep |= ~keep.any()
+        return x * keep / (1 - self.rate)
 
 
 class MBConv(nn.Module):
@@ -40,7 +65,7 @@ class MBConv(nn.Module):
         ]
         self.block = nn.Sequential(*layers)
         self.residual = in_channels == out_channels and stride == 1
-        self.drop = StochasticDepth(drop, mode="row")
+        self.drop = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
@@ -105,9 +130,10 @@ class EfficientNetB0(LayerStack):
     """EfficientNet-B0 (Tan and Le 2019, arXiv:1905.11946, table 1).
 
     The network that an automatic search found at about 400 M multiply-accumulates for 224 px images, and the base
-    of a family that grows depth, width and resolution together. As torchvision builds it, with dropout 0.2 and
-    stochastic depth 0.2; `state_dict()` has torchvision's order, so its weights fit. Only the classifier starts
-    differently: the usual range of 1 / sqrt(classes) suits 1000 classes (0.03) and would be 0.7 for two.
+    of a family that grows depth, width and resolution together. With dropout 0.2 and stochastic depth 0.2, as
+    torchvision builds it, and with `state_dict()` in torchvision's order, so that its weights fit. Two things suit
+    small data sets: BatchNorm moves faster (`ConvNorm`), and the classifier keeps torch's initial range, 0.03; the
+    usual 1 / sqrt(classes) is that for 1000 classes and would be 0.7 for two.
 
     ======================  ================  ================
     stage                   28 x 28           128 x 128

@@ -13,6 +13,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+for name in ("DATA_DIR", "CACHE_DIR", "MLFLOW_TRACKING_URI"):  # a user's own settings are not the tests'
+    os.environ.pop(name, None)
 REAL_DATA = ROOT.parent / "shared" / "data"
 
 
@@ -56,9 +58,7 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         cwd = ROOT if arguments[0] == "-m" else tmp_path
         script = arguments if arguments[0] == "-m" else (str(ROOT / arguments[0]), *arguments[1:])
-        names = ("DATA_DIR", "CACHE_DIR", "MLFLOW_TRACKING_URI")
-        inherited = {key: value for key, value in os.environ.items() if key not in names}
-        inherited |= {"CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "120"}
+        inherited = os.environ | {"CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "120"}
         return subprocess.run(
             [sys.executable, *script], cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=400
         )

@@ -28,8 +28,8 @@ def make_runs(*rows: dict[str, object]) -> pd.DataFrame:
         for score in ("accuracy", "f1_micro", "f1_macro", "loss")
     ]
     times = pd.date_range("2026-01-01", periods=len(rows), freq="h")
-    full = [BASE | dict.fromkeys(keys, np.nan) | {"run_id": str(i)} | row for i, row in enumerate(rows)]
-    return pd.DataFrame(full).assign(start_time=times, split_hash=[f"h{row['split']}" for row in full])
+    full = [BASE | dict.fromkeys(keys, np.nan) | {"split_hash": f"h{row['split']}"} | row for row in rows]
+    return pd.DataFrame(full).assign(start_time=times, run_id=[str(i) for i in range(len(rows))])
 
 
 def run(model: str, split: int, accuracy: float, **other: object) -> dict[str, object]:
@@ -74,12 +74,23 @@ def test_the_number_of_a_gpu_is_no_group_of_its_own() -> None:
 
 
 def test_what_a_reader_must_know_is_said() -> None:
-    runs = make_runs(run("a", 0, 0.5, dataset="X-sample"), run("b", 0, 0.6, dataset="X-sample", source_digest="t"))
-    runs = pd.concat([runs, make_runs(run("b", 0, 0.6))]).assign(dataset="X-sample", n_splits=1)
-    runs["split_hash"] = ["x", "y", "y"]
-    notes = " ".join(what_is_wrong(runs))
-    assert "generated images" in notes
-    assert "split 0; they cannot be compared" in notes
+    def notes(*rows: dict[str, object]) -> str:
+        return " ".join(what_is_wrong(make_runs(*rows).assign(n_splits=1)))
+
+    assert notes(run("a", 0, 0.5), run("b", 0, 0.6)) == ""
+    assert "generated images" in notes(run("a", 0, 0.5, dataset="sample/X"))
+    assert notes(run("a", 0, 0.5, dataset="my-sample")) == ""
+    assert "split 0; they cannot be compared" in notes(run("a", 0, 0.5), run("b", 0, 0.5, split_hash="other"))
+    # models have code of their own; what all share must be the same
+    assert notes(run("a", 0, 0.5, source_digest="s-a"), run("b", 0, 0.5, source_digest="s-b")) == ""
+    assert "version of the code" in notes(run("a", 0, 0.5, source_digest="s-a"), run("b", 0, 0.5, source_digest="t-b"))
+    two = (run("a", 0, 0.5, source_digest="s-a"), run("a", 1, 0.5, source_digest="s-b"))
+    assert "version of the code" in notes(*two)
+
+
+def test_an_unfinished_group_does_not_hide_a_finished_one() -> None:
+    runs = make_runs(run("a", 0, 0.5), run("a", 0, 0.1, lr=1.0, status="KILLED"))
+    assert analysis.comparison_table(runs)["mean"].tolist() == [0.5]
 
 
 def test_nothing_to_show_is_said() -> None:
@@ -97,6 +108,14 @@ def test_confusion_figure_is_drawn(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "a.png").size[0] > 200
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["5", "1", "0", "7"]
+
+
+def test_confusion_figure_takes_any_class_name_and_many_classes(tmp_path: Path) -> None:
+    analysis.confusion_figure(np.eye(2, dtype=int), ["a$\\b$c", "$_$"], "$").savefig(tmp_path / "a.png")
+    analysis.confusion_figure(np.eye(300, dtype=int), [f"class {i}" for i in range(300)], "many").savefig(
+        tmp_path / "b.png"
+    )
+    assert max(Image.open(tmp_path / "b.png").size) <= 1200
 
 
 def test_plain_text_needs_no_other_font() -> None:

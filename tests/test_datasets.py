@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import shutil
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sample_looks_like_the_real_thing(task: str, shape: tuple[int, ...], classes: tuple[str, ...] | None) -> None:
     data = datasets.load(task, sample=True)
     assert data.images.shape[1:] == shape
-    assert data.name == f"{datasets.SOURCES[task].name}-sample"
+    assert data.name == f"sample/{datasets.SOURCES[task].name}"
     assert 0 < data.n_pool < len(data.labels)
     assert len(np.unique(data.labels)) == len(data.classes)
     assert data.classes == classes if classes else len(data.classes) == 10
@@ -103,6 +104,7 @@ def test_no_network_says_the_three_ways_on(tmp_path: Path, monkeypatch: pytest.M
     # a proxy that nobody listens on: the same as no network, wherever the test runs
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
     for task in ("task1", "task3"):
         with pytest.raises(DatasetError, match=r"Three ways on: .*credentials.*--data-dir.*--sample"):
             datasets.load(task)

@@ -121,20 +121,24 @@ def test_numbers_follow_from_the_files_beside_them(task: str, finished, tmp_path
         assert (folder / keys.CONFUSION_FIGURE).stat().st_size > 5_000
 
 
-def test_interrupt_ends_the_run_in_order_and_says_how_to_go_on(store_uri: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_ends_the_run_in_order_and_says_how_to_go_on(signum: int, store_uri: str, tmp_path: Path) -> None:
     options = ("--sample", "--epochs", "500", "--patience", "500", "-m", "lenet5", "-m", "vggnet", "--tracking-uri")
     script = [sys.executable, str(ROOT / "experiments" / "task1.py"), *options, store_uri]
-    process = subprocess.Popen(script, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        script, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         runs = analysis.load_runs(["task1"], store_uri)
         if len(runs) and tracking.open_store(store_uri).client.get_metric_history(runs["run_id"].iloc[0], "val/loss"):
             break
         time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "-m lenet5 --split 0 --split 1 --split 2 --split 3 --split 4, then -m vggnet" in errors
+    assert "-m lenet5 --split 0 --split 1 --split 2 --split 3 --split 4, then -m vggnet --split 0" in errors
     assert "Traceback" not in errors
     assert analysis.load_runs(["task1"], store_uri)["status"].tolist() == ["KILLED"]
 
@@ -178,7 +182,7 @@ def test_a_folder_of_ones_own_without_test_part_and_read_only(image_folder: Path
     (("--epochs", "0"), "'--epochs'"),
     (("--lr", "nan"), "--lr"),
     (("--batch-size", "x"), "'--batch-size'"),
-    (("--device", "gpu"), "'gpu' is not a device of this machine; there are auto, cpu"),
+    (("--device", "gpu"), "'gpu' is not a device that can be used here; there are auto, cpu"),
     (("--precision", "int8"), "'auto', 'fp32', 'bf16', 'fp16'"),
     (("--no-such-option",), "--no-such-option"),
     (("--data-dir", "nowhere"), "'--data-dir'"),

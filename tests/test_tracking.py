@@ -20,15 +20,7 @@ from tests.conftest import ROOT
 from tracking import StoreError, keys
 from tracking.checkpoints import Checkpoint
 
-PARAMS = {
-    "model": "lenet5",
-    "dataset": "d",
-    "protocol": "p",
-    "n_splits": 2,
-    "device": "cpu",
-    "lr": 0.1,
-    "augment": True,
-}
+PARAMS = {"model": "lenet5", "dataset": "d", "device": "cpu", **dict.fromkeys(keys.GROUP_PARAMS, 1)}
 TAGS = {"task": "task3", "fingerprint": "f" * 64, "dataset_digest": "0" * 64, "source_digest": "s", "git_commit": "c"}
 
 
@@ -65,6 +57,19 @@ def test_parent_sums_up_its_newest_finished_splits(store_uri: str) -> None:
     runs = analysis.load_runs(["task3", "task1"], store_uri)
     assert runs["status"].tolist() == ["FINISHED", "FINISHED", "FINISHED", "FAILED"]
     assert runs["failure"].iloc[-1] == "out of order"
+
+
+def test_a_split_run_again_by_other_code_supersedes_the_older_run(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    ids = []
+    for fingerprint, lr in (("f", 1), ("g", 1), ("h", 2)):  # the third is another comparison group
+        params, tags = PARAMS | {"lr": lr}, TAGS | {"fingerprint": fingerprint}
+        with tracking.parent_run(store, "task3", "lenet5", params, tags) as parent:
+            with tracking.child_run(store, parent, "split 0", params | {"split": 0}, tags) as run:
+                run.log_metrics(scores(0.5))
+        ids.append(run.id)
+    found = [store.client.get_run(run_id).data.tags.get("superseded_by") for run_id in ids]
+    assert found == [ids[1], None, None]
 
 
 def test_interrupted_runs_are_killed(store_uri: str) -> None:
@@ -132,10 +137,14 @@ def test_stores_that_cannot_be_used_say_so_in_one_sentence(tmp_path: Path, monke
             f"sqlite:///{tmp_path / 'nowhere.db'}": "there is no result database",
             str(tmp_path): "plain folder",
             "nosuch://host/db": "cannot open",
+            "http://localhost:abc": "does not answer",
+            "sqlite://": "names no file",
+            f"sqlite:///{tmp_path}": "unable to open",
+            "postgresql://user:secret@127.0.0.1:9/db": "cannot open",
         }.items():
             with pytest.raises(StoreError, match=sentence) as error:
                 tracking.open_store(uri)
-            assert "\n" not in str(error.value)
+            assert "\n" not in str(error.value) and "secret" not in str(error.value)
     (tmp_path / "text.db").write_text("this is no database, " * 100)
     with pytest.raises(StoreError, match="cannot open"):
         tracking.open_store(f"sqlite:///{tmp_path / 'text.db'}")

@@ -165,7 +165,7 @@ def test_resolve() -> None:
     assert resolved.device in ("cpu", "cuda") and resolved.precision in ("fp32", "bf16", "fp16")
     assert hardware.resolve(dataclasses.replace(CONFIG, precision="fp16")).precision == "fp16"
     with pytest.raises(
-        hardware.UnusableDeviceError, match="'gpu' is not a device of this machine; there are auto, cpu"
+        hardware.UnusableDeviceError, match="'gpu' is not a device that can be used here; there are auto, cpu"
     ):
         hardware.resolve(dataclasses.replace(CONFIG, device="gpu"))
 

@@ -5,13 +5,14 @@
 
 from tracking.keys import EXPERIMENTS
 from tracking.runs import Run, child_run, finished_children, parent_run, summarise
-from tracking.store import Store, StoreError, open_store
+from tracking.store import Store, StoreError, check_uri, open_store
 
 __all__ = [
     "EXPERIMENTS",
     "Run",
     "Store",
     "StoreError",
+    "check_uri",
     "child_run",
     "finished_children",
     "open_store",

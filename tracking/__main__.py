@@ -1,6 +1,8 @@
 """`python -m tracking ui`: the MLflow UI on the result database."""
 
+import http.client
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +34,7 @@ def ui(
     except StoreError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: take the server along
     base = store.uri
     if not base.startswith("http"):
         base = f"http://127.0.0.1:{port}"
@@ -47,7 +50,10 @@ def ui(
         try:
             server.wait()
         except KeyboardInterrupt:
-            server.wait()  # it got the Ctrl-C, too
+            pass
+        finally:
+            server.terminate()
+            server.wait()
 
 
 def _serve(store: Store, port: int) -> "subprocess.Popen[bytes]":
@@ -65,7 +71,7 @@ def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
     while time.monotonic() < deadline and server.poll() is None:
         try:
             urllib.request.urlopen(address, timeout=2).close()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             time.sleep(0.3)
         else:
             return server.poll() is None  # else another program answers on that port

@@ -6,9 +6,11 @@ EXPERIMENTS = {  # MLflow experiment of each task
     "task3": "task3-fashion-mnist",
 }
 
+SAMPLE = "sample/"  # no folder can be called so
+
 PARAMS = {
     "model": "name in models.MODELS",
-    "dataset": "published name, or the folder's; ends in -sample for generated images",
+    "dataset": "published name, or the folder's; begins with SAMPLE for generated images",
     "protocol": "how the images are divided, with the shares of train:validation(:test)",
     "n_splits": "holdouts or folds of the whole protocol",
     "leak_free": "whether near duplicates were kept on one side of each split",
@@ -29,6 +31,11 @@ PARAMS = {
     "threads": "CPU threads of one operation; last bits depend on it",
     "seed": "of splits, weights, batches and augmentation",
 }
+# Runs that agree in these params, in the data's digest and in the kind of device may be compared: a comparison group.
+GROUP_PARAMS = (
+    "protocol", "n_splits", "leak_free", "seed",
+    "lr", "weight_decay", "batch_size", "epochs", "patience", "augment", "precision",
+)  # fmt: skip
 CHILD_PARAMS = ("split", "n_train", "n_val", "n_test")  # the others stand on parent and child alike
 
 EPOCH_METRICS = {  # step = epoch, from 1
@@ -39,7 +46,7 @@ EPOCH_METRICS = {  # step = epoch, from 1
     "val/f1_micro": "F1 over all decisions; equals accuracy where each image has one label",
     "val/f1_macro": "mean of the classes' F1",
     "lr": "learning rate of the epoch",
-    "epoch_seconds": "wall time from the start of the epoch to the start of the next",
+    "epoch_seconds": "wall time since the last epoch's record was handed over: its logging, training, validation",
 }
 
 PARTS = {  # prefix of the four scores of a finished split
@@ -63,11 +70,11 @@ TAGS = {
     "fingerprint": "digest of all that decides the result: configuration, data, split, seed, source",
     "split_hash": "digest of the split's indices (children only)",
     "dataset_digest": "SHA-256 over all pixels, labels and class names",
-    "source_digest": "digest of the code that decides the result, comments and docstrings left out",
+    "source_digest": "digests of the code that decides the result: of what all models share, and of the model's own",
     "git_commit": "commit of the working tree, with -dirty where files differ from it",
     "hardware": "name of the processor or GPU",
     "versions": "Python, torch and torchvision",
-    "superseded_by": "run that did the same split of the same parent again later",
+    "superseded_by": "run that did the same split of the same model again later, in the same comparison group",
     "failure": "why the run has no result",
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from tracking.keys import EPOCH_METRICS, FINAL_METRICS, MEAN, PARAMS, SD, TAGS
+from tracking.keys import EPOCH_METRICS, FINAL_METRICS, GROUP_PARAMS, MEAN, PARAMS, SD, TAGS
 from tracking.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -63,28 +63,32 @@ def parent_run(store: Store, task: str, name: str, params: Mapping[str, Any], ta
     experiment = store.make_experiment(task)
     same = f"tags.fingerprint = '{tags['fingerprint']}'"
     found = store.client.search_runs([experiment], f"{same} and tags.`mlflow.parentRunId` IS NULL", max_results=1)
-    if found:
-        run_id = found[0].info.run_id
+    if not found:
+        with _new_run(store, experiment, name, params, tags) as run:
+            yield run
+        return
+    run_id = found[0].info.run_id
+    with _ending(store, run_id):
         store.client.update_run(run_id, status="RUNNING")
         if "failure" in found[0].data.tags:
             store.client.delete_tag(run_id, "failure")
-        with _ending(store, run_id):
-            yield Run(store, run_id)
-    else:
-        with _new_run(store, experiment, name, params, tags) as run:
-            yield run
+        yield Run(store, run_id)
 
 
 @contextlib.contextmanager
 def child_run(
     store: Store, parent: Run, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> Iterator[Run]:
-    """Make the run of one split; older runs of the same split are marked when it has finished."""
+    """Make the run of one split; when it has finished, older runs of that split in its comparison group are marked."""
     experiment = store.client.get_run(parent.id).info.experiment_id
     with _new_run(store, experiment, name, params, {**tags, "mlflow.parentRunId": parent.id}) as run:
         yield run
-    for older in finished_children(store, parent):
-        if older.info.run_id != run.id and older.data.params["split"] == str(params["split"]):
+    same = {key: str(params[key]) for key in ("model", "split", *GROUP_PARAMS)}
+    query = " and ".join(f"params.{key} = '{value}'" for key, value in same.items())
+    query += f" and tags.dataset_digest = '{tags['dataset_digest']}' and status = 'FINISHED'"
+    for older in store.client.search_runs([experiment], query):
+        kind, own_kind = (str(device).split(":")[0] for device in (older.data.params["device"], params["device"]))
+        if older.info.run_id != run.id and kind == own_kind and "superseded_by" not in older.data.tags:
             store.client.set_tag(older.info.run_id, "superseded_by", run.id)
 
 
@@ -131,6 +135,7 @@ def _ending(store: Store, run_id: str) -> Iterator[None]:
     """Give a run its end: FINISHED, KILLED on Ctrl-C, FAILED with the reason on anything else."""
     try:
         yield
+        store.client.set_terminated(run_id, "FINISHED")
     except BaseException as error:
         killed = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(Exception):  # the store itself may be what failed
@@ -138,7 +143,6 @@ def _ending(store: Store, run_id: str) -> Iterator[None]:
                 store.client.set_tag(run_id, "failure", (str(error) or repr(error))[:500])
             store.client.set_terminated(run_id, "KILLED" if killed else "FAILED")
         raise
-    store.client.set_terminated(run_id, "FINISHED")
 
 
 def _check_keys(keys: Any, known: Mapping[str, str]) -> None:

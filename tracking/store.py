@@ -1,7 +1,10 @@
 """Opening the result database: SQLite beside its artifacts by default, or any MLflow tracking URI."""
 
+import contextlib
+import http.client
 import logging
 import os
+import re
 import sqlite3
 import urllib.error
 import urllib.request
@@ -39,9 +42,23 @@ class Store:
     client: "MlflowClient"
 
     @property
+    def label(self) -> str:
+        """The URI without a password, for the eye."""
+        return without_password(self.uri)
+
+    @property
     def database(self) -> Path | None:
         """The SQLite file, or None for a server."""
         return _sqlite_path(self.uri)
+
+    @property
+    def ui_command(self) -> str:
+        """The command that serves the UI on this store; empty where it is a server itself."""
+        if self.uri.startswith("http"):
+            return ""
+        if self.database == MLRUNS / "mlflow.db":
+            return "make ui"
+        return f"python -m tracking ui --tracking-uri {self.label}"
 
     def experiment_id(self, task: str) -> str | None:
         """Return the id of a task's experiment, or None where nothing has been run yet."""
@@ -50,7 +67,7 @@ class Store:
         if experiment is None:
             return None
         if experiment.lifecycle_stage != "active":
-            raise StoreError(f"experiment {name} of {self.uri} was deleted; restore it in the MLflow UI")
+            raise StoreError(f"experiment {name} of {self.label} was deleted; restore it in the MLflow UI")
         return str(experiment.experiment_id)
 
     def make_experiment(self, task: str) -> str:
@@ -70,33 +87,60 @@ class Store:
         return f"{base}/#/experiments/{self.experiment_id(task)}/runs?workflowType=machine_learning"
 
 
+def check_uri(uri: str | None = None) -> str:
+    """Return the absolute tracking URI that will be used, after a quick look at whether it can be.
+
+    Parameters
+    ----------
+    uri : str, optional
+        MLflow tracking URI; else MLFLOW_TRACKING_URI; else SQLite in `mlruns/` of this repository.
+
+    Raises
+    ------
+    StoreError
+        It is no database and no server, or the server does not answer.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{MLRUNS / 'mlflow.db'}"
+    if uri.startswith("sqlite"):
+        if not uri.removeprefix("sqlite:///") or not uri.startswith("sqlite:///"):
+            raise StoreError(f"--tracking-uri {uri} names no file; write sqlite:///path/to/mlflow.db")
+        path = Path(uri.removeprefix("sqlite:///")).resolve()
+        _check_sqlite(path)
+        return f"sqlite:///{path}"
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    elif "://" not in uri or uri.startswith("file:"):
+        folder = uri.removeprefix("file://")
+        raise StoreError(
+            f"--tracking-uri {uri} is a plain folder, which MLflow does not write any more; "
+            f"use sqlite:///{folder}/mlflow.db"
+        )
+    return uri
+
+
 def open_store(uri: str | None = None, create: bool = False) -> Store:
     """Open the result database.
 
     Parameters
     ----------
     uri : str, optional
-        MLflow tracking URI; else MLFLOW_TRACKING_URI; else SQLite in `mlruns/` of this repository.
+        See `check_uri`.
     create : bool
         Make a SQLite database that is not there yet.
+
+    Returns
+    -------
+    Store
 
     Raises
     ------
     StoreError
         It is not there, cannot be opened, or does not answer.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{MLRUNS / 'mlflow.db'}"
+    uri = check_uri(uri)
     path = _sqlite_path(uri)
-    if path is not None:
-        uri = f"sqlite:///{path}"
-        if not path.exists() and not create:
-            raise StoreError(f"there is no result database at {path}; run a task first, or name one in --tracking-uri")
-    elif uri.startswith(("http://", "https://")):
-        _check_server(uri)
-    elif "://" not in uri or uri.startswith("file:"):
-        raise StoreError(
-            f"--tracking-uri {uri} is a plain folder, which MLflow does not write any more; use sqlite:///{uri}/mlflow.db"
-        )
+    if path is not None and not path.exists() and not create:
+        raise StoreError(f"there is no result database at {path}; run a task first, or name one in --tracking-uri")
     try:
         if path is not None and not path.exists():
             _create_sqlite(path)
@@ -104,8 +148,13 @@ def open_store(uri: str | None = None, create: bool = False) -> Store:
         client.search_experiments(max_results=1)  # the first use is what finds a store that cannot be opened
     except Exception as error:  # noqa: BLE001 - MLflow's, SQLAlchemy's, a missing driver's, OSError
         reason = " ".join(str(error).split())[:300] or error.__class__.__name__
-        raise StoreError(f"cannot open the result database {uri}: {reason}") from None
+        raise StoreError(f"cannot open the result database {without_password(uri)}: {reason}") from None
     return Store(uri, client)
+
+
+def without_password(uri: str) -> str:
+    """Return a URI with its password, if any, hidden."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -149,12 +198,24 @@ def _create_sqlite(path: Path) -> None:
         partial.rename(path)
 
 
+def _check_sqlite(path: Path) -> None:
+    """Look into the file, if there is one: MLflow itself would retry for minutes before it says anything."""
+    try:
+        if path.exists():
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA schema_version").fetchone()
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"cannot open the result database {path}: {error}") from None
+
+
 def _check_server(uri: str) -> None:
-    """Ask the server once: MLflow itself would retry for minutes before it says anything."""
+    """Ask the server once, for the same reason."""
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
     except urllib.error.HTTPError:
         pass  # it answers; whether we may use it shows at the first call
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise StoreError(f"the tracking server {uri} does not answer ({reason}); start it or name another") from None
+        raise StoreError(
+            f"the tracking server {without_password(uri)} does not answer ({reason}); start it or name another"
+        ) from None
