@@ -140,6 +140,10 @@ def controlled_rounding(table: np.ndarray) -> np.ndarray:
     ----------
     table : numpy.ndarray of float, shape (rows, columns)
         Non-negative; where a row or column adds up to an integer, the rounded one adds up to the same.
+
+    Returns
+    -------
+    numpy.ndarray of int64, shape (rows, columns)
     """
     from scipy.optimize import linprog
 

@@ -65,6 +65,11 @@ def build(name: str, in_channels: int, num_classes: int, image_size: int) -> Lay
     image_size : int
         Height and width in pixels, from 12.
 
+    Returns
+    -------
+    LayerStack
+        In training mode, on the CPU.
+
     Raises
     ------
     ValueError
@@ -81,6 +86,10 @@ def describe(name: str, in_channels: int, num_classes: int, image_size: int) -> 
     """Count parameters and multiply-accumulates, and write the structure down.
 
     Parameters are those of `build`. Nothing is computed: the model runs on shapes alone (torch's meta device).
+
+    Returns
+    -------
+    ModelCard
     """
     macs = 0
 

@@ -48,7 +48,7 @@ class Run:
 
 @contextlib.contextmanager
 def parent_run(store: Store, task: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Run]:
-    """Open the parent with this fingerprint, or make it; it ends FAILED where a child recorded a failure.
+    """Open the parent with this fingerprint, or make it; it ends as the body of the `with` does.
 
     Parameters
     ----------
@@ -59,6 +59,10 @@ def parent_run(store: Store, task: str, name: str, params: Mapping[str, Any], ta
         The run's name in the UI.
     params, tags : mapping
         `tags` has the fingerprint.
+
+    Yields
+    ------
+    Run
     """
     experiment = store.make_experiment(task)
     same = f"tags.fingerprint = '{tags['fingerprint']}'"
@@ -79,7 +83,21 @@ def parent_run(store: Store, task: str, name: str, params: Mapping[str, Any], ta
 def child_run(
     store: Store, parent: Run, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> Iterator[Run]:
-    """Make the run of one split; when it has finished, older runs of that split in its comparison group are marked."""
+    """Make the run of one split; when it has finished, older runs of that split in its comparison group are marked.
+
+    Parameters
+    ----------
+    store : Store
+    parent : Run
+    name : str
+        The run's name in the UI.
+    params, tags : mapping
+        The parent's, with the split's own.
+
+    Yields
+    ------
+    Run
+    """
     experiment = store.client.get_run(parent.id).info.experiment_id
     with _new_run(store, experiment, name, params, {**tags, "mlflow.parentRunId": parent.id}) as run:
         yield run

@@ -74,7 +74,14 @@ class Store:
         """Return the id of a task's experiment, which is made where it is missing."""
         name = EXPERIMENTS[task]
         if self.database is None:
-            return self.experiment_id(task) or str(self.client.create_experiment(name))
+            from mlflow.exceptions import MlflowException
+
+            try:
+                return self.experiment_id(task) or str(self.client.create_experiment(name))
+            except MlflowException:
+                if made := self.experiment_id(task):  # by another process, between the two calls
+                    return made
+                raise
         with _lock(self.database):  # two processes may come here at once
             # a relative location would be resolved against each reader's working directory
             artifacts = (self.database.parent / "artifacts" / name).as_uri()
