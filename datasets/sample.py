@@ -9,12 +9,15 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from datasets.images import move_into_place
+
+Colour = tuple[int, ...]  # red, green, blue
 
 GARMENTS = (8_000, 2_000)  # images in the training and the test part
 PHOTOS = (150, 40)  # images of each class in the training and the test part
@@ -119,66 +122,82 @@ def _photo(rng: np.random.Generator, kind: str) -> Image.Image:
     size = rng.uniform(0.24, 0.42) * min(width, height)
     centre = np.array([width, height]) / 2 + rng.normal(0, 0.09, 2) * [width, height]
     angle = rng.normal(0, 0.3)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-
-    def place(points: object) -> list[tuple[float, float]]:
-        moved = np.asarray(points, dtype=float) @ turn.T * size + centre
-        return [tuple(point) for point in moved.tolist()]
-
-    def disc(x: float, y: float, radius: float, fill: tuple[int, ...], squash: float = 1.0) -> None:
-        turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        pen.polygon(place(np.column_stack([x + radius * np.cos(turns), y + radius * squash * np.sin(turns)])), fill)
-
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * size
     fur = _colour(rng, 60, 220) if kind in ("cat", "dog") else tuple(int(c + rng.normal(0, 22)) for c in (190, 140, 85))
     dark = tuple(int(c * rng.uniform(0.15, 0.5)) for c in fur)
-    _PARTS[kind](rng, disc, lambda points, fill: pen.polygon(place(points), fill), fur, dark)
-    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.8)))
-    pixels = np.asarray(image, dtype=float) * rng.uniform(0.55, 1.2) + rng.normal(
-        0, rng.uniform(3, 22), (height, width, 3)
-    )
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    _PARTS[kind](_Figure(rng, pen, centre, turn, fur, dark))
+    blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.8))), dtype=float)
+    lit = blurred * rng.uniform(0.55, 1.2)
+    noisy = lit + rng.normal(0, rng.uniform(3, 22), lit.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def _colour(rng: np.random.Generator, low: int, high: int) -> tuple[int, ...]:
+def _colour(rng: np.random.Generator, low: int, high: int) -> Colour:
     return tuple(int(channel) for channel in rng.integers(low, high, 3))
 
 
-def _face(rng, disc, fur, dark, muzzle: float) -> None:  # type: ignore[no-untyped-def]
-    disc(0, 0, 1, fur, rng.uniform(0.85, 1.1))
+@dataclass(frozen=True)
+class _Figure:
+    """One head or cake, drawn in coordinates where it is a disc of radius 1 around 0, y downwards."""
+
+    rng: np.random.Generator
+    pen: ImageDraw.ImageDraw
+    centre: np.ndarray
+    turn: np.ndarray
+    fur: Colour
+    dark: Colour
+
+    def polygon(self, points: Sequence[tuple[float, float]] | np.ndarray, fill: Colour) -> None:
+        placed = np.asarray(points, dtype=float) @ self.turn.T + self.centre
+        self.pen.polygon([tuple(point) for point in placed.tolist()], fill)
+
+    def disc(self, x: float, y: float, radius: float, fill: Colour, squash: float = 1.0) -> None:
+        turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        self.polygon(np.column_stack([x + radius * np.cos(turns), y + radius * squash * np.sin(turns)]), fill)
+
+    def face(self, muzzle: float) -> None:
+        uniform = self.rng.uniform
+        self.disc(0, 0, 1, self.fur, uniform(0.85, 1.1))
+        for side in (-1, 1):
+            self.disc(side * uniform(0.3, 0.42), -0.2, uniform(0.1, 0.17), self.dark)
+        self.disc(0, 0.35, muzzle, tuple(min(255, channel + 25) for channel in self.fur), 0.75)
+        self.disc(0, 0.25, uniform(0.09, 0.15), self.dark)
+
+
+def _cat(figure: _Figure) -> None:
+    uniform = figure.rng.uniform
     for side in (-1, 1):
-        disc(side * rng.uniform(0.3, 0.42), -0.2, rng.uniform(0.1, 0.17), dark)
-    disc(0, 0.35, muzzle, tuple(min(255, channel + 25) for channel in fur), 0.75)
-    disc(0, 0.25, rng.uniform(0.09, 0.15), dark)
+        tip = (side * uniform(0.7, 0.95), -uniform(1.2, 1.5))
+        figure.polygon([(side * 0.9, -0.3), tip, (side * 0.2, -0.85)], figure.fur)
+    figure.face(uniform(0.25, 0.4))
 
 
-def _cat(rng, disc, polygon, fur, dark) -> None:  # type: ignore[no-untyped-def]
+def _dog(figure: _Figure) -> None:
+    figure.face(figure.rng.uniform(0.3, 0.5))
     for side in (-1, 1):
-        polygon([(side * 0.9, -0.3), (side * rng.uniform(0.7, 0.95), -rng.uniform(1.2, 1.5)), (side * 0.2, -0.85)], fur)
-    _face(rng, disc, fur, dark, rng.uniform(0.25, 0.4))
+        droop = figure.rng.uniform(0.2, 0.9)
+        ear = [(side * 0.55, -0.9), (side * 1.15, -0.7), (side * 1.3, droop), (side * 0.95, droop - 0.1)]
+        figure.polygon(ear, figure.dark)
 
 
-def _dog(rng, disc, polygon, fur, dark) -> None:  # type: ignore[no-untyped-def]
-    _face(rng, disc, fur, dark, rng.uniform(0.3, 0.5))
+def _chihuahua(figure: _Figure) -> None:
+    uniform = figure.rng.uniform
     for side in (-1, 1):
-        droop = rng.uniform(0.2, 0.9)
-        polygon([(side * 0.55, -0.9), (side * 1.15, -0.7), (side * 1.3, droop), (side * 0.95, droop - 0.1)], dark)
+        tip = (side * uniform(1.1, 1.6), -uniform(0.7, 1.2))
+        figure.polygon([(side * 0.95, 0.0), tip, (side * 0.3, -0.85)], figure.fur)
+    figure.face(uniform(0.2, 0.4))
 
 
-def _chihuahua(rng, disc, polygon, fur, dark) -> None:  # type: ignore[no-untyped-def]
-    for side in (-1, 1):
-        polygon([(side * 0.95, 0.0), (side * rng.uniform(1.1, 1.6), -rng.uniform(0.7, 1.2)), (side * 0.3, -0.85)], fur)
-    _face(rng, disc, fur, dark, rng.uniform(0.2, 0.4))
-
-
-def _muffin(rng, disc, polygon, fur, dark) -> None:  # type: ignore[no-untyped-def]
-    wrapper = _colour(rng, 60, 240)
-    polygon([(-0.9, 0.1), (0.9, 0.1), (0.65, 1.25), (-0.65, 1.25)], wrapper)
-    for x in np.linspace(-0.7, 0.7, 6):  # pleats
-        polygon([(x, 0.1), (x + 0.08, 0.1), (0.75 * x + 0.06, 1.25), (0.75 * x, 1.25)], dark)
-    disc(0, -0.1, 1, fur, rng.uniform(0.7, 0.9))
-    for _ in range(int(rng.integers(2, 7))):  # berries, which can stand like two eyes and a nose
-        x, y = rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.4)
-        disc(x, y, rng.uniform(0.08, 0.17), dark)
+def _muffin(figure: _Figure) -> None:
+    uniform = figure.rng.uniform
+    figure.polygon([(-0.9, 0.1), (0.9, 0.1), (0.65, 1.25), (-0.65, 1.25)], _colour(figure.rng, 60, 240))
+    for x in np.linspace(-0.7, 0.7, 6):  # pleats of the paper cup
+        pleat = [(x, 0.1), (x + 0.08, 0.1), (0.75 * x + 0.06, 1.25), (0.75 * x, 1.25)]
+        figure.polygon(pleat, figure.dark)
+    figure.disc(0, -0.1, 1, figure.fur, uniform(0.7, 0.9))
+    for _ in range(int(figure.rng.integers(2, 7))):  # berries, which can stand like two eyes and a nose
+        x, y = uniform(-0.6, 0.6), uniform(-0.6, 0.4)
+        figure.disc(x, y, uniform(0.08, 0.17), figure.dark)
 
 
 _PARTS = {"cat": _cat, "dog": _dog, "chihuahua": _chihuahua, "muffin": _muffin}

@@ -64,3 +64,8 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    """Time of change and size of everything below a folder, to show that nothing was written there."""
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}

@@ -11,7 +11,7 @@ import pytest
 
 import datasets
 from datasets import DatasetError
-from tests.conftest import REAL_DATA
+from tests.conftest import REAL_DATA, snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,9 @@ def test_real_data(task: str, train: int, test: int, counts: list[int]) -> None:
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"the real data are not in {REAL_DATA.name}/ beside the repository")
 def test_fashion_mnist_packed_unpacked_and_damaged(tmp_path: Path) -> None:
     published = REAL_DATA / "FashionMNIST" / "raw"
+    before = snapshot(published)
     packed = datasets.load("task3", REAL_DATA)
+    assert snapshot(published) == before
     raw = tmp_path / "unpacked" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for path in published.iterdir():

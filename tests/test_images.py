@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -14,6 +16,7 @@ import datasets
 from datasets import DatasetError
 from datasets.images import cached, decode, read_folder
 from datasets.kaggle import unpack
+from tests.conftest import ROOT, snapshot
 
 
 def gradient(width: int = 40, height: int = 20) -> Image.Image:
@@ -108,10 +111,6 @@ def test_folders_that_are_no_data_set(image_folder: Path) -> None:
         read_folder(image_folder, "photos", 16, 3)
 
 
-def snapshot(root: Path) -> dict[str, tuple[int, int]]:
-    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}
-
-
 def test_cache_is_used_until_a_file_changes_and_nothing_is_written_beside_the_data(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +154,21 @@ def test_damaged_or_half_written_entries_are_never_used(image_folder: Path, tmp_
     assert load() == digest and len(reads) == 4
     (tmp_path / "cache" / ".partial-x").mkdir()  # what a killed process leaves
     assert load() == digest and len(reads) == 4
+
+
+def test_processes_that_fill_one_cache_entry_at_once(image_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, '.'); import datasets;"
+        f"print(datasets.load('task1', {str(image_folder)!r}).digest)"
+    )
+    environment = os.environ | {"CACHE_DIR": str(tmp_path / "cache")}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    digests = {process.communicate(timeout=100)[0].strip() for process in started}
+    assert len(digests) == 1 and digests != {""}
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 import analysis
 import datasets
 import tracking
-from tests.conftest import ROOT
+from tests.conftest import ROOT, snapshot
 from tracking import keys
 from tracking.checkpoints import Checkpoint
 
@@ -163,9 +163,11 @@ def test_a_folder_of_ones_own_without_test_part_and_read_only(image_folder: Path
     (image_folder / "train" / "light" / "broken.jpg").write_bytes(b"nothing")
     for path in [*image_folder.rglob("*"), image_folder]:
         path.chmod(0o555 if path.is_dir() else 0o444)
+    before = snapshot(image_folder)
     options = ("--epochs", "1", "--n-splits", "2", "-m", "lenet5", "--tracking-uri", store_uri)
     result = run_command("experiments/task1.py", *options, DATA_DIR=str(image_folder))
     assert result.returncode == 0, result.stderr
+    assert snapshot(image_folder) == before
     assert "1 of 41 files do not decode: train/light/broken.jpg" in result.stdout
     runs = analysis.load_runs(["task1"], store_uri)
     assert runs["dataset"].tolist() == ["photos"] * 2 and runs["n_test"].tolist() == [0, 0]

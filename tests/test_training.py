@@ -77,6 +77,14 @@ def test_same_seed_same_bits(data: ImageData, split: Split, name: str, augment: 
     assert first[1][0].train_loss != other[1][0].train_loss
 
 
+def test_augmentation_is_switched_by_its_setting(data: ImageData, split: Split) -> None:
+    losses = [
+        run(data, split, dataclasses.replace(CONFIG, augment=augment, epochs=1))[1][0].train_loss
+        for augment in (False, True)
+    ]
+    assert losses[0] != losses[1]
+
+
 def test_stops_early_and_keeps_the_best(data: ImageData, split: Split) -> None:
     noise = np.random.default_rng(1).permutation(data.labels)  # nothing to learn: validation loss soon rises
     shuffled = dataclasses.replace(data, labels=noise)
