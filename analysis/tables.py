@@ -71,9 +71,9 @@ def comparison_table(runs: pd.DataFrame, metric: str = "test/accuracy") -> pd.Da
     rows = {}
     for model, splits in finished.groupby("model"):
         row: dict[str, float] = {"n": len(splits), "n_expected": int(splits["n_splits"].iloc[0])}
-        row |= {"mean": splits[metric].mean(), "sd": splits[metric].std()}
-        for key in AVERAGED:
-            row |= {MEAN + key: splits[key].mean(), SD + key: splits[key].std()}
+        for key in AVERAGED:  # a missing value makes the mean missing, too: none is dropped in silence
+            row |= {MEAN + key: splits[key].mean(skipna=False), SD + key: splits[key].std(skipna=False)}
+        row |= {"mean": row[MEAN + metric], "sd": row[SD + metric]}
         rows[model] = row | {"parameters": splits["parameters"].iloc[0], "macs": splits["macs"].iloc[0]}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     return table.sort_values("mean", ascending=False)

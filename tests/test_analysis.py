@@ -93,6 +93,11 @@ def test_an_unfinished_group_does_not_hide_a_finished_one() -> None:
     assert analysis.comparison_table(runs)["mean"].tolist() == [0.5]
 
 
+def test_missing_values_are_not_dropped() -> None:
+    table = analysis.comparison_table(make_runs(run("a", 0, 0.5), run("a", 1, np.nan)))
+    assert table["mean"].isna().all()
+
+
 def test_nothing_to_show_is_said() -> None:
     with pytest.raises(ValueError, match="no split"):
         analysis.comparison_table(make_runs(run("a", 0, 0.1, status="RUNNING")))
