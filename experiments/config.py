@@ -16,7 +16,7 @@ class TrainingConfig:
 
     lr: Annotated[float, typer.Option(min=1e-12, help="learning rate of AdamW at the start")] = 1e-3
     weight_decay: Annotated[float, typer.Option(min=0, help="decoupled weight decay of AdamW")] = 0.01
-    batch_size: Annotated[int, typer.Option(min=2, help="training images a step")] = 128
+    batch_size: Annotated[int, typer.Option(min=2, help="training images a step, at most")] = 128
     epochs: Annotated[int, typer.Option(min=1, help="at most; the cosine schedule ends here")] = 30
     patience: Annotated[int, typer.Option(min=1, help="epochs without a lower validation loss before stopping")] = 7
     augment: Annotated[bool, typer.Option(help="flip and shift training images at random")] = False

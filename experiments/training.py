@@ -185,11 +185,11 @@ def plan_epoch(train: np.ndarray, size: int, augment: bool, generator: torch.Gen
 
 
 def split_batches(plan: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut a plan into batches; a last single image joins the batch before it (BatchNorm cannot do one)."""
-    batches = list(torch.split(plan, batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    """Cut a plan into as few batches as `batch_size` allows, of equal size to within one image.
+
+    A small last batch would move BatchNorm's running statistics, which evaluation uses, as far as a full one does.
+    """
+    return list(torch.tensor_split(plan, math.ceil(len(plan) / batch_size)))
 
 
 def split_seed(seed: int, number: int) -> int:

@@ -158,8 +158,8 @@ def test_plan_holds_every_image_once_and_is_drawn_from_the_generator() -> None:
     assert plan_epoch(train, 128, False, torch.Generator())[:, 1:].abs().sum() == 0
 
 
-@pytest.mark.parametrize(("n", "sizes"), [(8, [4, 4]), (9, [4, 5]), (10, [4, 4, 2]), (1, [1]), (3, [3])])
-def test_no_batch_of_one(n: int, sizes: list[int]) -> None:
+@pytest.mark.parametrize(("n", "sizes"), [(8, [4, 4]), (9, [3, 3, 3]), (10, [4, 3, 3]), (1, [1]), (3, [3])])
+def test_batches_are_of_equal_size(n: int, sizes: list[int]) -> None:
     assert [len(batch) for batch in split_batches(torch.zeros(n, 4), 4)] == sizes
 
 

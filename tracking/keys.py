@@ -22,7 +22,7 @@ PARAMS = {
     "macs": "multiply-accumulates of one forward pass of one image",
     "lr": "learning rate at the start",
     "weight_decay": "AdamW's decoupled weight decay",
-    "batch_size": "training images a step",
+    "batch_size": "training images a step, at most: batches are made equal",
     "epochs": "most epochs, and the length of the cosine schedule",
     "patience": "epochs without a lower validation loss before stopping",
     "augment": "whether training images were flipped and shifted",
