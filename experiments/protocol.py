@@ -134,6 +134,7 @@ def run_model(
     failures = []
     with tracking.parent_run(protocol.store, protocol.task.name, card.name, params, tags) as parent:
         log_model_card(parent, card, protocol.data)
+        log_dataset(parent, protocol.data)
         for name, number in [job for job in remaining if job[0] == card.name]:
             try:
                 run_split(protocol, parent, name, number, params, tags)
@@ -195,8 +196,7 @@ def run_split(
         tracking.child_run(protocol.store, parent, title, own_params, own_tags) as child,
         display.SplitBar(title, protocol.config.epochs) as bar,
     ):
-        profile = json.dumps({"images": len(protocol.data.labels), "classes": len(protocol.data.classes), **sizes})
-        child.log_dataset(protocol.data.name, protocol.data.digest, profile)
+        log_dataset(child, protocol.data)
         train_and_log(protocol, child, name, number, bar)
 
 
@@ -247,6 +247,12 @@ def final_metrics(
         "train_seconds": seconds,
         "images_per_second": images_an_epoch * len(records) / seconds,
     }
+
+
+def log_dataset(run: Run, data: ImageData) -> None:
+    """Enter the images under their digest."""
+    profile = {"images": len(data.labels), "classes": len(data.classes), "shape": data.images.shape[1:]}
+    run.log_dataset(data.name, data.digest, json.dumps(profile))
 
 
 def log_model_card(parent: Run, card: models.ModelCard, data: ImageData) -> None:

@@ -87,6 +87,7 @@ def test_all_keys_of_a_child_are_there(task: str, finished) -> None:
     assert run.data.tags["dataset_digest"] == data.digest
     assert run.inputs.dataset_inputs[0].dataset.digest == data.digest[:36]
     parent = store.client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.inputs.dataset_inputs[0].dataset.digest == data.digest[:36]
     shared = set(keys.PARAMS) - set(keys.CHILD_PARAMS)
     assert parent.data.params == {key: run.data.params[key] for key in shared}
     assert parent.data.metrics["n_splits"] == 2 and "sd/test/accuracy" in parent.data.metrics
