@@ -187,9 +187,11 @@ def plan_epoch(train: np.ndarray, size: int, augment: bool, generator: torch.Gen
 def split_batches(plan: Tensor, batch_size: int) -> list[Tensor]:
     """Cut a plan into as few batches as `batch_size` allows, of equal size to within one image.
 
-    A small last batch would move BatchNorm's running statistics, which evaluation uses, as far as a full one does.
+    A small last batch would move BatchNorm's running statistics, which evaluation uses, as far as a full one does,
+    and BatchNorm cannot train on a single image at all: three images are one batch even where two were asked for.
     """
-    return list(torch.tensor_split(plan, math.ceil(len(plan) / batch_size)))
+    count = min(math.ceil(len(plan) / batch_size), max(1, len(plan) // 2))
+    return list(torch.tensor_split(plan, count))
 
 
 def split_seed(seed: int, number: int) -> int:

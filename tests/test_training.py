@@ -163,6 +163,14 @@ def test_batches_are_of_equal_size(n: int, sizes: list[int]) -> None:
     assert [len(batch) for batch in split_batches(torch.zeros(n, 4), 4)] == sizes
 
 
+def test_no_batch_of_one_image() -> None:
+    for n in range(2, 40):
+        for batch_size in range(2, 9):
+            batches = split_batches(torch.arange(n), batch_size)
+            assert torch.equal(torch.cat(batches), torch.arange(n))
+            assert min(map(len, batches)) >= 2 and max(map(len, batches)) <= max(batch_size, 3)
+
+
 def test_divergence_names_epoch_and_loss(data: ImageData, split: Split) -> None:
     with pytest.raises(TrainingDivergedError, match=r"loss is (nan|inf) in epoch \d; a lower --lr"):
         run(data, split, dataclasses.replace(CONFIG, lr=1e30))
