@@ -4,7 +4,7 @@
 """
 
 from tracking.keys import EXPERIMENTS
-from tracking.runs import Run, child_run, finished_children, parent_run, summarise
+from tracking.runs import Run, child_run, parent_run, summarise
 from tracking.store import Store, StoreError, check_uri, open_store
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "StoreError",
     "check_uri",
     "child_run",
-    "finished_children",
     "open_store",
     "parent_run",
     "summarise",

@@ -40,11 +40,6 @@ class Run:
         dataset = Dataset(name, digest[:36], source_type="local", source="{}", profile=profile)
         self.store.client.log_inputs(self.id, [DatasetInput(dataset, tags=[])])
 
-    def set_tag(self, key: str, value: str) -> None:
-        """Set one of `tracking.keys.TAGS`."""
-        _check_keys([key], TAGS)
-        self.store.client.set_tag(self.id, key, value)
-
 
 @contextlib.contextmanager
 def parent_run(store: Store, task: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[Run]:

@@ -109,9 +109,9 @@ def check_uri(uri: str | None = None) -> str:
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{MLRUNS / 'mlflow.db'}"
     if uri.startswith("sqlite"):
-        if not uri.removeprefix("sqlite:///") or not uri.startswith("sqlite:///"):
+        path = _sqlite_path(uri)
+        if path is None or uri == "sqlite:///":
             raise StoreError(f"--tracking-uri {uri} names no file; write sqlite:///path/to/mlflow.db")
-        path = Path(uri.removeprefix("sqlite:///")).resolve()
         _check_sqlite(path)
         return f"sqlite:///{path}"
     if uri.startswith(("http://", "https://")):
