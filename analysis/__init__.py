@@ -1,17 +1,34 @@
-"""Reading the result database, comparison tables and figures; needs nothing but the store.
+"""Which model is better, by how much, and is it real? Read from the result database alone.
 
-`load_runs` gives one row a run, `comparison_table` one row a model. `python -m analysis table TASK` prints it.
+`load_runs`, `load_curves` and `load_predictions` give tidy frames; `comparison_table` one row a model;
+`pairwise_tests` one row a pair. `python -m analysis` makes tables, figures and the report; comparison.ipynb teaches
+the rest. The statistics are explained in docs/statistics.md.
 """
 
-from analysis.plots import confusion_figure, font_families
-from analysis.query import load_runs
-from analysis.tables import comparison_groups, comparison_table, print_table
+from analysis.comparison import Evidence, comparison_table, default_metric, pairwise_tests, summarise
+from analysis.figures import confusion_figure, draw_figures, most_confused
+from analysis.figures import save as save_figure
+from analysis.fonts import font_families
+from analysis.formats import print_scores
+from analysis.groups import choose_group, comparison_groups
+from analysis.query import load_curves, load_predictions, load_runs, local_artifact
 
 __all__ = [
+    "Evidence",
+    "choose_group",
     "comparison_groups",
     "comparison_table",
     "confusion_figure",
+    "default_metric",
+    "draw_figures",
     "font_families",
+    "load_curves",
+    "load_predictions",
     "load_runs",
-    "print_table",
+    "local_artifact",
+    "most_confused",
+    "pairwise_tests",
+    "print_scores",
+    "save_figure",
+    "summarise",
 ]

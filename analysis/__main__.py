@@ -1,13 +1,40 @@
-"""`python -m analysis table TASK...`: the comparison table from the result database alone."""
+"""`python -m analysis`: tables, tests, figures and the report, from the result database alone."""
 
+import contextlib
+import difflib
 import sys
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tracking import EXPERIMENTS, StoreError, open_store
+from tracking import EXPERIMENTS, StoreError, check_uri
+from tracking.store import without_password
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.comparison import Evidence
+    from analysis.formats import Format
+    from analysis.tables import ResultTable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help=", ".join(EXPERIMENTS))]
+Uri = Annotated[
+    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of the result database; mlruns/ unless given")
+]
+Metric = Annotated[
+    str | None, typer.Option(help="test/accuracy unless given; also test/f1_macro, best_val/accuracy, ...")
+]
+Group = Annotated[str | None, typer.Option(help="comparison group; the newest complete one unless given")]
+Rope = Annotated[float, typer.Option(min=0, help="differences up to this many points are practically the same")]
+FormatOption = Annotated[
+    Literal["text", "markdown", "latex", "csv", "json"] | None,
+    typer.Option("--format", help="text, or by the suffix of --out, unless given"),
+]
+Out = Annotated[Path | None, typer.Option(dir_okay=False, help="write to this file")]
 
 
 @app.callback()
@@ -17,25 +44,131 @@ def analysis() -> None:
 
 @app.command()
 def table(
-    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help=", ".join(EXPERIMENTS))],
-    tracking_uri: Annotated[
-        str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of the result database; mlruns/ unless given")
-    ] = None,
+    tasks: Tasks, metric: Metric = None, group: Group = None, form: FormatOption = None, out: Out = None,
+    tracking_uri: Uri = None,
+) -> None:  # fmt: skip
+    """One row a model: splits done, scores with interval, cost; and the baselines."""
+    from analysis.tables import score_table
+
+    _write(tasks, metric, group, form, out, tracking_uri, score_table)
+
+
+@app.command()
+def compare(
+    tasks: Tasks, metric: Metric = None, group: Group = None, rope: Rope = 1.0, form: FormatOption = None,
+    out: Out = None, tracking_uri: Uri = None,
+) -> None:  # fmt: skip
+    """One row a pair of models: difference with interval, tests, and the verdict."""
+    from analysis.tables import difference_table
+
+    def build(evidence: "Evidence", chosen: str) -> "ResultTable":
+        return difference_table(evidence, chosen, rope / 100)
+
+    _write(tasks, metric, group, form, out, tracking_uri, build)
+
+
+@app.command()
+def figures(
+    tasks: Tasks, out: Annotated[Path, typer.Option(file_okay=False, help="folder for the files")],
+    metric: Metric = None, group: Group = None, rope: Rope = 1.0, tracking_uri: Uri = None,
+) -> None:  # fmt: skip
+    """Draw the figures of a task, each as PNG and SVG."""
+    from analysis.figures import draw_figures, save
+
+    with _one_sentence():
+        for task in _known(tasks):
+            evidence, chosen, _ = _evidence(task, metric, group, tracking_uri)
+            for name, _, figure in draw_figures(evidence, chosen, rope / 100):
+                for path in save(figure, out / task if len(tasks) > 1 else out, name):
+                    print(path)
+
+
+@app.command()
+def report(
+    tasks: Tasks, out: Annotated[Path, typer.Option(dir_okay=False, help="the page")] = Path("report.html"),
+    metric: Metric = None, group: Group = None, rope: Rope = 1.0, tracking_uri: Uri = None,
+) -> None:  # fmt: skip
+    """Write one self-contained page about some tasks, for people who do not have the program."""
+    from analysis.report import write_report
+    from tracking import open_store
+
+    with _one_sentence():
+        chosen = [_evidence(task, metric, group, tracking_uri)[:2] for task in _known(tasks)]
+        write_report(out, chosen, open_store(tracking_uri), rope / 100)
+        print(out)
+
+
+def _write(
+    tasks: list[str],
+    metric: str | None,
+    group: str | None,
+    form: "Format | None",
+    out: Path | None,
+    tracking_uri: str | None,
+    build: "Callable[[Evidence, str], ResultTable]",
 ) -> None:
-    """Print one row a model: splits done, scores, cost."""
+    from analysis.formats import SUFFIXES, print_groups, render
+
+    form = form or (SUFFIXES.get(out.suffix.lower(), "markdown") if out else "text")
+    with _one_sentence():
+        found = [_evidence(task, metric, group, tracking_uri) for task in _known(tasks)]
+        tables = [build(evidence, chosen) for evidence, chosen, _ in found]
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(render(tables, form), encoding="utf-8")
+            print(out)
+        else:
+            print(render(tables, form), end="")
+        if form in ("text", "csv"):  # the other formats hold the notes themselves
+            for (evidence, _, runs), result in zip(found, tables, strict=True):
+                print_groups(runs, evidence.group, result.notes if form == "csv" else [])
+
+
+def _known(tasks: list[str]) -> list[str]:
     for task in tasks:
         if task not in EXPERIMENTS:
-            raise typer.BadParameter(f"{task!r} is not one of {', '.join(EXPERIMENTS)}", param_hint="TASK")
-    from mlflow.exceptions import MlflowException
+            near = difflib.get_close_matches(task, EXPERIMENTS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise typer.BadParameter(f"{task!r} is not one of {', '.join(EXPERIMENTS)}{hint}", param_hint="TASK")
+    return list(dict.fromkeys(tasks))
 
-    from analysis.tables import print_table
 
+def _evidence(
+    task: str, metric: str | None, group: str | None, tracking_uri: str | None
+) -> "tuple[Evidence, str, pd.DataFrame]":
+    """The group to be shown, its metric, and all runs of the task."""
+    from analysis.comparison import Evidence, check_metric, default_metric
+    from analysis.groups import choose_group
+    from analysis.query import load_runs
+
+    uri = check_uri(tracking_uri)
+    if metric is not None:
+        try:
+            check_metric(metric)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--metric") from None
+    runs = load_runs([task], uri)
     try:
-        store = open_store(tracking_uri)
-        for task in tasks:
-            print_table(store, task)
-    except (StoreError, OSError, MlflowException) as error:
+        chosen = choose_group(runs, group)
+    except ValueError as error:
+        raise StoreError(f"{task} in the result database {without_password(uri)}: {error}") from None
+    return Evidence(chosen, uri), metric or default_metric(chosen), runs
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn what can go wrong into one sentence and exit code 1."""
+    try:
+        yield
+    except (StoreError, OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, MlflowException):
+            raise
+        print(f"Error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 

@@ -1,19 +1,94 @@
-"""Reading the result database into tidy pandas frames."""
+"""Reading the result database into tidy pandas frames.
 
-from collections.abc import Sequence
-from typing import Any
+SQLite and PostgreSQL are asked in SQL: one query a frame, read-only, without the 2 s that importing mlflow takes. A
+tracking server, or a database whose schema is not known here, is read through MLflow's client. Both give the same
+frames.
+"""
 
+import atexit
+import contextlib
+import difflib
+import functools
+import math
+import posixpath
+import shutil
+import sqlite3
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
 import pandas as pd
 
-from tracking import StoreError, open_store
-from tracking.keys import FINAL_METRICS, PARAMS, TAGS
+from tracking import EXPERIMENTS, Store, StoreError, check_uri, open_store
+from tracking.keys import EPOCH_METRICS, FINAL_METRICS, PARAMS, PREDICTIONS, TAGS
+from tracking.store import without_password
 
-TYPES: dict[str, type] = {
-    **dict.fromkeys(("split", "n_splits", "n_train", "n_val", "n_test", "parameters", "macs"), int),
-    **dict.fromkeys(("batch_size", "epochs", "patience", "threads", "seed"), int),
-    **dict.fromkeys(("lr", "weight_decay"), float),
-}
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment as MlflowExperiment
+    from mlflow.entities import Run as MlflowRun
+
+SCHEMA = "dc11669786a5"  # alembic version of the databases of mlflow 3.17.2, which the SQL below was written for
+PARENT = "mlflow.parentRunId"
+EXPERIMENT = "e.experiment_id, e.name, e.lifecycle_stage, e.artifact_location"  # fields of _Experiment in SQL
+
+TIMES = ("start_time", "end_time")
 FLAGS = ("leak_free", "augment")
+FLOATS = ("lr", "weight_decay")
+INTEGERS = (
+    "n_splits", "split", "n_train", "n_val", "n_test", "parameters", "macs",
+    "batch_size", "epochs", "patience", "threads", "seed", "epoch",
+)  # fmt: skip
+RUN_COLUMNS = (
+    "run_id", "parent_id", "status", "start_time", "end_time", "artifact_uri",
+    *TAGS, *PARAMS, *FINAL_METRICS,
+)  # fmt: skip
+CURVE_COLUMNS = ("run_id", "task", "model", "split", "epoch", *EPOCH_METRICS)
+PREDICTED_PARTS = ("val", "test")
+PREDICTION_TYPES = {"index": np.int64, "true": np.int64, "pred": np.int64, "prob": np.float32}
+
+# A point that was logged as NaN, where None is one that was not logged: SQL's MAX skips None and prefers any number to
+# this. MLflow stores no infinity of its own.
+NAN = -math.inf
+
+Row = Sequence[Any]
+Execute = Callable[[str, dict[str, Any]], list[Row]]
+
+
+class _Experiment(NamedTuple):
+    id: Any  # a number in SQL, text in MLflow's client
+    name: str
+    stage: str
+    location: str
+
+
+class _Reader(Protocol):
+    """A store that is open for reading. Rows come in any order."""
+
+    label: str
+    database: Path | None
+
+    def experiments(self, names: Sequence[str]) -> list[_Experiment]:
+        """Look up experiments by name; deleted ones are among them."""
+
+    def runs(self, experiments: Sequence[_Experiment]) -> list[Row]:
+        """Read the active children: RUN_COLUMNS as they are stored."""
+
+    def points(self, experiments: Sequence[_Experiment]) -> list[Row]:
+        """Read what those logged by epoch, one row a run, epoch and time of logging.
+
+        A row has CURVE_COLUMNS, the run's start and the time of logging.
+        """
+
+    def artifacts(self, run_id: str) -> tuple[str, _Experiment] | None:
+        """Look up a run's artifact URI and its experiment."""
 
 
 def load_runs(tasks: Sequence[str], tracking_uri: str | None = None) -> pd.DataFrame:
@@ -22,58 +97,402 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None) -> pd.DataF
     Parameters
     ----------
     tasks : sequence of str
-        Such as `["task1", "task3"]`.
+        Such as `["task1", "task3"]`. One that has not been run yet has no rows.
     tracking_uri : str, optional
-        See `tracking.open_store`.
+        See `tracking.check_uri`.
 
     Returns
     -------
     pandas.DataFrame
-        One row a child run, oldest first: `run_id`, `parent_id`, `status`, `start_time`, `end_time` (UTC), and every
-        key of `tracking.keys` that a child has, params in their own types. What a run lacks is missing (NaN, NA).
+        One row a child run, oldest first, always with these columns: `run_id`, `parent_id`, `status`, `start_time`,
+        `end_time` (UTC), `artifact_uri`, then every tag, param and final metric of `tracking.keys`. Their types do
+        not depend on what is stored: Int64, boolean, float64, str. What a run lacks is missing (NA, NaN, NaT).
+        Where a SQLite database was moved together with its artifacts, `artifact_uri` says where they are now.
 
     Raises
     ------
     StoreError
-        There is no store, or it cannot be opened.
+        There is no store, it cannot be read, there is no such task, or a param is not of its type.
     """
-    from mlflow.entities import ViewType
-
-    store = open_store(tracking_uri)
-    found = [store.experiment_id(task) for task in tasks]
-    experiments = [experiment for experiment in found if experiment is not None]
-    rows: list[dict[str, Any]] = []
-    token: str | None = None
-    while experiments:
-        page = store.client.search_runs(experiments, "", ViewType.ACTIVE_ONLY, 1000, page_token=token)
-        rows += [_row(run) for run in page if "mlflow.parentRunId" in run.data.tags]
-        token = page.token
-        if not token:
-            break
-    columns = ["run_id", "parent_id", "status", "start_time", "end_time", *TAGS, *PARAMS, *FINAL_METRICS]
-    runs = pd.DataFrame(rows, columns=columns)
-    for column in ("start_time", "end_time"):
-        runs[column] = pd.to_datetime(runs[column], unit="ms", utc=True)
-    for key in FINAL_METRICS:
-        runs[key] = runs[key].astype(float)
-    return runs.sort_values(["start_time", "run_id"], ignore_index=True)
+    with _reader(tracking_uri) as reader:
+        experiments = _experiments(reader, tasks)
+        rows = reader.runs(experiments) if experiments else []
+        moved = _moved(experiments, reader.database)
+    start = RUN_COLUMNS.index("start_time")
+    rows.sort(key=lambda row: (row[start] or 0, row[0]))
+    runs = _frame(rows, RUN_COLUMNS, FINAL_METRICS)
+    if moved:
+        runs["artifact_uri"] = runs["artifact_uri"].map(lambda uri: _relocated(uri, moved)).astype("str")
+    return runs
 
 
-def _row(run: Any) -> dict[str, Any]:
-    info, data = run.info, run.data
-    params: dict[str, Any] = {}
-    for key, text in data.params.items():
+def load_curves(tasks: Sequence[str], tracking_uri: str | None = None) -> pd.DataFrame:
+    """Read what every split's run of some tasks logged by epoch.
+
+    Parameters
+    ----------
+    tasks, tracking_uri
+        See `load_runs`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a run and epoch, in the order of `load_runs`: `run_id`, `task`, `model`, `split`, `epoch` (Int64), then
+        every epoch metric of `tracking.keys`. Of an epoch that was logged again, what is newest; of values of the
+        same millisecond, the largest.
+
+    Raises
+    ------
+    StoreError
+        As in `load_runs`.
+    """
+    with _reader(tracking_uri) as reader:
+        experiments = _experiments(reader, tasks)
+        rows = reader.points(experiments) if experiments else []
+    rows.sort(key=_run_epoch_and_time)
+    points = _frame(rows, CURVE_COLUMNS, EPOCH_METRICS)
+    if points.duplicated(["run_id", "epoch"]).any():
+        points = points.groupby(["run_id", "epoch"], sort=False, as_index=False).last()  # of each metric
+    metrics = list(EPOCH_METRICS)
+    points[metrics] = points[metrics].replace(NAN, math.nan)
+    return points[list(CURVE_COLUMNS)]
+
+
+def _run_epoch_and_time(row: Row) -> tuple[int, str, int, int]:
+    return row[-2] or 0, row[0], row[CURVE_COLUMNS.index("epoch")], row[-1]
+
+
+def load_predictions(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> pd.DataFrame:
+    """Read what a run predicted for each image of its validation and test part.
+
+    Parameters
+    ----------
+    run, tracking_uri
+        See `local_artifact`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an image: `part` (val or test), `index` in the data set, `true` and `pred` (labels), and `prob`, the
+        probability of the predicted label (float32).
+
+    Raises
+    ------
+    StoreError
+        There is no such run, it has no predictions, or the file is damaged.
+    """
+    path = local_artifact(run, PREDICTIONS, tracking_uri)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            parts = [
+                pd.DataFrame({key: arrays[f"{part}_{key}"].astype(dtype) for key, dtype in PREDICTION_TYPES.items()})
+                for part in PREDICTED_PARTS
+            ]
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
+        raise StoreError(f"{path} is damaged; run its task again with --fresh to have it written") from None
+    predictions = pd.concat(parts, ignore_index=True)
+    names = np.repeat(PREDICTED_PARTS, [len(part) for part in parts])
+    predictions.insert(0, "part", pd.Series(names, dtype="str"))
+    return predictions
+
+
+def local_artifact(run: "str | pd.Series[Any]", name: str, tracking_uri: str | None = None) -> Path:
+    """Find a file that a run logged, or download it for the time that this process lives.
+
+    Parameters
+    ----------
+    run : str or pandas.Series
+        A run's id, be it a parent's or a child's, or a row of `load_runs`. A row is the faster of the two.
+    name : str
+        Path below the run's artifacts, such as `tracking.keys.PREDICTIONS`.
+    tracking_uri : str, optional
+        See `tracking.check_uri`.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    StoreError
+        There is no such run, or it has no such file.
+    """
+    if isinstance(run, str):
+        run_id, uri = run, _artifact_uri(run, tracking_uri)
+    else:
+        run_id, uri = run["run_id"], run["artifact_uri"]
+    folder = _local_path(uri)
+    if folder is None:
+        return _download(run_id, name, tracking_uri)
+    path = folder / name
+    if not path.is_file():
+        raise _missing(run_id, name)
+    return path
+
+
+class _Database:
+    """An SQLite or PostgreSQL database with the schema that is known here."""
+
+    def __init__(self, execute: Execute, label: str, database: Path | None) -> None:
+        self.execute = execute
+        self.label = label
+        self.database = database
+
+    def experiments(self, names: Sequence[str]) -> list[_Experiment]:
+        condition = f"e.name IN ({_literals(names)}) AND e.workspace = 'default'"
+        rows = self.execute(f"SELECT {EXPERIMENT} FROM experiments e WHERE {condition}", {})
+        return [_Experiment(*row) for row in rows]
+
+    def runs(self, experiments: Sequence[_Experiment]) -> list[Row]:
+        columns = [
+            *("r.run_uuid", "p.value", "r.status", "r.start_time", "r.end_time", "r.artifact_uri"),
+            *(_value("tags", key) for key in TAGS),
+            *(_value("params", key) for key in PARAMS),
+            *(_value("latest_metrics", key, "AND NOT is_nan") for key in FINAL_METRICS),
+        ]
+        return self.execute(_children(experiments, columns), {})
+
+    def points(self, experiments: Sequence[_Experiment]) -> list[Row]:
+        labels = [_value("tags", "task"), _value("params", "model"), _value("params", "split")]
+        metrics = [f'"{key}"' for key in EPOCH_METRICS]
+        value = "CASE WHEN is_nan THEN :nan ELSE value END"
+        maxima = [f"MAX({value}) FILTER (WHERE key = '{key}') AS \"{key}\"" for key in EPOCH_METRICS]
+        # An epoch's metrics are logged with one timestamp, so there are hardly more rows than epochs. SQLite sorts them
+        # fastest by what differs most, and would index the points, not the children, for an inner join.
+        query = f"""
+            WITH child AS ({_children(experiments, ["r.run_uuid", "r.start_time", *labels])}),
+            point AS (
+                SELECT run_uuid, step, timestamp, {", ".join(maxima)} FROM metrics
+                WHERE run_uuid IN (SELECT run_uuid FROM child) AND key IN ({_literals(EPOCH_METRICS)})
+                GROUP BY timestamp, step, run_uuid
+            )
+            SELECT child.run_uuid, task, model, split, step, {", ".join(metrics)}, start_time, timestamp
+            FROM point LEFT JOIN child ON child.run_uuid = point.run_uuid"""
+        return self.execute(query, {"nan": NAN})
+
+    def artifacts(self, run_id: str) -> tuple[str, _Experiment] | None:
+        query = f"""
+            SELECT r.artifact_uri, {EXPERIMENT} FROM runs r JOIN experiments e ON e.experiment_id = r.experiment_id
+            WHERE r.run_uuid = :run_id"""
+        for uri, *experiment in self.execute(query, {"run_id": run_id}):
+            return uri, _Experiment(*experiment)
+        return None
+
+
+def _children(experiments: Sequence[_Experiment], columns: Sequence[str]) -> str:
+    ids = ", ".join(str(experiment.id) for experiment in experiments)
+    return f"""
+        SELECT {", ".join(columns)}
+        FROM runs r JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = '{PARENT}'
+        WHERE r.experiment_id IN ({ids}) AND r.lifecycle_stage = 'active'"""
+
+
+def _value(table: str, key: str, condition: str = "") -> str:
+    """SQL of one value of a run: looked up by primary key, which is faster than to fetch all rows and pivot them."""
+    return f"(SELECT value FROM {table} WHERE run_uuid = r.run_uuid AND key = '{key}' {condition}) AS \"{key}\""
+
+
+def _literals(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+class _Client:
+    """Any store, through MLflow's client."""
+
+    def __init__(self, store: Store) -> None:
+        self.client = store.client
+        self.label = store.label
+        self.database = store.database
+
+    def experiments(self, names: Sequence[str]) -> list[_Experiment]:
+        found = [self.client.get_experiment_by_name(name) for name in names]
+        return [_experiment(experiment) for experiment in found if experiment is not None]
+
+    def runs(self, experiments: Sequence[_Experiment]) -> list[Row]:
+        return [
+            (
+                *(run.info.run_id, run.data.tags[PARENT], run.info.status),
+                *(run.info.start_time, run.info.end_time, run.info.artifact_uri),
+                *map(run.data.tags.get, TAGS),
+                *map(run.data.params.get, PARAMS),
+                *map(run.data.metrics.get, FINAL_METRICS),
+            )
+            for run in self._children(experiments)
+        ]
+
+    def points(self, experiments: Sequence[_Experiment]) -> list[Row]:
+        rows: list[Row] = []
+        for run in self._children(experiments):
+            run_id, data = run.info.run_id, run.data
+            labels = (run_id, data.tags.get("task"), data.params.get("model"), data.params.get("split"))
+            points: defaultdict[tuple[int, int], dict[str, float]] = defaultdict(dict)
+            for key in EPOCH_METRICS:
+                for point in self.client.get_metric_history(run_id, key) if key in data.metrics else ():
+                    values = points[point.timestamp, point.step]
+                    values[key] = max(values.get(key, NAN), NAN if math.isnan(point.value) else point.value)
+            rows += [
+                (*labels, epoch, *map(values.get, EPOCH_METRICS), run.info.start_time, timestamp)
+                for (timestamp, epoch), values in points.items()
+            ]
+        return rows
+
+    def artifacts(self, run_id: str) -> tuple[str, _Experiment] | None:
+        from mlflow.exceptions import MlflowException
+
         try:
-            params[key] = text == "True" if key in FLAGS else TYPES.get(key, str)(text)
-        except ValueError:
-            raise StoreError(f"run {info.run_id} has {key} = {text!r}, which is no {TYPES[key].__name__}") from None
-    fixed = {
-        "run_id": info.run_id,
-        "parent_id": data.tags["mlflow.parentRunId"],
-        "status": info.status,
-        "start_time": info.start_time,
-        "end_time": info.end_time,
-    }
-    # only final metrics: `lr` is a parameter and, by epoch, a metric too
-    scores = {key: value for key, value in data.metrics.items() if key in FINAL_METRICS}
-    return {**data.tags, **scores, **params, **fixed}
+            info = self.client.get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return info.artifact_uri, _experiment(self.client.get_experiment(info.experiment_id))
+
+    def _children(self, experiments: Sequence[_Experiment]) -> "Iterator[MlflowRun]":
+        ids, token = [experiment.id for experiment in experiments], None
+        while token != "":
+            page = self.client.search_runs(ids, max_results=1000, page_token=token)
+            yield from (run for run in page if PARENT in run.data.tags)
+            token = page.token or ""
+
+
+def _experiment(experiment: "MlflowExperiment") -> _Experiment:
+    return _Experiment(
+        experiment.experiment_id, experiment.name, experiment.lifecycle_stage, experiment.artifact_location
+    )
+
+
+@contextlib.contextmanager
+def _reader(tracking_uri: str | None) -> Iterator[_Reader]:
+    uri = check_uri(tracking_uri)
+    if uri.startswith(("sqlite:", "postgresql")):
+        database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
+        with _sqlite(database) if database else _postgresql(uri) as execute:
+            [[schema]] = execute("SELECT MAX(version_num) FROM alembic_version", {})
+            if schema == SCHEMA:
+                yield _Database(execute, without_password(uri), database)
+                return
+        warnings.warn(
+            f"the result database {without_password(uri)} has schema {schema}, which is not known here; it is read "
+            "through MLflow, which takes longer",
+            stacklevel=4,
+        )
+    yield _Client(open_store(uri))
+
+
+@contextlib.contextmanager
+def _sqlite(path: Path) -> Iterator[Execute]:
+    """Open an SQLite file read-only, with the standard library: importing SQLAlchemy takes longer than a query."""
+    if not path.exists():
+        raise StoreError(f"there is no result database at {path}; run a task first, or name one in --tracking-uri")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            connection.execute("PRAGMA cache_size = -64000")  # kB; within the default of 2 MB curves are sorted on disk
+            yield lambda query, values: connection.execute(query, values).fetchall()
+    except sqlite3.Error as error:
+        raise StoreError(f"cannot read the result database {path}: {error}") from None
+
+
+@contextlib.contextmanager
+def _postgresql(uri: str) -> Iterator[Execute]:
+    from sqlalchemy import NullPool, create_engine, text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        engine = create_engine(uri, poolclass=NullPool)
+        with engine.connect().execution_options(postgresql_readonly=True) as connection:
+            yield lambda query, values: list(connection.execute(text(query), values))
+    except (SQLAlchemyError, ImportError) as error:  # a driver that is not installed
+        reason = " ".join(str(getattr(error, "orig", error)).split())[:300]
+        raise StoreError(f"cannot read the result database {without_password(uri)}: {reason}") from None
+
+
+def _experiments(reader: _Reader, tasks: Sequence[str]) -> list[_Experiment]:
+    for task in tasks:
+        if task not in EXPERIMENTS:
+            near = difflib.get_close_matches(task, EXPERIMENTS, cutoff=0)
+            raise StoreError(f"there is no task {task!r}; there are {', '.join(near)}")
+    experiments = reader.experiments(list(dict.fromkeys(EXPERIMENTS[task] for task in tasks)))
+    for experiment in experiments:
+        if experiment.stage != "active":
+            raise StoreError(f"experiment {experiment.name} of {reader.label} was deleted; restore it in the MLflow UI")
+    return experiments
+
+
+def _frame(rows: list[Row], names: Sequence[str], metrics: Collection[str]) -> pd.DataFrame:
+    """Give each column its type. The first is the run's id; params are text, metrics are numbers or None."""
+    run_ids = [row[0] for row in rows]
+    typed: dict[str, Any] = {}
+    for position, name in enumerate(names):
+        values = [row[position] for row in rows]
+        if name in metrics:
+            typed[name] = np.array(values, dtype=float)
+        elif name in TIMES:
+            typed[name] = pd.array(np.array(values, dtype="datetime64[ms]"), dtype="datetime64[ms, UTC]")
+        elif name in FLAGS:
+            typed[name] = pd.array([None if text is None else text == "True" for text in values], dtype="boolean")
+        elif name in INTEGERS or name in FLOATS:
+            typed[name] = _numbers(name, values, run_ids)
+        else:
+            typed[name] = pd.array(values, dtype="str")
+    return pd.DataFrame(typed)
+
+
+def _numbers(key: str, texts: Sequence[Any], run_ids: Sequence[str]) -> "pd.Series[Any]":
+    kind, dtype, parse = ("float", "float64", float) if key in FLOATS else ("int", "Int64", np.int64)
+    numbers: dict[Any, Any] = {None: None}
+    for text, run_id in zip(texts, run_ids, strict=True):
+        if text not in numbers:
+            try:
+                numbers[text] = parse(text)
+            except (ValueError, OverflowError):
+                raise StoreError(f"run {run_id} has {key} = {text!r}, which is no {kind}") from None
+    return pd.Series([numbers[text] for text in texts], dtype=dtype)
+
+
+def _artifact_uri(run_id: str, tracking_uri: str | None) -> str:
+    with _reader(tracking_uri) as reader:
+        found = reader.artifacts(run_id)
+        if found is None:
+            raise StoreError(f"there is no run {run_id} in {reader.label}")
+        uri, experiment = found
+        return _relocated(uri, _moved([experiment], reader.database))
+
+
+def _moved(experiments: Sequence[_Experiment], database: Path | None) -> dict[str, str]:
+    """Where artifacts are that are not where the store says, by experiment: beside a database that was moved."""
+    if database is None:
+        return {}
+    moved = {}
+    for experiment in experiments:
+        recorded, beside = _local_path(experiment.location), database.parent / "artifacts" / experiment.name
+        if recorded and not recorded.exists() and beside.is_dir():
+            moved[experiment.location] = beside.as_uri()
+    return moved
+
+
+def _relocated(uri: str, moved: dict[str, str]) -> str:
+    for old, new in moved.items():
+        if uri.startswith(f"{old}/"):
+            return new + uri.removeprefix(old)
+    return uri
+
+
+def _local_path(uri: str) -> Path | None:
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
+    return Path(uri) if len(parts.scheme) < 2 else None  # one letter is a drive
+
+
+def _missing(run_id: str, name: str) -> StoreError:
+    return StoreError(f"run {run_id} has no {name}; run its task again with --fresh to have it written")
+
+
+@functools.cache
+def _download(run_id: str, name: str, tracking_uri: str | None) -> Path:
+    client = open_store(tracking_uri).client
+    if name not in [file.path for file in client.list_artifacts(run_id, posixpath.dirname(name) or None)]:
+        raise _missing(run_id, name)
+    folder = tempfile.mkdtemp(prefix=f"{run_id}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(client.download_artifacts(run_id, name, folder))

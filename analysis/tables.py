@@ -1,156 +1,236 @@
-"""Comparison tables: one row a model, over the splits of one comparison group."""
+"""The tables that people read: one row a model, or one row a pair of models, and what must be said beside them."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from tracking.keys import GROUP_PARAMS, MEAN, PARTS, SAMPLE, SCORES, SD
+from analysis.comparison import AGAINST_BASELINES, BETTER, NETWORKS, OPEN, SAME, Evidence, compare, tabulate
+from analysis.groups import group_id, what_is_wrong
+from tracking.keys import MEAN
 
-if TYPE_CHECKING:
-    from tracking import Store
-
-GROUP = ("task", "dataset_digest", "device_kind", *GROUP_PARAMS)
-AVERAGED = (*(f"{part}/{score}" for part in PARTS for score in SCORES), "best_epoch", "epochs_run", "train_seconds")
-
-
-def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
-    """Divide runs into comparison groups: same task, data, protocol, seed, configuration, precision, kind of device.
-
-    Returns
-    -------
-    list of pandas.DataFrame
-        Rows of `runs`, one frame a group; the newest first, but those without a finished run last.
-    """
-    if runs.empty:
-        return []
-    keyed = runs.assign(device_kind=runs["device"].str.split(":").str[0])
-    groups = [group for _, group in keyed.groupby(list(GROUP), dropna=False, sort=False)]
-    groups.sort(key=lambda group: group["start_time"].max(), reverse=True)
-    return sorted(groups, key=lambda group: _finished(group).empty)  # stable: the newest stay in front
+NAMES = {"accuracy": "accuracy", "f1_micro": "micro-F1", "f1_macro": "macro-F1", "loss": "loss"}
+PART_NAMES = {
+    "test": "test part at the best epoch",
+    "best_val": "validation part at the best epoch, which it chose",
+    "last_val": "validation part at the last epoch",
+}
+NOT_BEATEN = "†"  # beside a network that does not beat every baseline
 
 
-def _finished(group: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a result; of a split that was run again, the newest."""
-    return group[group["status"] == "FINISHED"].drop_duplicates(["model", "split"], keep="last")
+@dataclass(frozen=True)
+class ResultTable:
+    """A table and what belongs to it.
 
-
-def comparison_table(runs: pd.DataFrame, metric: str = "test/accuracy") -> pd.DataFrame:
-    """Average the finished splits of each model, for the newest comparison group in `runs`.
-
-    Parameters
+    Attributes
     ----------
+    title, caption : str
+        What it is about; what its numbers are.
+    cells : pandas.DataFrame of str
+        As people read it: rounded, scores in per cent.
+    data : pandas.DataFrame
+        As programs read it: full precision, scores as shares.
+    notes : list of str
+        Sentences that a reader of the table must know.
     runs : pandas.DataFrame
-        From `load_runs`.
-    metric : str
-        A final metric: what `mean` and `sd` show and rows are sorted by.
+        Where each number comes from: `model`, `split`, the score, `run_id`.
+    """
 
-    Returns
-    -------
-    pandas.DataFrame
-        Indexed by `model`, best first: `n` finished splits of `n_expected`, `mean` and `sd` (ddof 1) of the metric,
-        `mean/<key>` and `sd/<key>` of all scores, epochs and seconds, `parameters`, `macs`. A split that was run
-        again counts once, with its newest run.
+    title: str
+    caption: str
+    cells: pd.DataFrame
+    data: pd.DataFrame
+    notes: list[str]
+    runs: pd.DataFrame
+
+
+def score_table(evidence: Evidence, metric: str) -> ResultTable:
+    """One row a model, best first: scores with interval, and what they cost.
 
     Raises
     ------
     ValueError
-        No finished run, or none that has the metric.
+        See `comparison_table`.
     """
-    groups = comparison_groups(runs)
-    group = groups[0] if groups else runs
-    finished = _finished(group)
-    if finished.empty:
-        raise ValueError("no split of the newest comparison group has finished yet")
-    if metric not in AVERAGED:
-        raise ValueError(f"unknown metric {metric!r}; there are {', '.join(AVERAGED)}")
-    if finished[metric].isna().all():
-        raise ValueError(f"no run of the newest comparison group has {metric}; try best_val/accuracy")
-    rows = {}
-    for model, splits in finished.groupby("model"):
-        row: dict[str, float] = {"n": len(splits), "n_expected": int(splits["n_splits"].iloc[0])}
-        for key in AVERAGED:  # a missing value makes the mean missing, too: none is dropped in silence
-            row |= {MEAN + key: splits[key].mean(skipna=False), SD + key: splits[key].std(skipna=False)}
-        row |= {"mean": row[MEAN + metric], "sd": row[SD + metric]}
-        rows[model] = row | {"parameters": splits["parameters"].iloc[0], "macs": splits["macs"].iloc[0]}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
-    return table.sort_values("mean", ascending=False)
-
-
-def what_is_wrong(group: pd.DataFrame) -> list[str]:
-    """Say in sentences what a reader of a group's table must know."""
-    finished = _finished(group)
-    notes = []
-    if group["dataset"].iloc[0].startswith(SAMPLE):
-        notes.append("These are generated images: the scores say nothing about the real task.")
-    for model, splits in group.groupby("model"):
-        done = set(finished.loc[finished["model"] == model, "split"])
-        expected = int(splits["n_splits"].iloc[0])
-        if len(done) < expected:
-            missing = ", ".join(str(number) for number in range(expected) if number not in done)
-            notes.append(f"{model} has {len(done)} of {expected} splits; missing: {missing}.")
-    for split, count in finished.groupby("split")["split_hash"].nunique().items():
-        if count > 1:
-            notes.append(f"Models were not scored on the same images in split {split}; they cannot be compared.")
-    shared = finished["source_digest"].str.split("-").str[0]
-    if shared.nunique() > 1 or finished.groupby("model")["source_digest"].nunique().gt(1).any():
-        notes.append("Not all of these runs were made by the same version of the code.")
-    return notes
-
-
-def print_table(store: "Store", task: str) -> None:
-    """Print the newest comparison group of a task, what is wrong with it, and where the numbers live.
-
-    Parameters
-    ----------
-    store : Store
-    task : str
-        Key of `tracking.EXPERIMENTS`.
-    """
-    from analysis.query import load_runs
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    groups = comparison_groups(load_runs([task], store.uri))
-    if not groups or _finished(groups[0]).empty:
-        console.print(f"{task}: no finished run in {store.label}")
-        return
-    part = "test" if groups[0]["test/accuracy"].notna().any() else "best_val"
-    first = groups[0].iloc[0]
-    shown = "test part at the best epoch" if part == "test" else "validation part: there is no test part"
-    console.print(f"\n{task}: {first['dataset']}, {first['protocol']}", style="bold")
-    console.print(f"{shown}, mean±sd over splits in %")
-    console.print(_rich_table(groups[0], part))
-    console.print("sd over splits is no standard error; micro-F1 equals accuracy where an image has one label")
-    for note in what_is_wrong(groups[0]):
-        console.print(f"! {note}")
-    if len(groups) > 1:
-        console.print(f"This is the newest of {len(groups)} configurations in the store; they are never mixed.")
-    console.print(f"numbers    {store.label}")
-    console.print(f"in the UI  {store.runs_link(task)}")
-    if store.ui_command:
-        console.print(f"           once it is served: {store.ui_command}")
-
-
-def _rich_table(group: pd.DataFrame, part: str) -> Table:
-    frame = comparison_table(group, f"{part}/accuracy")
-    table = Table(box=box.SIMPLE_HEAD, padding=0)  # all columns fit a terminal of 80 characters
-    table.add_column("model", no_wrap=True)
-    headers = ("splits", "accuracy", "micro-F1", "macro-F1", "val.\naccuracy", "para-\nmeters", "s per\nsplit")
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
+    frame = tabulate(evidence, metric)
+    part, score = metric.split("/")
+    beside = [name for name in ("accuracy", "f1_micro", "f1_macro") if name != score]
+    not_beaten = baselines_not_beaten(evidence, metric)
+    rows = []
     for model, row in frame.iterrows():
-        keys = [f"{part}/{score}" for score in ("accuracy", "f1_micro", "f1_macro")] + ["best_val/accuracy"]
-        table.add_row(
-            str(model),
-            f"{row['n']:.0f} of {row['n_expected']:.0f}",
-            *(_percent(row[MEAN + key], row[SD + key]) for key in keys),
-            f"{row['parameters'] / 1e6:.2f} M",
-            f"{row[MEAN + 'train_seconds']:.0f}",
+        rows.append(
+            {
+                "model": f"{model} {NOT_BEATEN}" if model in not_beaten else str(model),
+                "splits": f"{row['n']}/{row['n_expected']}",
+                NAMES[score]: with_sd(row["mean"], row["sd"], metric),
+                "95 % interval": interval(row["low"], row["high"], metric, "–"),
+                **{NAMES[name]: number(row[f"{MEAN}{part}/{name}"], f"{part}/{name}") for name in beside},
+                "best epoch": f"{row[MEAN + 'best_epoch']:.0f}" if not row["baseline"] else "",
+                "parameters": in_millions(row["parameters"]),
+                "MACs": in_millions(row["macs"]),
+                "s per split": seconds(row[MEAN + "train_seconds"]),
+            }
         )
-    return table
+    unit = "nats" if score == "loss" else "%"
+    notes = [*what_is_wrong(evidence.group), *not_beaten.values()]
+    if problem := next((e.problem for m in frame.index if (e := evidence.estimate(metric, str(m))).problem), ""):
+        notes.append(f"Where there is no interval: {problem}.")
+    caption = f"{PART_NAMES[part]}, {NAMES[score]} as mean±sd over splits and 95 % interval of the mean, in {unit}"
+    data = frame.reset_index().assign(**_identity(evidence, metric))
+    return ResultTable(_title(evidence), caption, pd.DataFrame(rows), data, notes, _trace(evidence, metric))
 
 
-def _percent(mean: float, sd: float) -> str:
-    return f"{100 * mean:.1f}" + (f"±{100 * sd:.1f}" if pd.notna(sd) else "")
+def difference_table(evidence: Evidence, metric: str, rope: float) -> ResultTable:
+    """One row a pair of models: difference with interval, tests, and the verdict in words.
+
+    Raises
+    ------
+    ValueError
+        See `pairwise_tests`.
+    """
+    tests = compare(evidence, metric, rope)
+    part, score = metric.split("/")
+    rows = []
+    for _, row in tests.iterrows():
+        rows.append(
+            {
+                "model": row["model_a"],
+                "against": row["model_b"],
+                "verdict": row["verdict"],
+                "difference": number(row["difference"], metric, signed=True),
+                "95 % interval": interval(row["low"], row["high"], metric, " to "),
+                "p": p_value(row["p"]),
+                "Holm p": p_value(row["p_holm"]),
+                "P(worse)": probability(row["p_worse"]),
+                "P(same)": probability(row["p_equivalent"]),
+                "P(better)": probability(row["p_better"]),
+                **({"McNemar p": p_value(row["mcnemar_p"])} if tests["mcnemar_p"].notna().any() else {}),
+                "splits": f"{row['n']}",
+            }
+        )
+    unit = "nats" if score == "loss" else "points"
+    caption = (
+        f"{PART_NAMES[part]}, paired differences of {NAMES[score]} in {unit}; the same: within "
+        f"±{number(rope, metric)} {unit}"
+    )
+    data = tests.assign(**_identity(evidence, metric))
+    return ResultTable(
+        _title(evidence), caption, pd.DataFrame(rows), data, _about_tests(evidence, tests), _trace(evidence, metric)
+    )
+
+
+def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
+    """What was tested how, and what was wrong."""
+    notes = []
+    families = tests[tests["p"].notna()].groupby("family", sort=False).size()
+    if len(families):
+        counts = " and, apart from them, ".join(f"{family} ({count})" for family, count in families.items())
+        notes.append(f"p is two-sided; Holm p is adjusted over all {counts}.")
+    notes += [f"Standard errors: {method} (docs/statistics.md)." for method in tests["method"].unique() if method]
+    for problem, pairs in tests[tests["problem"] != ""].groupby("problem", sort=False):
+        names = ", ".join(f"{row['model_a']} and {row['model_b']}" for _, row in pairs.iterrows())
+        notes.append(f"No test{'' if len(pairs) == len(tests) else f' of {names}'}: {problem}.")
+    return notes + what_is_wrong(evidence.group)
+
+
+def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
+    """Networks that are not better than every baseline, each with the sentence that says by how much they are not."""
+    if evidence.runs["model"].nunique() < 2:
+        return {}
+    tests = compare(evidence, metric)
+    against = tests[tests["family"] == AGAINST_BASELINES]
+    unit = "" if metric.endswith("loss") else " points"
+    sentences: dict[str, list[str]] = {}
+    for _, row in against[(against["verdict"] != BETTER)].iterrows():
+        size = f"{number(row['difference'], metric, signed=True)}{unit}"
+        if not row["problem"]:
+            size += f", 95 % interval {interval(row['low'], row['high'], metric, ' to ')}"
+        sentences.setdefault(row["model_a"], []).append(f"{row['model_b']} ({size})")
+    return {
+        model: f"{NOT_BEATEN} {model} is not shown to beat {' or '.join(found)}." for model, found in sentences.items()
+    }
+
+
+def verdict_sentences(evidence: Evidence, metric: str, rope: float) -> list[str]:
+    """Say for each pair of networks what was found, and what it would take to find more."""
+    tests = compare(evidence, metric, rope)
+    unit = "" if metric.endswith("loss") else " points"
+    sentences = []
+    for _, row in tests[tests["family"] == NETWORKS].iterrows():
+        a, b = row["model_a"], row["model_b"]
+        size = number(abs(row["difference"]), metric)
+        detail = f"{size}{unit}, 95 % interval {interval(row['low'], row['high'], metric, ' to ')}"
+        holm = f"Holm p {p_value(row['p_holm'])}".replace("p <", "p < ")
+        if row["problem"]:
+            sentences.append(f"{a} and {b} differ by {size}{unit}; there is no test: {row['problem']}.")
+        elif row["verdict"] == SAME:
+            real = "" if row["p_holm"] >= 0.05 else ", a difference that is real but does not matter"
+            sentences.append(
+                f"{a} and {b} are practically the same ({detail}; within ±{number(rope, metric)}{unit} with "
+                f"probability {probability(row['p_equivalent'])}{real})."
+            )
+        elif row["verdict"] == OPEN:
+            needed = row["splits_needed"]
+            more = (
+                f"about {needed} splits would be needed to find a difference of this size"
+                if pd.notna(needed)
+                else "no number of splits of these images would be enough for a difference of this size"
+            )
+            sentences.append(f"{a} and {b} are not distinguishable ({detail}, {holm}); {more}.")
+        else:
+            sentences.append(f"{a} is {row['verdict']} than {b} ({detail}, {holm}).")
+    return sentences
+
+
+def _title(evidence: Evidence) -> str:
+    first = evidence.runs.iloc[0]
+    return f"{first['task']}: {first['dataset']}, {first['protocol']}"
+
+
+def _identity(evidence: Evidence, metric: str) -> dict[str, str]:
+    return {"task": evidence.runs["task"].iloc[0], "group": group_id(evidence.group), "metric": metric}
+
+
+def _trace(evidence: Evidence, metric: str) -> pd.DataFrame:
+    return evidence.runs.sort_values(["model", "split"])[["model", "split", metric, "run_id"]].reset_index(drop=True)
+
+
+def number(value: float, metric: str, signed: bool = False) -> str:
+    """A score or difference as people read it: per cent or points with one digit, a loss with three."""
+    sign = "+" if signed else ""
+    if pd.isna(value):
+        return ""
+    return f"{value:{sign}.3f}" if metric.endswith("loss") else f"{100 * value:{sign}.1f}"
+
+
+def with_sd(mean: float, sd: float, metric: str) -> str:
+    """Mean±sd, or the mean alone where there is no sd."""
+    return number(mean, metric) + (f"±{number(sd, metric)}" if pd.notna(sd) else "")
+
+
+def interval(low: float, high: float, metric: str, between: str) -> str:
+    """The two ends, or nothing."""
+    return f"{number(low, metric)}{between}{number(high, metric)}" if pd.notna(low) else ""
+
+
+def p_value(p: float) -> str:
+    """P with three digits, never as zero."""
+    return "" if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def probability(p: float) -> str:
+    """Two digits, and neither 0 nor 1 by rounding alone."""
+    if pd.isna(p):
+        return ""
+    return "<0.01" if 0 < p < 0.005 else ">0.99" if 0.995 <= p < 1 else f"{p:.2f}"
+
+
+def seconds(value: float) -> str:
+    """Whole seconds, and tenths below ten."""
+    return "" if pd.isna(value) else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def in_millions(count: float) -> str:
+    """Such as 0.24 M, with as many digits as matter."""
+    if pd.isna(count):
+        return ""
+    return f"{count:,.0f}" if count < 1e4 else f"{count / 1e6:.2f} M" if count < 1e7 else f"{count / 1e6:,.0f} M"

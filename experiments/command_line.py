@@ -27,6 +27,7 @@ class RunOptions:
     n_splits: Annotated[int | None, typer.Option(min=1, help="holdouts or folds; the task's number unless given")] = (
         None
     )
+    baselines: Annotated[bool, typer.Option(help="majority class and linear model on the same splits")] = True
     split: Annotated[list[int] | None, typer.Option(help="repeatable: only these splits, from 0", metavar="I")] = None
     data_dir: Annotated[
         Path | None,
@@ -93,7 +94,8 @@ def _resolve(task: Task, options: RunOptions, config: TrainingConfig) -> tuple[T
         config = hardware.resolve(config)
     except hardware.UnusableDeviceError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from None
-    return dataclasses.replace(task, models=names, protocol=protocol), config, chosen
+    baselines = task.baselines if options.baselines else ()
+    return dataclasses.replace(task, models=names, baselines=baselines, protocol=protocol), config, chosen
 
 
 def _run(task: Task, config: TrainingConfig, chosen: list[int], options: RunOptions) -> int:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from datasets import RepeatedHoldout, StratifiedKFold
+from tracking.keys import BASELINES
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -31,7 +32,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Task:
-    """A question, the protocol that answers it, and the models that are compared.
+    """A question, the protocol that answers it, the models that are compared, and the baselines beside them.
 
     Its data set is entered under its name in `datasets.SOURCES`, its MLflow experiment in `tracking.EXPERIMENTS`.
     """
@@ -41,3 +42,4 @@ class Task:
     protocol: RepeatedHoldout | StratifiedKFold
     models: tuple[str, ...]
     training: TrainingConfig
+    baselines: tuple[str, ...] = BASELINES

@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from datasets import Split
+from models import BASELINES
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_SOURCES = (
@@ -47,6 +48,8 @@ def source_digest(model: nn.Module) -> str:
     """
     kinds = {base for module in model.modules() for base in type(module).__mro__}
     own = {Path(inspect.getfile(kind)).resolve() for kind in kinds if kind.__module__.startswith("models.")}
+    if isinstance(model, tuple(BASELINES.values())):
+        own.add(ROOT / "experiments" / "baselines.py")
     return f"{_digest_files(ROOT / name for name in SHARED_SOURCES)[:32]}-{_digest_files(own)[:32]}"
 
 

@@ -1,9 +1,8 @@
 """The protocol loop: every model of a task on every split, each tracked as a run. The one place where all meet."""
 
 import dataclasses
-import json
+import math
 import platform
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,19 @@ import datasets
 import models
 import tracking
 from datasets import ImageData, Split
-from experiments import display, fingerprint, hardware
+from experiments import display, fingerprint, hardware, records
+from experiments.baselines import fit_baseline
 from experiments.config import Task, TrainingConfig
 from experiments.training import (
     DeviceImages,
     EpochRecord,
-    Evaluation,
     TrainingDivergedError,
     evaluate,
     fit,
     initialise,
     split_seed,
 )
-from tracking import Run, Store, keys
+from tracking import Run, Store
 from tracking.checkpoints import Checkpoint
 
 
@@ -101,20 +100,32 @@ def run(
     except torch.OutOfMemoryError:
         raise datasets.DatasetError(f"{data.name} does not fit into the GPU's memory; use --device cpu") from None
     protocol = Protocol(task, config, data, images, splits, store)
-    cards = [models.describe(name, **protocol.model_arguments) for name in task.models]
+    names = task.baselines + task.models  # seconds first: what the networks have to beat
+    cards = [models.describe(name, **protocol.model_arguments) for name in names]
     # all of them now, from the source that is running: files may be edited while it runs
-    records = [shared_record(protocol, card) for card in cards]
-    remaining = [(name, number) for name in task.models for number in chosen]
+    shared = [shared_record(protocol, card) for card in cards]
+    remaining = [(name, number) for name in names for number in chosen]
     failures: list[str] = []
-    for card, (params, tags) in zip(cards, records, strict=True):
+    parents: dict[str, Run] = {}
+    for card, (params, tags) in zip(cards, shared, strict=True):
         try:
-            run_model(protocol, card, params, tags, remaining)
+            parents[card.name] = run_model(protocol, card, params, tags, remaining)
         except SplitsFailedError as error:
             failures.append(str(error))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(display.how_to_go_on(remaining)) from None
-    analysis.print_table(store, task.name)
+    if parents:
+        conclude(protocol, parents)
     return failures
+
+
+def conclude(protocol: Protocol, parents: Mapping[str, Run]) -> None:
+    """Print the table of the comparison group that these runs (by model) belong to, and log its figures to them."""
+    runs = analysis.load_runs([protocol.task.name], protocol.store.uri)
+    ours = {parent.id for parent in parents.values()}
+    group = next(group for group in analysis.comparison_groups(runs) if group["parent_id"].isin(ours).any())
+    analysis.print_scores(protocol.store, runs, group)
+    records.log_figures(parents, analysis.Evidence(group, protocol.store.uri))
 
 
 def run_model(
@@ -123,8 +134,8 @@ def run_model(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     remaining: list[tuple[str, int]],
-) -> None:
-    """Train one model under its parent run on the splits it has in `remaining`, which lose what is done.
+) -> Run:
+    """Train one model on the splits it has in `remaining`, which lose what is done; return its parent run.
 
     Raises
     ------
@@ -133,8 +144,8 @@ def run_model(
     """
     failures = []
     with tracking.parent_run(protocol.store, protocol.task.name, card.name, params, tags) as parent:
-        log_model_card(parent, card, protocol.data)
-        log_dataset(parent, protocol.data)
+        records.log_model_card(parent, card, protocol.data)
+        records.log_dataset(parent, protocol.data)
         for name, number in [job for job in remaining if job[0] == card.name]:
             try:
                 run_split(protocol, parent, name, number, params, tags)
@@ -143,10 +154,19 @@ def run_model(
             except torch.OutOfMemoryError:
                 failures.append(f"{name} split {number} does not fit into the GPU's memory; lower --batch-size")
             finally:
-                tracking.summarise(protocol.store, parent)
+                log_summary(protocol, parent, name)
             remaining.remove((name, number))
         if failures:
             raise SplitsFailedError("; ".join(failures))
+    return parent
+
+
+def log_summary(protocol: Protocol, parent: Run, name: str) -> None:
+    """Write what the comparison table says of a model's splits so far to its parent."""
+    runs = analysis.load_runs([protocol.task.name], protocol.store.uri)
+    children = runs[(runs["parent_id"] == parent.id) & runs["superseded_by"].isna()]
+    summary = analysis.summarise(analysis.Evidence(children, protocol.store.uri), name)
+    parent.log_metrics({key: value for key, value in summary.items() if math.isfinite(value)})
 
 
 def shared_record(protocol: Protocol, card: models.ModelCard) -> tuple[dict[str, Any], dict[str, str]]:
@@ -165,6 +185,7 @@ def shared_record(protocol: Protocol, card: models.ModelCard) -> tuple[dict[str,
     source = fingerprint.source_digest(models.build(card.name, **protocol.model_arguments))
     tags = {
         "task": protocol.task.name,
+        "question": protocol.task.question,
         "fingerprint": fingerprint.configuration_fingerprint(params, protocol.data.digest, source),
         "dataset_digest": protocol.data.digest,
         "source_digest": source,
@@ -196,7 +217,7 @@ def run_split(
         tracking.child_run(protocol.store, parent, title, own_params, own_tags) as child,
         display.SplitBar(title, protocol.config.epochs) as bar,
     ):
-        log_dataset(child, protocol.data)
+        records.log_dataset(child, protocol.data)
         train_and_log(protocol, child, name, number, bar)
 
 
@@ -205,91 +226,24 @@ def train_and_log(protocol: Protocol, child: Run, name: str, number: int, bar: d
     split, config, images = protocol.splits[number], protocol.config, protocol.images
     seed = split_seed(config.seed, number)
     model = initialise(lambda: models.build(name, **protocol.model_arguments), seed, config.device)
-    records: list[EpochRecord] = []
+    epochs: list[EpochRecord] = []
     best: EpochRecord | None = None
-    for record in fit(model, images, split, config, seed):
-        records.append(record)
+    fitting = (
+        fit_baseline(name, model, images, split, config.precision)
+        if name in models.BASELINES
+        else fit(model, images, split, config, seed)
+    )
+    for record in fitting:
+        epochs.append(record)
         best = record if record.improved else best
-        child.log_metrics(epoch_metrics(record), step=record.epoch)
+        child.log_metrics(records.epoch_metrics(record), step=record.epoch)
         bar.update(record)
     assert best is not None  # the first finite loss improves on infinity, and fit raises on any other
     mean, std = images.normalisation(split.train)
     test = evaluate(model, images, split.test, mean, std, config.precision) if len(split.test) else None
     state = {key: value.cpu() for key, value in model.state_dict().items()}
     checkpoint = Checkpoint(name, protocol.model_arguments, best.epoch, best.val.loss, mean.cpu(), std.cpu(), state)
-    log_artifacts(child, protocol.data, split, checkpoint, {"val": best.val, "test": test})
+    records.log_artifacts(child, protocol.data, split, checkpoint, {"val": best.val, "test": test})
     # last, so that a run with final scores has the files they follow from
-    child.log_metrics(final_metrics(records, best, test, len(split.train) + len(split.val)))
+    child.log_metrics(records.final_metrics(epochs, best, test, len(split.train) + len(split.val)))
     bar.finish(best, test)
-
-
-def epoch_metrics(record: EpochRecord) -> dict[str, float]:
-    """The metrics of an epoch under their keys."""
-    return {
-        "train/loss": record.train_loss,
-        "train/accuracy": record.train_accuracy,
-        **{f"val/{score}": value for score, value in record.val.scores().items()},
-        "lr": record.lr,
-        "epoch_seconds": record.seconds,
-    }
-
-
-def final_metrics(
-    records: list[EpochRecord], best: EpochRecord, test: Evaluation | None, images_an_epoch: int
-) -> dict[str, float]:
-    """The metrics of a finished split under their keys."""
-    parts = {"best_val": best.val, "last_val": records[-1].val} | ({"test": test} if test else {})
-    seconds = sum(record.seconds for record in records)
-    return {
-        **{f"{part}/{score}": value for part, result in parts.items() for score, value in result.scores().items()},
-        "best_epoch": best.epoch,
-        "epochs_run": len(records),
-        "train_seconds": seconds,
-        "images_per_second": images_an_epoch * len(records) / seconds,
-    }
-
-
-def log_dataset(run: Run, data: ImageData) -> None:
-    """Enter the images under their digest."""
-    profile = {"images": len(data.labels), "classes": len(data.classes), "shape": data.images.shape[1:]}
-    run.log_dataset(data.name, data.digest, json.dumps(profile))
-
-
-def log_model_card(parent: Run, card: models.ModelCard, data: ImageData) -> None:
-    """Log what a report needs to explain the model and name the classes."""
-    text = (
-        f"# {card.name}\n\n{card.parameters:,} parameters, {card.macs:,} multiply-accumulates an image\n\n"
-        f"`{card.layers}`\n\n```text\n{card.description}\n```\n"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / keys.MODEL_CARD).write_text(text, encoding="utf-8")
-        (Path(folder) / keys.CLASSES).write_text(json.dumps(data.classes), encoding="utf-8")
-        parent.log_files(Path(folder))
-
-
-def log_artifacts(
-    child: Run, data: ImageData, split: Split, checkpoint: Checkpoint, results: Mapping[str, Evaluation | None]
-) -> None:
-    """Log checkpoint, split, predictions and confusion matrices; `results` has the parts `val` and `test`."""
-    predictions: dict[str, np.ndarray] = {}
-    confusions: dict[str, np.ndarray] = {}
-    for part, indices in (("val", split.val), ("test", split.test)):
-        result = results[part]
-        predictions[f"{part}_index"] = indices
-        predictions[f"{part}_true"] = data.labels[indices]
-        predictions[f"{part}_pred"] = result.predicted.cpu().numpy() if result else np.empty(0, np.int64)
-        predictions[f"{part}_prob"] = result.probability.cpu().numpy() if result else np.empty(0, np.float32)
-        if result:
-            confusions[part] = result.confusion
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        checkpoint.save(folder / keys.CHECKPOINT)
-        np.savez_compressed(folder / keys.PREDICTIONS, **predictions)  # type: ignore[arg-type]
-        np.savez_compressed(folder / keys.SPLIT, train=split.train, val=split.val, test=split.test)
-        numbers = {"classes": data.classes, **{part: counts.tolist() for part, counts in confusions.items()}}
-        (folder / keys.CONFUSION).write_text(json.dumps(numbers), encoding="utf-8")
-        part = "test" if "test" in confusions else "val"
-        title = f"{checkpoint.model}, {'test' if part == 'test' else 'validation'} part, epoch {checkpoint.epoch}"
-        figure = analysis.confusion_figure(confusions[part], data.classes, title)
-        figure.savefig(folder / keys.CONFUSION_FIGURE)
-        child.log_files(folder)

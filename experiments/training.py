@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from datasets import ImageData, Split
 from experiments import metrics
 from experiments.config import TrainingConfig
 
+Network = TypeVar("Network", bound=nn.Module)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 EVALUATION_PIXELS = {"cpu": 512 * 28 * 28, "cuda": 4096 * 28 * 28}  # a batch: fits the cache; fills the card
 
@@ -102,8 +104,8 @@ class EpochRecord:
     ----------
     epoch : int
         From 1.
-    lr : float
-        The learning rate of this epoch.
+    lr : float or None
+        The learning rate of this epoch; None for a baseline, which has none.
     train_loss, train_accuracy : float
         Means over the epoch's batches, each before its own step.
     val : Evaluation
@@ -115,7 +117,7 @@ class EpochRecord:
     """
 
     epoch: int
-    lr: float
+    lr: float | None
     train_loss: float
     train_accuracy: float
     val: Evaluation
@@ -199,7 +201,7 @@ def split_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-def initialise(build: Callable[[], nn.Module], seed: int, device: str) -> nn.Module:
+def initialise(build: Callable[[], Network], seed: int, device: str) -> Network:
     """Build a model whose weights follow from the seed alone, on the device, in channels_last memory."""
     torch.manual_seed(seed)
     return build().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

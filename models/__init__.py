@@ -9,13 +9,14 @@ from inspect import getdoc
 import torch
 from torch import nn
 
+from models.baselines import ClassFrequencies, Linear, Majority
 from models.efficientnet import EfficientNetB0, EfficientNetLite, MBConv
 from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcitation
 from models.lenet import LeNet5
 from models.resnet import ResidualBlock, ResNetCNN, SEResNet
 from models.vgg import VGGNet
 
-__all__ = ["MODELS", "ModelCard", "build", "describe"]
+__all__ = ["BASELINES", "MODELS", "ModelCard", "build", "describe"]
 
 MODELS: dict[str, type[LayerStack]] = {
     "lenet5": LeNet5,
@@ -25,6 +26,7 @@ MODELS: dict[str, type[LayerStack]] = {
     "efficientnet_lite": EfficientNetLite,
     "efficientnet_b0": EfficientNetB0,
 }
+BASELINES: dict[str, type[LayerStack]] = {"majority": Majority, "linear": Linear}  # beside every choice of models
 MIN_IMAGE_SIZE = 12  # pixels; below it LeNet-5's second convolution finds no room
 
 
@@ -35,7 +37,7 @@ class ModelCard:
     Attributes
     ----------
     name : str
-        Key of `MODELS`.
+        Key of `MODELS` or `BASELINES`.
     parameters : int
         Trainable parameters.
     macs : int
@@ -59,7 +61,7 @@ def build(name: str, in_channels: int, num_classes: int, image_size: int) -> Lay
     Parameters
     ----------
     name : str
-        Key of `MODELS`.
+        Key of `MODELS` or `BASELINES`.
     in_channels, num_classes : int
         1 for gray, 3 for RGB; logits at the end.
     image_size : int
@@ -75,11 +77,11 @@ def build(name: str, in_channels: int, num_classes: int, image_size: int) -> Lay
     ValueError
         An unknown name, or images that are too small.
     """
-    if name not in MODELS:
+    if name not in MODELS | BASELINES:
         raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"images of {image_size} pixels are too small; models take {MIN_IMAGE_SIZE} and more")
-    return MODELS[name](in_channels, num_classes, image_size)
+    return (MODELS | BASELINES)[name](in_channels, num_classes, image_size)
 
 
 def describe(name: str, in_channels: int, num_classes: int, image_size: int) -> ModelCard:
@@ -136,6 +138,6 @@ def _abbreviate(layer: nn.Module) -> str:
             return f"[{' '.join(map(_abbreviate, layer.residual))} +x R]"
         case ConvNorm():
             return " ".join(map(_abbreviate, layer))
-    known = {nn.BatchNorm2d: "BN", nn.ReLU: "R", nn.Tanh: "T", nn.SiLU: "SiLU", nn.Dropout: "dropout",
-             nn.Flatten: "", GlobalAveragePool: "GAP", SqueezeExcitation: "SE"}  # fmt: skip
+    known = {nn.BatchNorm2d: "BN", nn.ReLU: "R", nn.Tanh: "T", nn.SiLU: "SiLU", nn.Dropout: "dropout", nn.Flatten: "",
+             GlobalAveragePool: "GAP", SqueezeExcitation: "SE", ClassFrequencies: "class frequencies"}  # fmt: skip
     return known.get(type(layer), type(layer).__name__)

@@ -44,7 +44,7 @@ def test_datasets_is_ours() -> None:
 
 
 def test_every_requirement_is_imported_and_every_import_required() -> None:
-    modules = {"pillow": "PIL", "scikit-learn": "sklearn"}
+    modules = {"markdown-it-py": "markdown_it", "pillow": "PIL", "scikit-learn": "sklearn"}
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     required = {line.split("==")[0] for line in lines if line and not line.startswith("#")}
     required = {modules.get(name, name) for name in required}

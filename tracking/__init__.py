@@ -4,7 +4,7 @@
 """
 
 from tracking.keys import EXPERIMENTS
-from tracking.runs import Run, child_run, parent_run, summarise
+from tracking.runs import Run, child_run, parent_run
 from tracking.store import Store, StoreError, check_uri, open_store
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "child_run",
     "open_store",
     "parent_run",
-    "summarise",
 ]

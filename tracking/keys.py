@@ -7,9 +7,10 @@ EXPERIMENTS = {  # MLflow experiment of each task
 }
 
 SAMPLE = "sample/"  # no folder can be called so
+BASELINES = ("majority", "linear")  # models that need no training loop; what a network has to beat
 
 PARAMS = {
-    "model": "name in models.MODELS",
+    "model": "name in models.MODELS, or a baseline's, which stands in the group of the networks it ran beside",
     "dataset": "published name, or the folder's; begins with SAMPLE for generated images",
     "protocol": "how the images are divided, with the shares of train:validation(:test)",
     "n_splits": "holdouts or folds of the whole protocol",
@@ -63,10 +64,25 @@ FINAL_METRICS = {
     "train_seconds": "wall time of all epochs",
     "images_per_second": "training and validation images that passed the model, per second of train_seconds",
 }
-MEAN, SD = "mean/", "sd/"  # prefixes of a final metric on the parent: over its finished splits (sd with ddof 1)
+# prefixes of a final metric on the parent, over its finished splits: mean, sd (ddof 1), ends of the 95 % interval
+MEAN, SD, LOW, HIGH = "mean/", "sd/", "low/", "high/"
+SUMMARY_METRICS = {
+    "n_splits": "splits that have finished",
+    **{
+        f"{prefix}{key}": f"{statistic} over the finished splits of {key}"
+        for prefix, statistic in {
+            MEAN: "mean",
+            SD: "standard deviation (ddof 1)",
+            LOW: "lower end of the 95 % interval of the mean",
+            HIGH: "upper end of the 95 % interval of the mean",
+        }.items()
+        for key in FINAL_METRICS
+    },
+}
 
 TAGS = {
     "task": "task1, task2 or task3",
+    "question": "what the task asks",
     "fingerprint": "digest of all that decides the result: configuration, data, split, seed, source",
     "split_hash": "digest of the split's indices (children only)",
     "dataset_digest": "SHA-256 over all pixels, labels and class names",
@@ -83,5 +99,7 @@ PREDICTIONS = "predictions.npz"  # val_ and test_ index, true, pred, prob, all a
 SPLIT = "split.npz"  # train, val, test: sorted indices
 CONFUSION = "confusion.json"  # classes, and counts of val and test; rows are true classes
 CONFUSION_FIGURE = "confusion.png"
+THUMBNAILS = "thumbnails.npz"  # the images that were wrong with most confidence: index, pixels (uint8)
 CLASSES = "classes.json"  # class names by label (parents)
 MODEL_CARD = "model_card.md"  # what the model is and costs (parents)
+FIGURES = "figures"  # folder of the comparison's figures as PNG and SVG (parents)

@@ -4,14 +4,10 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tracking.keys import EPOCH_METRICS, FINAL_METRICS, GROUP_PARAMS, MEAN, PARAMS, SD, TAGS
+from tracking.keys import EPOCH_METRICS, FINAL_METRICS, GROUP_PARAMS, PARAMS, SUMMARY_METRICS, TAGS
 from tracking.store import Store, StoreError
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run as MlflowRun
 
 
 class Run:
@@ -25,13 +21,13 @@ class Run:
         """Log metrics in one call, which is what an epoch can afford."""
         from mlflow.entities import Metric
 
-        _check_keys(values, EPOCH_METRICS | FINAL_METRICS)
+        _check_keys(values, EPOCH_METRICS | FINAL_METRICS | SUMMARY_METRICS)
         now = time.time_ns() // 1_000_000
         self.store.client.log_batch(self.id, [Metric(key, value, now, step) for key, value in values.items()])
 
-    def log_files(self, folder: Path) -> None:
-        """Copy the files of a folder to the run's artifacts."""
-        self.store.client.log_artifacts(self.id, str(folder))
+    def log_files(self, folder: Path, into: str | None = None) -> None:
+        """Copy the files of a folder to the run's artifacts, or to a folder in them."""
+        self.store.client.log_artifacts(self.id, str(folder), into)
 
     def log_dataset(self, name: str, digest: str, profile: str) -> None:
         """Enter the data set that the run used, with our own digest (MLflow keeps 36 characters of it)."""
@@ -103,30 +99,6 @@ def child_run(
         kind, own_kind = (str(device).split(":")[0] for device in (older.data.params["device"], params["device"]))
         if older.info.run_id != run.id and kind == own_kind and "superseded_by" not in older.data.tags:
             store.client.set_tag(older.info.run_id, "superseded_by", run.id)
-
-
-def finished_children(store: Store, parent: Run) -> "list[MlflowRun]":
-    """The runs of a parent's splits that have a result and were not done again."""
-    experiment = store.client.get_run(parent.id).info.experiment_id
-    ours = f"tags.`mlflow.parentRunId` = '{parent.id}' and status = 'FINISHED'"
-    children = store.client.search_runs([experiment], ours, max_results=10_000)
-    return [child for child in children if "superseded_by" not in child.data.tags]
-
-
-def summarise(store: Store, parent: Run) -> None:
-    """Write mean and standard deviation over the finished splits to the parent, under names of their own."""
-    from mlflow.entities import Metric
-
-    children = finished_children(store, parent)
-    now = time.time_ns() // 1_000_000
-    metrics = [Metric("n_splits", len(children), now, 0)]
-    for key in FINAL_METRICS:
-        values = [child.data.metrics[key] for child in children if key in child.data.metrics]
-        if values:
-            metrics.append(Metric(MEAN + key, fmean(values), now, 0))
-        if len(values) > 1:
-            metrics.append(Metric(SD + key, stdev(values), now, 0))
-    store.client.log_batch(parent.id, metrics)
 
 
 @contextlib.contextmanager

@@ -89,9 +89,16 @@ class Store:
 
     def runs_link(self, task: str, address: str = UI_ADDRESS) -> str:
         """The link that opens a task's runs in the UI, which `address` serves unless the store is a server itself."""
-        base = self.uri.rstrip("/") if self.uri.startswith("http") else address
         # without the query the UI opens on another page
-        return f"{base}/#/experiments/{self.experiment_id(task)}/runs?workflowType=machine_learning"
+        return f"{self._experiment_link(task, address)}?workflowType=machine_learning"
+
+    def run_link(self, task: str, run_id: str, address: str = UI_ADDRESS) -> str:
+        """The link that opens one run, likewise."""
+        return f"{self._experiment_link(task, address)}/{run_id}"
+
+    def _experiment_link(self, task: str, address: str) -> str:
+        base = self.uri.rstrip("/") if self.uri.startswith("http") else address
+        return f"{base}/#/experiments/{self.experiment_id(task)}/runs"
 
 
 def check_uri(uri: str | None = None) -> str:

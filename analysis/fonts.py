@@ -1,14 +1,10 @@
-"""Figures, and the fonts that their text needs."""
+"""The fonts that a figure's text needs: class names may be in any script."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import seaborn
 from matplotlib import font_manager
-from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
 PREFERRED_FONTS = (  # for what DejaVu Sans, matplotlib's own, lacks; tried in this order, then all others
@@ -58,37 +54,3 @@ def _installed_fonts() -> list[tuple[str, Path]]:
 @cache
 def _characters(path: Path) -> frozenset[int]:
     return frozenset(FT2Font(str(path)).get_charmap())
-
-
-def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Draw a confusion matrix: counts, coloured by their share of the true class.
-
-    Parameters
-    ----------
-    confusion : numpy.ndarray of int, shape (K, K)
-        Rows are true classes.
-    classes : sequence of str
-    title : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        At most 12 inches wide; with many classes the numbers, and names that would overlap, are left out.
-    """
-    side = min(12.0, max(3.6, 0.5 * len(classes) + 1.6))  # inches
-    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    numbers = confusion if len(classes) <= 20 else False
-    seaborn.heatmap(shares, annot=numbers, fmt=",d", annot_kws={"fontsize": 7}, cmap="Blues", vmin=0, vmax=1,
-                    cbar=False, square=True, ax=axes)  # fmt: skip
-    shown = range(0, len(classes), 1 + len(classes) // 60)
-    names = [classes[label] for label in shown]
-    # a class may be called "a$b$c", which is no formula
-    style: dict[str, Any] = {"fontfamily": font_families([*classes, title]), "parse_math": False}
-    axes.set_xticks([label + 0.5 for label in shown], names, rotation=45, ha="right", rotation_mode="anchor", **style)
-    axes.set_yticks([label + 0.5 for label in shown], names, rotation=0, **style)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(title, fontsize=10, **style)
-    return figure

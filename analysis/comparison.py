@@ -1,0 +1,345 @@
+"""Comparing the models of a group: means with intervals, and tests of the differences that fit the protocol."""
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import statistics
+from analysis.groups import choose_group, finished
+from analysis.query import load_predictions
+from analysis.statistics import TTest
+from tracking import StoreError
+from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, PARTS, SCORES, SD
+
+METRICS = tuple(f"{part}/{score}" for part in PARTS for score in SCORES)
+BETTER, WORSE = "better", "worse"
+SAME, OPEN = "practically the same", "not distinguishable"
+ALPHA = 0.05  # of the adjusted p below which a difference is called real; 1 - ALPHA of P(equivalent) for "the same"
+NETWORKS, AGAINST_BASELINES = "pairs of networks", "networks against baselines"  # families of Holm's adjustment
+
+
+def check_metric(metric: str) -> None:
+    """Raise a `ValueError` that names the nearest metrics where this is not one that models are compared by."""
+    if metric not in METRICS:
+        near = difflib.get_close_matches(metric, METRICS, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METRICS)}"
+        raise ValueError(f"unknown metric {metric!r}; {hint}")
+
+
+def default_metric(runs: pd.DataFrame) -> str:
+    """Accuracy on the test part or, where the runs have none, on the validation part."""
+    return "test/accuracy" if runs["test/accuracy"].notna().any() else "best_val/accuracy"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over splits and its uncertainty.
+
+    Attributes
+    ----------
+    test : TTest
+        NaN but for the mean where there is no valid standard error.
+    n : int
+        Splits in the mean.
+    split_variance : float
+        Variance over splits, ddof 1.
+    method : str
+        How the standard error was found.
+    problem : str
+        Why there is none; empty where there is one.
+    """
+
+    test: TTest
+    n: int
+    split_variance: float
+    method: str = ""
+    problem: str = ""
+
+
+class Evidence:
+    """The finished runs of a comparison group, and their predictions, which are read when they are needed.
+
+    Parameters
+    ----------
+    group : pandas.DataFrame
+        From `choose_group`.
+    tracking_uri : str, optional
+        Of the store, where its files are not on this machine.
+    """
+
+    def __init__(self, group: pd.DataFrame, tracking_uri: str | None = None) -> None:
+        self.group = group
+        self.runs = finished(group)
+        self.tracking_uri = tracking_uri
+        self._predictions: dict[str, pd.DataFrame] = {}
+
+    def of(self, model: str) -> pd.DataFrame:
+        """The runs of a model, indexed by split."""
+        return self.runs[self.runs["model"] == model].set_index("split").sort_index()
+
+    def predictions(self, run: pd.Series, part: str) -> pd.DataFrame:
+        """Predictions of a run for `val` or `test`."""
+        if run["run_id"] not in self._predictions:
+            self._predictions[run["run_id"]] = load_predictions(run, self.tracking_uri)
+        predictions = self._predictions[run["run_id"]]
+        return predictions[predictions["part"] == part]
+
+    def differences(self, metric: str, model: str, other: str) -> pd.Series:
+        """Score of `model` less that of `other`, by the splits that both have."""
+        ours, theirs = self.of(model), self.of(other)
+        common = ours.index.intersection(theirs.index)
+        difference: pd.Series = ours.loc[common, metric] - theirs.loc[common, metric]
+        return difference
+
+    def estimate(self, metric: str, model: str, other: str | None = None) -> Estimate:
+        """Estimate a model's mean score, or the mean difference to another model's on the splits that both have.
+
+        The standard error follows from how the scored images were chosen (see docs/statistics.md): the corrected
+        resampled t where each split draws its own and they are no more than the training images; components of
+        variance where they are more, or where they are the same in every split.
+        """
+        runs = self.of(model)
+        sides = [runs]
+        values = runs[metric]
+        if other is not None:
+            theirs, values = self.of(other), self.differences(metric, model, other)
+            sides = [runs.loc[values.index], theirs.loc[values.index]]
+        scores = values.to_numpy(float)
+        n = len(scores)
+        mean = float(np.mean(scores)) if n else np.nan
+        variance = float(np.var(scores, ddof=1)) if n > 1 and np.isfinite(scores).all() else np.nan
+        try:
+            se, df, method = self._standard_error(metric, scores, sides)
+        except (ValueError, StoreError) as error:
+            nothing = TTest(mean, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan)
+            return Estimate(nothing, n, variance, problem=str(error))
+        test = statistics.ttest(mean, se, df)
+        if other is None and not metric.endswith("loss"):  # what no score can be is no part of its interval
+            test = dataclasses.replace(test, low=max(0.0, test.low), high=min(1.0, test.high))
+        return Estimate(test, n, variance, method)
+
+    def _standard_error(
+        self, metric: str, scores: np.ndarray, sides: Sequence[pd.DataFrame]
+    ) -> tuple[float, float, str]:
+        """Standard error of a mean over splits, its degrees of freedom, and the name of the method.
+
+        A `ValueError` says why there is none.
+        """
+        if len(scores) < 2:
+            raise ValueError(f"{len(scores) or 'no'} finished split, and an interval takes two")
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{metric} is missing or not finite in a split")
+        if any((side["split_hash"] != sides[0]["split_hash"]).any() for side in sides):
+            raise ValueError("the models were not trained and scored on the same images")
+        part, score = metric.split("/")
+        n_train, n_val, n_test = (float(sides[0][key].mean()) for key in ("n_train", "n_val", "n_test"))
+        fixed = part == "test" and self._scored_on_the_same_images(sides[0])
+        n_scored = n_test if part == "test" else n_val
+        if not fixed and n_scored <= n_train:
+            se = statistics.corrected_resampled_ttest(scores, n_train, n_scored).se
+            return se, len(scores) - 1, "corrected resampled t"
+        if part == "last_val" or score == "loss":
+            raise ValueError(f"the interval of {metric} under this protocol needs scores of single images, not stored")
+        images = self._image_scores("test" if part == "test" else "val", score, sides)
+        image_variance = statistics.image_variance(images)
+        if fixed:
+            n_images, method = n_test, "components of variance, one test part"
+            se = statistics.fixed_test_standard_error(scores, image_variance, n_train, n_val, n_test)
+        else:
+            n_images, method = n_train + n_val + n_test, "components of variance, overlapping parts"
+            se = statistics.component_standard_error(scores, image_variance, n_train, n_images)
+        return se, statistics.satterthwaite_df(se, image_variance, n_images, len(scores)), method
+
+    def _scored_on_the_same_images(self, runs: pd.DataFrame) -> bool:
+        """Whether the test part is one for all splits, not drawn with each."""
+        parts = [self.predictions(run, "test")["index"].to_numpy() for _, run in runs.iterrows()]
+        return all(np.array_equal(part, parts[0]) for part in parts)
+
+    def _image_scores(self, part: str, score: str, sides: Sequence[pd.DataFrame]) -> np.ndarray:
+        """Each image's contribution to a score (or to the difference of two), shape (splits, images), NaN elsewhere."""
+        rows = []
+        for runs in zip(*(side.iterrows() for side in sides), strict=True):
+            frames = [self.predictions(run, part) for _, run in runs]
+            ours, *theirs = [_image_score(frame, score) for frame in frames]
+            rows.append(pd.Series(ours - theirs[0] if theirs else ours, index=frames[0]["index"].to_numpy()))
+        images = np.unique(np.concatenate([row.index for row in rows]))
+        values = np.full((len(rows), len(images)), np.nan)
+        for row, own in zip(rows, values, strict=True):
+            own[np.searchsorted(images, row.index)] = row
+        return values
+
+
+def _image_score(predictions: pd.DataFrame, score: str) -> np.ndarray:
+    true, predicted = predictions["true"].to_numpy(), predictions["pred"].to_numpy()
+    return statistics.macro_f1_values(true, predicted) if score == "f1_macro" else (true == predicted).astype(float)
+
+
+def summarise(evidence: Evidence, model: str) -> dict[str, float]:
+    """Mean, sd and interval over a model's finished splits, of every final metric, and how many splits these are.
+
+    Returns
+    -------
+    dict of str to float
+        Keys are those of `tracking.keys.SUMMARY_METRICS`. A missing score makes its mean missing: none is dropped
+        in silence.
+    """
+    runs = evidence.of(model)
+    summary: dict[str, float] = {"n_splits": len(runs)}
+    for key in FINAL_METRICS:
+        summary |= {MEAN + key: runs[key].mean(skipna=False), SD + key: runs[key].std(skipna=False)}
+        if key in METRICS and runs[key].notna().any():
+            estimate = evidence.estimate(key, model).test
+            summary |= {LOW + key: estimate.low, HIGH + key: estimate.high}
+    return summary
+
+
+def comparison_table(
+    runs: pd.DataFrame, metric: str = "test/accuracy", tracking_uri: str | None = None
+) -> pd.DataFrame:
+    """Average the finished splits of each model, for the newest complete comparison group in `runs`.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        From `load_runs`.
+    metric : str
+        One of `METRICS`: what `mean`, `sd`, `low` and `high` show and rows are sorted by.
+    tracking_uri : str, optional
+        Of the store that `runs` came from, where it is a server.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by `model`, best first: `n` finished splits of `n_expected`; `mean`, `sd` (ddof 1), and the ends `low`
+        and `high` of the mean's 95 % interval, of the metric; `baseline`, whether it is one; `mean/<key>`, `sd/<key>`,
+        `low/<key>`, `high/<key>` of all scores, epochs and seconds; `parameters`, `macs`. A split that was run again
+        counts once, with its newest run.
+
+    Raises
+    ------
+    ValueError
+        The metric is unknown, no run has finished, or none has the metric.
+    """
+    return tabulate(Evidence(choose_group(runs), tracking_uri), metric)
+
+
+def tabulate(evidence: Evidence, metric: str) -> pd.DataFrame:
+    """Return `comparison_table` of runs and predictions that are read already."""
+    check_metric(metric)
+    if evidence.runs[metric].isna().all():
+        raise ValueError(f"no run of this comparison group has {metric}; try best_val/accuracy")
+    rows = {}
+    for model, splits in evidence.runs.groupby("model"):
+        summary = summarise(evidence, str(model))
+        chosen = {name.rstrip("/"): summary[name + metric] for name in (MEAN, SD, LOW, HIGH)}
+        rows[model] = {
+            "n": int(summary.pop("n_splits")),
+            "n_expected": int(splits["n_splits"].iloc[0]),
+            **chosen,
+            "baseline": model in BASELINES,
+            **summary,
+            "parameters": splits["parameters"].iloc[0],
+            "macs": splits["macs"].iloc[0],
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+    return table.sort_values("mean", ascending=metric.endswith("loss"))
+
+
+def pairwise_tests(
+    runs: pd.DataFrame, metric: str = "test/accuracy", rope: float = 0.01, tracking_uri: str | None = None
+) -> pd.DataFrame:
+    """Test the differences between models, for the newest complete comparison group in `runs`.
+
+    Parameters
+    ----------
+    runs, metric, tracking_uri
+        As for `comparison_table`.
+    rope : float
+        Region of practical equivalence: differences up to this, in the metric's units, do not matter.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a pair, the better mean first: all pairs of networks, then each network against each baseline (in
+        column `family`). `model_a`, `model_b`, `n` splits that both have, mean `difference` a - b with its `se`,
+        95 % interval `low` and `high`, `t`, `df`, two-sided `p`, `p_holm` adjusted within the family; probabilities
+        that a is `p_worse`, `p_equivalent` (within the region) and `p_better`; `verdict` on a; `splits_needed` to
+        find a difference of this size with 80 % power (missing: no number is enough); `mcnemar_p` for k-fold
+        validation accuracy, over the pooled out-of-fold predictions; `method`, and the `problem` where there is no
+        test.
+
+    Raises
+    ------
+    ValueError
+        As for `comparison_table`, or there are no two models.
+    """
+    return compare(Evidence(choose_group(runs), tracking_uri), metric, rope)
+
+
+def compare(evidence: Evidence, metric: str, rope: float = 0.01) -> pd.DataFrame:
+    """Return `pairwise_tests` of runs and predictions that are read already."""
+    check_metric(metric)
+    means = evidence.runs.groupby("model")[metric].mean().sort_values(ascending=metric.endswith("loss"))
+    networks = [name for name in means.index if name not in BASELINES]
+    pairs = [(NETWORKS, *pair) for pair in itertools.combinations(networks, 2)]
+    pairs += [(AGAINST_BASELINES, name, base) for name in networks for base in means.index if base in BASELINES]
+    if not pairs:
+        raise ValueError(f"only {', '.join(means.index)} has finished splits, and a comparison takes two models")
+    rows = [{"family": family, **_compare(evidence, metric, a, b, rope)} for family, a, b in pairs]
+    tests = pd.DataFrame(rows)
+    tested = tests["p"].notna()
+    tests["p_holm"] = tests[tested].groupby("family")["p"].transform(lambda p: statistics.holm(p.to_numpy()))
+    tests["verdict"] = [_verdict(row) for _, row in tests.iterrows()]
+    return tests
+
+
+def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float) -> dict[str, Any]:
+    estimate = evidence.estimate(metric, a, b)
+    test = estimate.test
+    sign = -1 if metric.endswith("loss") else 1  # a lower loss is better
+    belief = dict.fromkeys(("p_worse", "p_equivalent", "p_better"), np.nan)
+    needed = None
+    if not estimate.problem:
+        belief = dataclasses.asdict(statistics.posterior(sign * test.mean, test.se, test.df, rope))
+        constant = max(0.0, test.se**2 - estimate.split_variance / estimate.n)  # what more splits do not reduce
+        needed = statistics.splits_needed(test.mean, estimate.split_variance, constant)
+    return {
+        "model_a": a, "model_b": b, "n": estimate.n, "difference": test.mean, "se": test.se,
+        "low": test.low, "high": test.high, "t": test.t, "df": test.df, "p": test.p, "p_holm": np.nan,
+        **belief, "verdict": "", "splits_needed": needed or pd.NA, "mcnemar_p": _mcnemar(evidence, metric, a, b),
+        "method": estimate.method, "problem": estimate.problem,
+    }  # fmt: skip
+
+
+def _mcnemar(evidence: Evidence, metric: str, a: str, b: str) -> float:
+    """P of McNemar's test where every image was validated on once: k-fold; NaN elsewhere."""
+    sides = [evidence.of(a), evidence.of(b)]
+    folds = sides[0]["protocol"].str.contains("k-fold").all()
+    complete = all(len(side) == side["n_splits"].iloc[0] for side in sides)
+    if not (folds and complete and metric in ("best_val/accuracy", "best_val/f1_micro")):
+        return np.nan
+    try:
+        pooled = [pd.concat([evidence.predictions(run, "val") for _, run in side.iterrows()]) for side in sides]
+    except StoreError:
+        return np.nan
+    correct = [(frame["true"] == frame["pred"]).to_numpy() for frame in pooled]
+    if not np.array_equal(pooled[0]["index"], pooled[1]["index"]):
+        return np.nan
+    return statistics.mcnemar(*correct).p
+
+
+def _verdict(row: pd.Series) -> str:
+    """In words, of model a: a difference that does not matter comes before one that is real."""
+    if np.isnan(row["p_holm"]):
+        return "no test"
+    if row["p_equivalent"] > 1 - ALPHA:
+        return SAME
+    if row["p_holm"] >= ALPHA:
+        return OPEN
+    return BETTER if row["p_better"] > row["p_worse"] else WORSE

@@ -1,0 +1,191 @@
+"""A `ResultTable` as text: for a terminal, Markdown, LaTeX, CSV or JSON."""
+
+import io
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from analysis.comparison import Evidence, default_metric
+from analysis.groups import group_id, list_groups
+from analysis.tables import NOT_BEATEN, ResultTable, score_table
+
+if TYPE_CHECKING:
+    from tracking import Store
+
+Format = Literal["text", "markdown", "latex", "csv", "json"]
+SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".txt": "text"}
+HEADERS = {  # in two lines, so that a table fits 80 characters
+    "95 % interval": "95 %\ninterval", "micro-F1": "micro\nF1", "macro-F1": "macro\nF1", "best epoch": "best\nepoch",
+    "parameters": "para-\nmeters", "s per split": "s per\nsplit", "difference": "differ-\nence",
+    "Holm p": "Holm\np", "P(same)": "P\nsame", "P(better)": "P\nbetter", "McNemar p": "McNe-\nmar p",
+}  # fmt: skip
+TEXT_COLUMNS = ("model", "against", "verdict", "run_id")  # aligned left, the others right
+
+
+def render(tables: Sequence[ResultTable], form: Format, width: int | None = None) -> str:
+    """Write tables one after the other.
+
+    Parameters
+    ----------
+    tables : sequence of ResultTable
+    form : Format
+        `csv` and `json` hold all numbers in full precision: CSV has one row a model or pair; JSON is a list with
+        an object for each table (`title`, `caption`, `notes`, `rows`, `runs`).
+    width : int, optional
+        Of a terminal, in characters.
+
+    Returns
+    -------
+    str
+        Ends in a newline.
+    """
+    if form == "csv":
+        frames = pd.concat([_identity_first(table.data) for table in tables])
+        return str(frames.to_csv(index=False, lineterminator="\n"))
+    if form == "json":
+        return json.dumps([_as_json(table) for table in tables], indent=1, allow_nan=False) + "\n"
+    writers = {"markdown": _markdown, "latex": _latex}
+    if form in writers:
+        return "\n".join(writers[form](table) for table in tables)
+    return "\n".join(_text(table, width) for table in tables)
+
+
+def _identity_first(data: pd.DataFrame) -> pd.DataFrame:
+    first = ["task", "group", "metric"]
+    return data[[*first, *(column for column in data.columns if column not in first)]]
+
+
+def _as_json(table: ResultTable) -> dict[str, Any]:
+    def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+        missing = frame.isna()
+        return [
+            {str(key): None if missing.at[index, key] else _plain(row[key]) for key in frame.columns}
+            for index, row in zip(frame.index, frame.astype(object).to_dict("records"), strict=True)
+        ]
+
+    return {
+        "title": table.title,
+        "caption": table.caption,
+        "notes": table.notes,
+        "rows": records(_identity_first(table.data).reset_index(drop=True)),
+        "runs": records(table.runs),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A numpy number as Python's own."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _markdown(table: ResultTable) -> str:
+    lines = [f"## {table.title}", "", f"{table.caption}.", "", _markdown_table(table.cells), ""]
+    lines += [f"- {note}" for note in table.notes]
+    if table.notes:
+        lines.append("")
+    lines += ["Runs behind these numbers:", "", _markdown_table(_readable(table.runs)), ""]
+    return "\n".join(lines)
+
+
+def _markdown_table(cells: pd.DataFrame) -> str:
+    def line(values: Sequence[str]) -> str:
+        return f"| {' | '.join(value.replace('|', chr(92) + '|') for value in values)} |"
+
+    ruler = ["---" if column in TEXT_COLUMNS else "---:" for column in cells.columns]
+    return "\n".join([line(list(cells.columns)), line(ruler), *(line(row) for row in cells.to_numpy().tolist())])
+
+
+def _readable(runs: pd.DataFrame) -> pd.DataFrame:
+    """The scores behind a table as text, in full precision."""
+    return runs.astype(object).map(lambda value: "" if pd.isna(value) else str(value))
+
+
+def _latex(table: ResultTable) -> str:
+    """Floating table with booktabs rules; notes stand below as comments."""
+    columns = "".join("l" if column in TEXT_COLUMNS else "r" for column in table.cells.columns)
+    body = _escaped(table.cells).to_latex(
+        index=False,
+        column_format=columns,
+        caption=_latex_text(f"{table.title}: {table.caption}."),
+        position="htbp",
+    )
+    needs = "% needs \\usepackage{booktabs}\n"
+    return needs + body + "".join(f"% {note}\n" for note in table.notes)
+
+
+def _escaped(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells.map(_latex_text).rename(columns=_latex_text)
+
+
+def _latex_text(text: str) -> str:
+    special = {
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "–": "--",
+        "<": r"$<$", ">": r"$>$",
+    }  # fmt: skip
+    return "".join(special.get(character, character) for character in text)
+
+
+def _text(table: ResultTable, width: int | None) -> str:
+    """For a terminal of 80 characters or more."""
+    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, force_terminal=False)
+    drawn = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    cells = _narrow(table.cells)
+    for column in cells.columns:
+        header, text = HEADERS.get(str(column), str(column)), column in TEXT_COLUMNS
+        drawn.add_column(header, justify="left" if text else "right", no_wrap=not text)
+    for row in cells.to_numpy().tolist():
+        drawn.add_row(*row)
+    console.print(table.title, style="bold")
+    console.print(table.caption, soft_wrap=True)
+    console.print(drawn)
+    for note in table.notes:
+        console.print(note if note.startswith(NOT_BEATEN) else f"! {note}", soft_wrap=True)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def _narrow(cells: pd.DataFrame) -> pd.DataFrame:
+    """Leave out of a table of pairs what follows from the rest, and write a pair in two lines."""
+    if "against" not in cells:
+        return cells
+    pairs = cells["model"] + "\n− " + cells["against"]
+    kept = [column for column in cells.columns if column not in ("against", "splits", "P(worse)", "verdict")]
+    return cells.assign(model=pairs)[[*kept, "verdict"]]
+
+
+def print_scores(store: "Store", runs: pd.DataFrame, group: pd.DataFrame) -> None:
+    """Print the table of a comparison group, which others the store holds, and where the numbers live.
+
+    Parameters
+    ----------
+    store : Store
+    runs : pandas.DataFrame
+        Of the task, from `load_runs`.
+    group : pandas.DataFrame
+        From `choose_group`.
+    """
+    task = group["task"].iloc[0]
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    table = score_table(Evidence(group, store.uri), default_metric(group))
+    console.print()
+    console.out(render([table], "text", console.width), end="")
+    print_groups(runs, group)
+    console.print(f"numbers    {store.label}")
+    console.print(f"in the UI  {store.runs_link(task)}")
+    if store.ui_command:
+        console.print(f"           once it is served: {store.ui_command}")
+
+
+def print_groups(runs: pd.DataFrame, group: pd.DataFrame, notes: Sequence[str] = ()) -> None:
+    """Say on stderr what a table for programs has no place for: notes, and which other groups the store holds."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for note in notes:
+        console.print(f"! {note}")
+    if others := list_groups(runs, group):
+        console.print(f"Shown is group {group_id(group)}; others in the store, for --group, never mixed with it:")
+        for line in others:
+            console.print(f"  {line}")

@@ -1,0 +1,122 @@
+"""Comparison groups: which runs may stand in one table, and what a reader of them must know."""
+
+import hashlib
+
+import pandas as pd
+
+from tracking.keys import GROUP_PARAMS, SAMPLE
+
+GROUP = ("task", "dataset_digest", "device_kind", *GROUP_PARAMS)
+
+
+def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """Divide runs into comparison groups: same task, data, protocol, seed, configuration, precision, kind of device.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        From `load_runs`.
+
+    Returns
+    -------
+    list of pandas.DataFrame
+        Rows of `runs`, one frame a group: complete groups first (every model has all its splits), then those with
+        some result, then the rest; the newest first in each.
+    """
+    if runs.empty:
+        return []
+    keyed = runs.assign(device_kind=runs["device"].str.split(":").str[0])
+    labels = keyed[list(GROUP)].astype(object).where(lambda frame: frame.notna(), None).apply(tuple, axis=1)
+    groups = [runs[labels == label] for label in dict.fromkeys(labels)]
+    groups.sort(key=lambda group: group["start_time"].max(), reverse=True)
+    return sorted(groups, key=lambda group: (not is_complete(group), finished(group).empty))  # stable
+
+
+def finished(group: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a result; of a split that was run again, the newest."""
+    done = group[group["status"] == "FINISHED"].sort_values("start_time", kind="stable")
+    return done.drop_duplicates(["model", "split"], keep="last")
+
+
+def is_complete(group: pd.DataFrame) -> bool:
+    """Whether every model in the group has all its splits."""
+    done = finished(group).groupby("model").size().reindex(group["model"].unique(), fill_value=0)
+    return bool((done >= group["n_splits"].max()).all())
+
+
+def group_id(group: pd.DataFrame) -> str:
+    """Name a group by 8 hexadecimal digits that follow from what its runs have in common."""
+    first = group.iloc[0]
+    kind = str(first["device"]).split(":")[0]
+    values = [first["task"], first["dataset_digest"], kind, *(first[key] for key in GROUP_PARAMS)]
+    return hashlib.sha256("\n".join(map(str, values)).encode()).hexdigest()[:8]
+
+
+def choose_group(runs: pd.DataFrame, chosen: str | None = None) -> pd.DataFrame:
+    """Return the comparison group to be shown.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        From `load_runs`.
+    chosen : str, optional
+        The `group_id`; the newest complete group unless given.
+
+    Raises
+    ------
+    ValueError
+        There is no such group, or it has no finished run.
+    """
+    groups = comparison_groups(runs)
+    if chosen is not None:
+        names = {group_id(group): group for group in groups}
+        if chosen not in names:
+            raise ValueError(f"there is no comparison group {chosen!r}; there are {', '.join(names) or 'none'}")
+        groups = [names[chosen]]
+    if not groups or finished(groups[0]).empty:
+        raise ValueError("no split has finished yet")
+    return groups[0]
+
+
+def list_groups(runs: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
+    """Describe the groups other than `shown`, one line each: id, date, what differs from it, splits done."""
+    lines = []
+    reference = _setting(shown)
+    for group in comparison_groups(runs):
+        setting = _setting(group)
+        if group_id(group) == group_id(shown):
+            continue
+        differs = [f"{key} {value}" for key, value in setting.items() if value != reference[key]]
+        done = finished(group)
+        expected = group["model"].nunique() * int(group["n_splits"].iloc[0])
+        date = group["start_time"].max().strftime("%Y-%m-%d %H:%M")
+        lines.append(f"{group_id(group)}  {date}  {', '.join(differs)}; {len(done)} of {expected} splits done")
+    return lines
+
+
+def _setting(group: pd.DataFrame) -> dict[str, str]:
+    """What makes a group, in words."""
+    first = group.iloc[0]
+    short = {"dataset_digest": str(first["dataset_digest"])[:8], "device": str(first["device"]).split(":")[0]}
+    return {"dataset": first["dataset"], **short} | {key: str(first[key]) for key in GROUP_PARAMS}
+
+
+def what_is_wrong(group: pd.DataFrame) -> list[str]:
+    """Say in sentences what a reader of a group's table must know."""
+    done = finished(group)
+    notes = []
+    if str(group["dataset"].iloc[0]).startswith(SAMPLE):
+        notes.append("These are generated images: the scores say nothing about the real task.")
+    for model, splits in group.groupby("model"):
+        there = set(done.loc[done["model"] == model, "split"])
+        expected = int(splits["n_splits"].iloc[0])
+        if len(there) < expected:
+            missing = ", ".join(str(number) for number in range(expected) if number not in there)
+            notes.append(f"{model} has {len(there)} of {expected} splits; missing: {missing}.")
+    for split, count in done.groupby("split")["split_hash"].nunique().items():
+        if count > 1:
+            notes.append(f"Models were not scored on the same images in split {split}; they cannot be compared.")
+    shared = done["source_digest"].str.split("-").str[0]
+    if shared.nunique() > 1 or done.groupby("model")["source_digest"].nunique().gt(1).any():
+        notes.append("Not all of these runs were made by the same version of the code.")
+    return notes

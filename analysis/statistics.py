@@ -1,0 +1,566 @@
+"""Statistics of paired scores over splits: standard errors for each protocol, tests, verdict probabilities.
+
+Scores of splits are not independent: splits share training images, and often the images that score them. What is used
+where, and how well it holds its error rate, is in docs/statistics.md. All functions work in float64 and keep no state.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+MAX_SPLITS = 1_000_000  # where `splits_needed` stops looking
+
+
+@dataclass(frozen=True)
+class TTest:
+    """Result of a two-sided t test of a mean against 0, in the units of the scores.
+
+    `low` and `high` are the ends of the mean's interval, `se` is its standard error, `t` = mean / se, and `p` the
+    probability of a |t| at least as large if the expected mean were 0.
+    """
+
+    mean: float
+    se: float
+    low: float
+    high: float
+    t: float
+    df: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Probabilities, summing to 1, that a difference lies below, in and above the region of practical equivalence."""
+
+    p_worse: float
+    p_equivalent: float
+    p_better: float
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Images that only one of two models gets right, and the exact two-sided p of so unequal a division."""
+
+    only_a: int
+    only_b: int
+    p: float
+
+
+def ttest(mean: float, se: float, df: float, confidence: float = 0.95) -> TTest:
+    """Test a mean against 0, two-sided, and give its interval: mean -+ t_{(1 + confidence) / 2, df} se.
+
+    Parameters
+    ----------
+    mean, se : float
+        A mean and its standard error, in the same units; `se` may be 0.
+    df : float
+        Degrees of freedom of `se`, above 0.
+    confidence : float
+        Of the interval, in (0, 1).
+
+    Returns
+    -------
+    TTest
+        Where `se` is 0, `low` = `high` = `mean`, and p is 1 for mean 0 (t = 0), else 0 (t = inf with mean's sign).
+
+    Raises
+    ------
+    ValueError
+        A value is not finite or out of its range.
+    """
+    mean, se = _check_scale(mean, se, df)
+    _check_inside("confidence", confidence, 0, 1)
+    if se == 0:
+        return TTest(mean, se, mean, mean, math.copysign(math.inf, mean) if mean else 0.0, df, float(mean == 0))
+    t = mean / se
+    half = float(stats.t.ppf((1 + confidence) / 2, df)) * se
+    return TTest(mean, se, mean - half, mean + half, t, df, 2 * float(stats.t.sf(abs(t), df)))
+
+
+def corrected_resampled_ttest(differences: ArrayLike, n_train: float, n_test: float, confidence: float = 0.95) -> TTest:
+    """Test the mean difference over splits that each draw their own scored images from one pool.
+
+    With d_j the difference on split j of J, mean d and sample variance s2 (ddof 1)::
+
+        t = d / sqrt((1/J + n_test/n_train) s2),   df = J - 1
+
+    Parameters
+    ----------
+    differences : array_like of float, shape (J,)
+        Score of one model less that of the other, by split, J at least 2.
+    n_train, n_test : float
+        Images that train and images that score a split. For k folds n_test/n_train is 1/(k - 1).
+    confidence : float
+        Of the interval, in (0, 1).
+
+    Returns
+    -------
+    TTest
+        In the units of `differences`. Without any spread: as `ttest` with a standard error of 0.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two differences, one that is not finite, or a size that is not positive.
+
+    Notes
+    -----
+    n_test/n_train is rho/(1 - rho) for a correlation rho = n_test/(n_test + n_train) between splits. That is a rule of
+    thumb: the true rho depends on how much of the variance comes from the training images.
+
+    References
+    ----------
+    Nadeau and Bengio (2003). Inference for the generalization error. Machine Learning 52, 239-281.
+    """
+    return ttest(*_corrected(differences, n_train, n_test), confidence)
+
+
+def posterior(mean: float, se: float, df: float, rope: float) -> Posterior:
+    """Divide the belief in a difference, Student t with location `mean`, scale `se` and `df`, by a region around 0.
+
+    Parameters
+    ----------
+    mean, se : float
+        Mean difference and its standard error. With `se` 0 all belief is at `mean`.
+    df : float
+        Degrees of freedom of `se`, above 0.
+    rope : float
+        Differences in [-rope, rope] count as practically none; in the units of `mean`, 0 or more.
+
+    Returns
+    -------
+    Posterior
+        P(difference < -rope), P(-rope <= difference <= rope), P(difference > rope).
+
+    Raises
+    ------
+    ValueError
+        A value is not finite or out of its range.
+    """
+    mean, se = _check_scale(mean, se, df)
+    if not 0 <= rope < math.inf:
+        raise ValueError(f"the region of practical equivalence must be 0 or more, not {rope}")
+    if se == 0:
+        return Posterior(float(mean < -rope), float(abs(mean) <= rope), float(mean > rope))
+    worse = float(stats.t.cdf((-rope - mean) / se, df))
+    better = float(stats.t.cdf((mean - rope) / se, df))  # written so that swapping the models swaps the two exactly
+    return Posterior(worse, max(0.0, 1 - (worse + better)), better)
+
+
+def bayesian_correlated_ttest(differences: ArrayLike, n_train: float, n_test: float, rope: float = 0.01) -> Posterior:
+    """Give the probabilities that a model is worse than, equivalent to and better than another.
+
+    The mean difference has the Student t `posterior` with df J - 1, location d and, for rho = n_test/(n_test +
+    n_train)::
+
+        scale^2 = (1/J + rho/(1 - rho)) s2
+
+    This is the standard error of `corrected_resampled_ttest`; it suits the same protocols.
+
+    Parameters
+    ----------
+    differences : array_like of float, shape (J,)
+        Score of one model less that of the other, by split, J at least 2.
+    n_train, n_test : float
+        Images that train and images that score a split.
+    rope : float
+        Differences up to this do not matter; in the units of `differences`. The default is one point of a score in
+        [0, 1].
+
+    Returns
+    -------
+    Posterior
+        Without any spread: a point mass, and a mean on the border of the region counts as equivalent.
+
+    Raises
+    ------
+    ValueError
+        As for `corrected_resampled_ttest`, or `rope` is negative.
+
+    References
+    ----------
+    Corani and Benavoli (2015). A Bayesian approach for comparing cross-validated algorithms on multiple data sets.
+    Machine Learning 100, 285-304.
+    Benavoli, Corani, Demsar and Zaffalon (2017). Time for a change: a tutorial for comparing multiple classifiers
+    through Bayesian analysis. Journal of Machine Learning Research 18, 1-36.
+    """
+    return posterior(*_corrected(differences, n_train, n_test), rope)
+
+
+def image_variance(values: ArrayLike) -> float:
+    """Estimate how much images differ in their expected value over splits: the variance component sigma2_img.
+
+    One-way random-effects analysis of variance with the images as groups. Image i of I was evaluated n_i times with
+    mean m_i; n is the sum of n_i, m the mean of all values::
+
+        MSB = sum_i n_i (m_i - m)^2 / (I - 1)         MSW = sum_ij (v_ij - m_i)^2 / (n - I)
+        n0  = (n - sum_i n_i^2 / n) / (I - 1)         sigma2_img = max(0, (MSB - MSW) / n0)
+
+    Parameters
+    ----------
+    values : array_like of float, shape (J, N)
+        Value of image i in split j, NaN where it was not evaluated there: of one model, or the paired difference of
+        two; correctness (0 or 1), or `macro_f1_values`.
+
+    Returns
+    -------
+    float
+        A variance of single images, in squared units of `values`; divide by the number of images for that of a mean.
+
+    Raises
+    ------
+    ValueError
+        The shape is wrong, a value is infinite, fewer than two images were evaluated, or none of them twice (as in
+        the validation parts of k folds): then images cannot be told from chance.
+
+    Notes
+    -----
+    What a split adds to all its images alike is counted as variation within images. Where every split has the same
+    images this lowers the estimate by the variance between splits over J: nothing beside the variance of images.
+
+    References
+    ----------
+    Searle, Casella and McCulloch (1992). Variance Components, chapter 3. Wiley.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or np.isinf(values).any():
+        raise ValueError("values of images must be finite or NaN, in an array of shape (splits, images)")
+    counts = (~np.isnan(values)).sum(0)  # (N,)
+    values, counts = values[:, counts > 0], counts[counts > 0]
+    images, total = len(counts), int(counts.sum())
+    if images < 2 or total == images:
+        raise ValueError("the variance between images takes two images, and some that were evaluated in two splits")
+    means = np.nansum(values, axis=0) / counts
+    between = float(np.sum(counts * (means - np.nansum(values) / total) ** 2)) / (images - 1)
+    within = float(np.nansum((values - means) ** 2)) / (total - images)
+    typical_count = (total - float(np.sum(counts**2)) / total) / (images - 1)  # n0; the count itself where all agree
+    return max(0.0, (between - within) / typical_count)
+
+
+def component_standard_error(differences: ArrayLike, image_variance: float, n_train: float, n_images: float) -> float:
+    """Give the standard error of a mean over splits whose scored parts are large, drawn anew, and so overlap.
+
+    ::
+
+        SE^2 = s2/J + sigma2_img/N + (n_train/N) s2
+
+    s2/J is what more splits would reduce. The second term is that of having only these N images. The third is that
+    training parts overlap, by n_train/N on average.
+
+    Parameters
+    ----------
+    differences : array_like of float, shape (J,)
+        By split, J at least 2.
+    image_variance : float
+        sigma2_img, from the function `image_variance` on the images that score.
+    n_train, n_images : float
+        Images that train a split, and images N that all parts of a split are drawn from.
+
+    Returns
+    -------
+    float
+        In the units of `differences`; for `ttest` and `posterior` with `satterthwaite_df`.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two differences, one that is not finite, a negative variance, or a size that is not positive.
+    """
+    _check_sizes(n_train=n_train, n_images=n_images)
+    _, variance, splits = _moments(differences)
+    return math.sqrt((1 / splits + n_train / n_images) * variance + _check_variance(image_variance) / n_images)
+
+
+def fixed_test_standard_error(
+    differences: ArrayLike, image_variance: float, n_train: float, n_val: float, n_test: float
+) -> float:
+    """Give the standard error of a mean over splits that one fixed test part scores.
+
+    ::
+
+        SE^2 = (1/J + n_val/n_train) s2 + sigma2_img/n_test
+
+    The splits vary the training only, and s2 knows nothing of the test images: all splits share their luck. The
+    factor of s2 is that of `corrected_resampled_ttest` for the parts that the pool is divided into.
+
+    Parameters
+    ----------
+    differences : array_like of float, shape (J,)
+        By split, J at least 2.
+    image_variance : float
+        sigma2_img, from the function `image_variance` on the test images.
+    n_train, n_val, n_test : float
+        Images that train and that validate a split, and images of the fixed test part.
+
+    Returns
+    -------
+    float
+        In the units of `differences`; for `ttest` and `posterior` with `satterthwaite_df`.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two differences, one that is not finite, a negative variance, or a size that is not positive.
+    """
+    _check_sizes(n_train=n_train, n_val=n_val, n_test=n_test)
+    _, variance, splits = _moments(differences)
+    return math.sqrt((1 / splits + n_val / n_train) * variance + _check_variance(image_variance) / n_test)
+
+
+def satterthwaite_df(se: float, image_variance: float, n_images: float, n_splits: int) -> float:
+    """Give the degrees of freedom of a standard error with an image term, weighted by what each term contributes.
+
+    With v = sigma2_img/n the image term of SE^2, known from n images, and the rest known from J splits::
+
+        df = SE^4 / ((SE^2 - v)^2 / (J - 1) + v^2 / (n - 1))
+
+    J - 1 would treat the image term as if it were as uncertain as the rest: the test would find next to nothing.
+
+    Parameters
+    ----------
+    se : float
+        From `component_standard_error` or `fixed_test_standard_error`.
+    image_variance, n_images : float
+        sigma2_img, and the number of images it was divided by there; more than one.
+    n_splits : int
+        J, at least 2.
+
+    Returns
+    -------
+    float
+        J - 1 without an image term (or where `se` is 0), up to n - 1 where there is nothing else.
+
+    Raises
+    ------
+    ValueError
+        A value is not finite or out of its range, or the image term is more than all of SE^2.
+
+    References
+    ----------
+    Satterthwaite (1946). An approximate distribution of estimates of variance components. Biometrics Bulletin 2,
+    110-114.
+    """
+    _check_scale(0, se, n_splits - 1)
+    _check_inside("n_images", n_images, 1, math.inf)
+    of_images = _check_variance(image_variance) / n_images
+    if of_images > (1 + 1e-9) * se**2:
+        raise ValueError("the image term is more than the whole squared standard error")
+    share = min(1.0, of_images / se**2) if se else 0.0
+    return 1 / ((1 - share) ** 2 / (n_splits - 1) + share**2 / (n_images - 1))
+
+
+def macro_f1_values(true: ArrayLike, pred: ArrayLike) -> np.ndarray:
+    """Divide macro-F1 among the images: values with macro-F1 as mean and its sampling variance as variance over n.
+
+    F1 of class k is F_k = 2 TP_k / D_k, with D_k = 2 TP_k + FP_k + FN_k the times that k occurs as truth or as
+    prediction, a ratio of two means. To first order (delta method) image i of n with truth t and prediction p adds
+    its influence to the mean F over the C classes that occur::
+
+        value_i = F + (n/C) (2 [t = p] / D_t - F_t / D_t - F_p / D_p)
+
+    Parameters
+    ----------
+    true, pred : array_like, shape (n,)
+        Classes of n images, and what was predicted.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        Single values may lie outside [0, 1]. For accuracy the same is simply correct or not.
+
+    Raises
+    ------
+    ValueError
+        The arrays are empty or their shapes differ.
+
+    References
+    ----------
+    Takahashi, Yamamoto, Kuchiba and Koyama (2022). Confidence interval for micro-averaged F1 and macro-averaged F1
+    scores. Applied Intelligence 52, 4961-4972. Their variance is that of these values over n.
+    """
+    true, pred = np.asarray(true), np.asarray(pred)
+    if true.ndim != 1 or true.shape != pred.shape or not len(true):
+        raise ValueError("true and predicted classes must be two equally long arrays, not empty")
+    classes, codes = np.unique(np.concatenate([true, pred]), return_inverse=True)
+    t, p = np.split(codes, 2)
+    occurrences = np.bincount(codes).astype(np.float64)  # (C,), 2 TP + FP + FN
+    f1 = 2 * np.bincount(t[t == p], minlength=len(classes)) / occurrences
+    loss = f1 / occurrences
+    influence = 2 * (t == p) / occurrences[t] - loss[t] - loss[p]
+    return np.asarray(np.mean(f1) + len(t) / len(classes) * influence)
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Adjust p-values of a family of m tests so that rejecting those below alpha errs in it at most that often.
+
+    With p sorted ascending, adjusted p_(i) = min(1, max over j <= i of (m - j + 1) p_(j)).
+
+    Parameters
+    ----------
+    p_values : array_like of float, shape (m,)
+
+    Returns
+    -------
+    ndarray of float64, shape (m,)
+        In the given order; empty for an empty family.
+
+    Raises
+    ------
+    ValueError
+        A value is NaN or outside [0, 1].
+
+    References
+    ----------
+    Holm (1979). A simple sequentially rejective multiple test procedure. Scandinavian Journal of Statistics 6, 65-70.
+    """
+    p = np.asarray(p_values, np.float64)
+    if p.ndim != 1 or not np.all((p >= 0) & (p <= 1)):
+        raise ValueError("p-values must be an array of numbers from 0 to 1")
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
+    """Test whether two sets of predictions for the same images are equally often right: exact and two-sided.
+
+    Of the images that exactly one model gets right, each falls to either with probability 1/2:
+    p = min(1, 2 P(X <= min(only_a, only_b))), X ~ Binomial(only_a + only_b, 1/2).
+
+    Parameters
+    ----------
+    correct_a, correct_b : array_like of bool, shape (n,)
+        Whether each model got image i right, in the same order; for k folds the pooled out-of-fold predictions.
+
+    Returns
+    -------
+    McNemar
+        p is 1 where the models are right on the same images.
+
+    Raises
+    ------
+    ValueError
+        The arrays are not boolean or their shapes differ.
+
+    Notes
+    -----
+    This compares the networks as they were trained. It says nothing of other training images or seeds.
+
+    References
+    ----------
+    McNemar (1947). Note on the sampling error of the difference between correlated proportions or percentages.
+    Psychometrika 12, 153-157.
+    Dietterich (1998). Approximate statistical tests for comparing supervised classification learning algorithms.
+    Neural Computation 10, 1895-1923.
+    """
+    a, b = np.asarray(correct_a), np.asarray(correct_b)
+    if a.ndim != 1 or a.shape != b.shape or a.dtype != np.bool_ or b.dtype != np.bool_:
+        raise ValueError("correctness must be two equally long boolean arrays")
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    discordant = only_a + only_b
+    return McNemar(only_a, only_b, float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0)
+
+
+def splits_needed(
+    difference: float, split_variance: float, constant_variance: float, confidence: float = 0.95, power: float = 0.8
+) -> int | None:
+    """Give the number of splits with which a difference of this size would be found, if it is real.
+
+    The smallest J of at least 2 with::
+
+        |difference| >= (t_{(1 + confidence)/2, J-1} + t_{power, J-1}) sqrt(split_variance/J + constant_variance)
+
+    Parameters
+    ----------
+    difference : float
+        The expected difference that is to be found.
+    split_variance : float
+        What more splits reduce: s2, the variance of single differences; in squared units of `difference`.
+    constant_variance : float
+        What they do not: SE^2 - s2/J of the standard error in use.
+    confidence : float
+        1 less the size of the two-sided test, in (0, 1).
+    power : float
+        Probability of finding the difference, from 0.5 up to below 1.
+
+    Returns
+    -------
+    int or None
+        None where no number of splits is enough, or it takes more than `MAX_SPLITS`.
+
+    Raises
+    ------
+    ValueError
+        A value is not finite or out of its range.
+
+    Notes
+    -----
+    Plans with the variances as if they were known, so from few splits it is a rough figure. Sizes of the parts stay
+    as they are; for k folds, where more folds change them, read it as repetitions of the same holdout.
+    """
+    if not math.isfinite(difference):
+        raise ValueError("the difference must be finite")
+    _check_inside("confidence", confidence, 0, 1)
+    if not 0.5 <= power < 1:
+        raise ValueError(f"power must lie between 0.5 and 1, not be {power}")
+    variances = _check_variance(split_variance), _check_variance(constant_variance)
+
+    def enough(splits: int) -> bool:  # once true it stays true: both quantiles and the standard error decrease
+        quantiles = stats.t.ppf(((1 + confidence) / 2, power), splits - 1)
+        return abs(difference) >= float(np.sum(quantiles)) * math.sqrt(variances[0] / splits + variances[1])
+
+    if difference == 0 or not enough(MAX_SPLITS):
+        return None
+    low, high = 1, 2  # one split is never enough; double until `high` is
+    while not enough(high):
+        low, high = high, min(2 * high, MAX_SPLITS)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _moments(differences: ArrayLike) -> tuple[float, float, int]:
+    """Mean, sample variance (ddof 1) and number of differences; equal ones have a variance of exactly 0."""
+    values = np.asarray(differences, np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError("a test takes the differences of at least two splits")
+    if not np.isfinite(values).all():
+        raise ValueError("a difference is not finite: a split has no score")
+    if np.all(values == values[0]):  # rounding would leave some 1e-34
+        return float(values[0]), 0.0, len(values)
+    return float(np.mean(values)), float(np.var(values, ddof=1)), len(values)
+
+
+def _corrected(differences: ArrayLike, n_train: float, n_test: float) -> tuple[float, float, int]:
+    """Mean, its standard error corrected for resampling, and degrees of freedom."""
+    _check_sizes(n_train=n_train, n_test=n_test)
+    mean, variance, splits = _moments(differences)
+    return mean, math.sqrt((1 / splits + n_test / n_train) * variance), splits - 1
+
+
+def _check_sizes(**sizes: float) -> None:
+    for name, size in sizes.items():
+        _check_inside(name, size, 0, math.inf)
+
+
+def _check_inside(name: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        raise ValueError(f"{name} must lie between {low} and {high}, not be {value}")
+
+
+def _check_variance(variance: float) -> float:
+    if not 0 <= variance < math.inf:
+        raise ValueError(f"a variance must be 0 or more, not {variance}")
+    return float(variance)
+
+
+def _check_scale(mean: float, se: float, df: float) -> tuple[float, float]:
+    if not (math.isfinite(mean) and 0 <= se < math.inf):
+        raise ValueError(f"a mean must be finite and its standard error 0 or more, not {mean} and {se}")
+    _check_inside("df", df, 0, math.inf)
+    return float(mean), float(se)

@@ -1,0 +1,89 @@
+"""Fitting the baselines `majority` and `linear` on a split, by scikit-learn; scored as the networks are."""
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets import Split
+from experiments.training import Batches, DeviceImages, EpochRecord, evaluate
+from models.layers import LayerStack
+
+PENALTIES = (1e4, 1e3, 1e2, 1e1)  # L2 penalty of the linear model, from strong to weak
+
+
+def fit_baseline(
+    name: str, model: LayerStack, data: DeviceImages, split: Split, precision: str
+) -> Iterator[EpochRecord]:
+    """Set a baseline's coefficients from a split, and yield one record, like `fit` for a network of one epoch.
+
+    Parameters
+    ----------
+    name : str
+        Key of `models.BASELINES`.
+    model : LayerStack
+        Its class's instance, on the device of `data`; its last layer is filled in.
+    data : DeviceImages
+    split : Split
+        Of which `train` is fitted and `val` chooses the penalty of `linear`; `test` is not looked at.
+    precision : str
+        Of the evaluation, as for the networks.
+
+    Yields
+    ------
+    EpochRecord
+        Without a learning rate: there is none.
+    """
+    started = time.perf_counter()
+    mean, std = data.normalisation(split.train)
+    if name == "majority":
+        counts = torch.bincount(data.labels[torch.from_numpy(split.train)], minlength=data.num_classes)
+        _fill(model.layers[-1], logits=(counts / counts.sum()).log())
+    else:
+        batches = Batches(data, mean, std)
+        weight, bias = _logistic_regression(*(_features(model, batches, part) for part in (split.train, split.val)))
+        _fill(model.layers[-1], weight=weight, bias=bias)
+    train, val = (evaluate(model, data, part, mean, std, precision) for part in (split.train, split.val))
+    seconds = time.perf_counter() - started
+    yield EpochRecord(1, None, train.loss, train.scores()["accuracy"], val, improved=True, seconds=seconds)
+
+
+def _fill(layer: nn.Module, **values: Tensor) -> None:
+    with torch.no_grad():
+        for key, value in values.items():
+            layer.get_parameter(key).copy_(value)
+
+
+@torch.inference_mode()
+def _features(model: LayerStack, batches: Batches, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the model's last layer sees of some images, shape (n, features), and their labels."""
+    front = nn.Sequential(*model.layers[:-1])
+    rows = torch.from_numpy(indices).to(batches.data.pixels.device)
+    parts = [front(batches.plain(batch)[0]).cpu() for batch in torch.split(rows, 512)]
+    return torch.cat(parts).numpy(), batches.data.labels[rows].cpu().numpy()
+
+
+def _logistic_regression(
+    train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.ndarray]
+) -> tuple[Tensor, Tensor]:
+    """Fit with ever weaker penalties until the validation loss rises; return weight (K, features) and bias (K,)."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    model = LogisticRegression(tol=1e-3, max_iter=1000, warm_start=True)  # each starts from the one before
+    best_loss, weight, bias = math.inf, np.empty(0), np.empty(0)
+    for penalty in PENALTIES:
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # near enough for a baseline
+            model.set_params(C=1 / penalty).fit(*train)
+        loss = log_loss(val[1], model.predict_proba(val[0]), labels=model.classes_)
+        if loss >= best_loss:
+            break
+        best_loss, weight, bias = loss, model.coef_.copy(), model.intercept_.copy()
+    if len(weight) == 1:  # two classes: one row of logits for the second, against zero for the first
+        weight, bias = np.vstack([np.zeros_like(weight), weight]), np.append(0.0, bias)
+    return torch.from_numpy(weight), torch.from_numpy(bias)

@@ -1,0 +1,402 @@
+"""Comparison groups, tables and tests of differences, on stores written through the real tracker."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import f1_score
+
+import analysis
+import tracking
+from analysis import statistics
+from analysis.groups import group_id, list_groups, what_is_wrong
+from tests.conftest import ROOT
+from tracking import keys
+
+SETTINGS = {
+    "dataset": "d", "n_splits": 4, "leak_free": False, "lr": 1e-3, "weight_decay": 0.01, "batch_size": 8, "epochs": 2,
+    "patience": 7, "augment": False, "precision": "fp32", "device": "cpu", "threads": 1, "seed": 0,
+    "parameters": 10, "macs": 20,
+}  # fmt: skip
+TAGS = {"task": "task3", "question": "Which?", "dataset_digest": "0" * 64, "source_digest": "s-a"}
+PROTOCOLS = {  # images to train on, to validate, to test
+    "repeated holdout 3:2": (12, 8, 10),
+    "stratified k-fold": (15, 5, 10),
+    "repeated holdout 2:49:49": (2, 49, 49),
+}
+
+
+def split_images(protocol: str, number: int) -> dict[str, np.ndarray]:
+    """Validation and test images of a split: test fixed, behind the pool, but in the last protocol."""
+    n_train, n_val, n_test = PROTOCOLS[protocol]
+    order = np.random.default_rng(number).permutation(sum(PROTOCOLS[protocol]))
+    if protocol.endswith("49:49"):
+        return {"val": np.sort(order[:n_val]), "test": np.sort(order[n_val : n_val + n_test])}
+    pool = n_train + n_val
+    if protocol.endswith("fold"):
+        return {"val": np.arange(number * n_val, (number + 1) * n_val), "test": np.arange(pool, pool + n_test)}
+    return {"val": np.sort(order[order < pool][:n_val]), "test": np.arange(pool, pool + n_test)}
+
+
+def log_model(
+    uri: str, model: str, skill: float, protocol: str = "repeated holdout 3:2", splits: int = 4, *,
+    predictions: bool = True, tmp: Path, **other: object,
+) -> None:  # fmt: skip
+    """Log the runs of a model that is right with probability `skill`, three classes."""
+    store = tracking.open_store(uri)
+    n_train, n_val, n_test = PROTOCOLS[protocol]
+    name = "".join(f"{key}{value}" for key, value in other.items())
+    shared = SETTINGS | {"model": model, "protocol": protocol} | other
+    with tracking.parent_run(store, "task3", model, shared, TAGS | {"fingerprint": f"{model}{name}"}) as parent:
+        for number in range(splits):
+            rng = np.random.default_rng([number, *model.encode()])
+            arrays, scores = {}, {"best_epoch": 1.0, "epochs_run": 2.0, "train_seconds": 3.0}
+            for part, index in split_images(protocol, number).items():
+                true = index % 3
+                pred = np.where(rng.random(len(index)) < skill, true, (true + 1) % 3)
+                arrays |= {f"{part}_index": index, f"{part}_true": true, f"{part}_pred": pred}
+                arrays[f"{part}_prob"] = np.full(len(index), 0.5, np.float32)
+                prefix = "test" if part == "test" else "best_val"
+                scores |= {f"{prefix}/accuracy": np.mean(true == pred), f"{prefix}/f1_micro": np.mean(true == pred)}
+                scores |= {f"{prefix}/f1_macro": f1_score(true, pred, average="macro"), f"{prefix}/loss": 1 - skill}
+            sizes = {"split": number, "n_train": n_train, "n_val": n_val, "n_test": n_test}
+            tags = TAGS | {"split_hash": f"h{number}", "fingerprint": f"{model}{number}{name}"}
+            with tracking.child_run(store, parent, f"{model} {number}", shared | sizes, tags) as child:
+                if predictions:
+                    folder = tmp / f"{model}{number}{len(other)}"
+                    folder.mkdir(exist_ok=True)
+                    np.savez(folder / keys.PREDICTIONS, **arrays)
+                    child.log_files(folder)
+                child.log_metrics({key: float(value) for key, value in scores.items()})
+
+
+def correctness(runs: pd.DataFrame, model: str, part: str) -> pd.DataFrame:
+    """Images in rows, splits in columns."""
+    columns = {}
+    for _, run in runs[runs["model"] == model].iterrows():
+        predictions = analysis.load_predictions(run).query("part == @part").set_index("index")
+        columns[run["split"]] = (predictions["true"] == predictions["pred"]).astype(float)
+    return pd.DataFrame(columns)
+
+
+def anova(values: pd.DataFrame) -> float:
+    """The variance component of the rows, as in a textbook."""
+    groups = [row.dropna().to_numpy() for _, row in values.iterrows() if row.notna().any()]
+    n, total = np.array([len(group) for group in groups]), sum(len(group) for group in groups)
+    grand = np.concatenate(groups).mean()
+    between = sum(len(group) * (group.mean() - grand) ** 2 for group in groups) / (len(groups) - 1)
+    within = sum(((group - group.mean()) ** 2).sum() for group in groups) / (total - len(groups))
+    return max(0.0, (between - within) / ((total - (n**2).sum() / total) / (len(groups) - 1)))
+
+
+def test_mean_sd_and_a_missing_split(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.4, tmp=tmp_path)
+    log_model(store_uri, "vggnet", 0.9, splits=3, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    table = analysis.comparison_table(runs)
+    assert table.index.tolist() == ["vggnet", "lenet5"]
+    scores = runs.groupby("model")["test/accuracy"]
+    assert table["mean"].to_dict() == pytest.approx(scores.mean().to_dict())
+    assert table["sd"].to_dict() == pytest.approx(scores.std().to_dict())
+    assert table[["n", "n_expected", "parameters", "macs"]].to_numpy().tolist() == [[3, 4, 10, 20], [4, 4, 10, 20]]
+    assert what_is_wrong(runs) == ["vggnet has 3 of 4 splits; missing: 3."]
+    pair = analysis.pairwise_tests(runs).iloc[0]
+    assert pair["n"] == 3  # only the splits that both have
+    common = runs[runs["split"] < 3].pivot(index="split", columns="model", values="test/accuracy")
+    assert pair["difference"] == pytest.approx((common["vggnet"] - common["lenet5"]).mean())
+
+
+@pytest.mark.parametrize("metric", ["best_val/accuracy", "best_val/f1_macro", "best_val/loss"])
+@pytest.mark.parametrize("protocol", ["repeated holdout 3:2", "stratified k-fold"])
+def test_validation_scores_get_the_corrected_resampled_t(
+    protocol: str, metric: str, store_uri: str, tmp_path: Path
+) -> None:
+    log_model(store_uri, "lenet5", 0.4, protocol, predictions=False, tmp=tmp_path)
+    log_model(store_uri, "vggnet", 0.7, protocol, predictions=False, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    pair = analysis.pairwise_tests(runs, metric, rope=0.02).iloc[0]
+    assert (pair["model_a"], pair["model_b"]) == ("vggnet", "lenet5")  # the better first, also by loss
+    wide = runs.pivot(index="split", columns="model", values=metric)
+    differences = (wide["vggnet"] - wide["lenet5"]).to_numpy()
+    n_train, n_val, _ = PROTOCOLS[protocol]
+    expected = statistics.corrected_resampled_ttest(differences, n_train, n_val)
+    for field in ("se", "low", "high", "t", "df", "p"):
+        assert pair[field] == getattr(expected, field), field
+    sign = -1 if metric.endswith("loss") else 1
+    belief = statistics.bayesian_correlated_ttest(sign * differences, n_train, n_val, 0.02)
+    assert (pair["p_worse"], pair["p_equivalent"], pair["p_better"]) == pytest.approx(
+        (belief.p_worse, belief.p_equivalent, belief.p_better), abs=1e-12
+    )
+    assert np.isnan(pair["mcnemar_p"]) or protocol == "stratified k-fold"
+
+
+def test_a_fixed_test_part_adds_the_variance_of_its_images(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.4, tmp=tmp_path)
+    log_model(store_uri, "vggnet", 0.7, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    pair = analysis.pairwise_tests(runs).iloc[0]
+    images = correctness(runs, "vggnet", "test") - correctness(runs, "lenet5", "test")
+    own_term, image_term = (1 / 4 + 8 / 12) * images.mean().var(), anova(images) / 10
+    expected = np.sqrt(own_term + image_term)
+    df = expected**4 / (own_term**2 / 3 + image_term**2 / 9)  # Satterthwaite
+    assert pair["se"] == pytest.approx(expected) and pair["df"] == pytest.approx(df)
+    assert pair["p"] == pytest.approx(2 * stats.t.sf(abs(images.mean().mean()) / expected, df))
+    assert pair["method"] == "components of variance, one test part"
+    row = analysis.comparison_table(runs).loc["vggnet"]
+    own = correctness(runs, "vggnet", "test")
+    own_term, image_term = (1 / 4 + 8 / 12) * own.mean().var(), anova(own) / 10
+    df = (own_term + image_term) ** 2 / (own_term**2 / 3 + image_term**2 / 9)
+    half = stats.t.ppf(0.975, df) * np.sqrt(own_term + image_term)
+    mean = own.mean().mean()
+    assert (row["low"], row["high"]) == pytest.approx((mean - half, min(1, mean + half)))  # no score is above 1
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_large_parts_that_overlap_get_components(part: str, store_uri: str, tmp_path: Path) -> None:
+    protocol = "repeated holdout 2:49:49"
+    log_model(store_uri, "lenet5", 0.4, protocol, tmp=tmp_path)
+    log_model(store_uri, "vggnet", 0.7, protocol, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    name = "test" if part == "test" else "best_val"
+    pair = analysis.pairwise_tests(runs, f"{name}/accuracy").iloc[0]
+    images = correctness(runs, "vggnet", part) - correctness(runs, "lenet5", part)
+    s2 = images.mean().var()
+    assert pair["se"] == pytest.approx(np.sqrt(s2 / 4 + anova(images) / 100 + 2 / 100 * s2))
+    macro = analysis.pairwise_tests(runs, f"{name}/f1_macro").iloc[0]
+    assert np.isfinite(macro["p"]) and macro["low"] < macro["difference"] < macro["high"]
+    loss = analysis.pairwise_tests(runs, f"{name}/loss").iloc[0]
+    assert np.isnan(loss["p"]) and "needs scores of single images" in loss["problem"] and loss["verdict"] == "no test"
+
+
+def test_holm_within_each_family_and_baselines_apart(store_uri: str, tmp_path: Path) -> None:
+    for model, skill in (("lenet5", 0.5), ("vggnet", 0.7), ("resnetcnn", 0.9), ("linear", 0.6), ("majority", 0.3)):
+        log_model(store_uri, model, skill, tmp=tmp_path)
+    tests = analysis.pairwise_tests(analysis.load_runs(["task3"], store_uri))
+    assert tests["family"].value_counts().to_dict() == {"networks against baselines": 6, "pairs of networks": 3}
+    for _, family in tests.groupby("family"):
+        assert family["p_holm"].to_numpy() == pytest.approx(statistics.holm(family["p"].to_numpy()))
+    assert not set(tests["model_a"]) & {"linear", "majority"}
+
+
+def test_mcnemar_pools_the_folds(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.3, "stratified k-fold", tmp=tmp_path)
+    log_model(store_uri, "vggnet", 0.9, "stratified k-fold", tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    a, b = (correctness(runs, model, "val").sum(axis=1).astype(bool) for model in ("vggnet", "lenet5"))
+    expected = stats.binomtest(int((a & ~b).sum()), int((a ^ b).sum())).pvalue
+    assert analysis.pairwise_tests(runs, "best_val/accuracy").iloc[0]["mcnemar_p"] == pytest.approx(expected)
+    assert np.isnan(analysis.pairwise_tests(runs).iloc[0]["mcnemar_p"])  # the test part is no out-of-fold prediction
+
+
+@pytest.mark.parametrize("key", ["protocol", "n_splits", "seed", "lr", "precision", "epochs", "augment", "leak_free"])
+def test_groups_never_mix(key: str, store_uri: str, tmp_path: Path) -> None:
+    other = {"n_splits": 2, "seed": 1, "lr": 1.0, "epochs": 9, "augment": True, "leak_free": True}.get(key, "fp16")
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
+    if key == "protocol":
+        log_model(store_uri, "lenet5", 0.5, "stratified k-fold", splits=1, tmp=tmp_path)
+    else:
+        log_model(store_uri, "lenet5", 0.5, splits=1, tmp=tmp_path, **{key: other})
+    log_model(store_uri, "vggnet", 0.5, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    groups = analysis.comparison_groups(runs)
+    assert [sorted(set(group["model"])) for group in groups] == [["lenet5", "vggnet"], ["lenet5"]]
+    assert [len(group) for group in groups] == [8, 1]
+    assert analysis.comparison_table(runs)["n"].tolist() == [4, 4]
+    assert group_id(groups[0]) != group_id(groups[1])
+    assert group_id(analysis.choose_group(runs, group_id(groups[1]))) == group_id(groups[1])
+    (line,) = list_groups(runs, groups[0])
+    assert group_id(groups[1]) in line and key in line
+
+
+def test_the_number_of_a_gpu_is_no_group_of_its_own(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path, device="cuda:0")
+    log_model(store_uri, "vggnet", 0.5, tmp=tmp_path, device="cuda:1")
+    log_model(store_uri, "vggnet", 0.5, tmp=tmp_path, device="cpu")
+    groups = analysis.comparison_groups(analysis.load_runs(["task3"], store_uri))
+    assert sorted(group["model"].nunique() for group in groups) == [1, 2]
+
+
+def test_what_a_reader_must_know_is_said(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
+    log_model(store_uri, "vggnet", 0.7, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert what_is_wrong(runs) == []
+    assert "generated images" in what_is_wrong(runs.assign(dataset="sample/X"))[0]
+    assert what_is_wrong(runs.assign(dataset="my-sample")) == []
+    first = runs["run_id"] == runs["run_id"].iloc[0]
+    unpaired = runs.assign(split_hash=runs["split_hash"].mask(first, "other"))
+    assert "split 0; they cannot be compared" in what_is_wrong(unpaired)[0]
+    pair = analysis.pairwise_tests(unpaired).iloc[0]
+    assert np.isnan(pair["p"]) and "not trained and scored on the same images" in pair["problem"]
+    # models have code of their own; what all share must be the same
+    assert what_is_wrong(runs.assign(source_digest=np.where(runs["model"] == "vggnet", "s-a", "s-b"))) == []
+    for changed in ("t-a", "s-b"):
+        other = runs.assign(source_digest=runs["source_digest"].mask(first, changed))
+        assert "version of the code" in what_is_wrong(other)[0]
+
+
+def test_a_repeated_split_counts_once_and_a_failed_one_not(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.1, tmp=tmp_path)
+    log_model(store_uri, "lenet5", 0.9, splits=1, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert len(runs) == 5
+    table = analysis.comparison_table(runs)
+    newest = runs[runs["superseded_by"].isna()]
+    assert table.loc["lenet5", "n"] == 4 and table.loc["lenet5", "mean"] == pytest.approx(
+        newest["test/accuracy"].mean()
+    )
+    failed = runs.assign(status=runs["status"].mask(runs["split"] == 2, "FAILED"))
+    assert analysis.comparison_table(failed).loc["lenet5", "n"] == 3
+
+
+def test_missing_values_are_not_dropped(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
+    log_model(store_uri, "vggnet", 0.5, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    runs.loc[runs["model"].eq("lenet5") & runs["split"].eq(1), "test/accuracy"] = np.nan
+    assert np.isnan(analysis.comparison_table(runs).loc["lenet5", "mean"])
+    pair = analysis.pairwise_tests(runs).iloc[0]
+    assert np.isnan(pair["difference"]) and "missing or not finite" in pair["problem"]
+
+
+def test_an_unfinished_group_does_not_hide_a_complete_one(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
+    log_model(store_uri, "lenet5", 0.5, splits=2, tmp=tmp_path, lr=1.0)
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert analysis.choose_group(runs)["lr"].unique().tolist() == [1e-3]
+    assert analysis.choose_group(runs[runs["lr"] == 1.0])["lr"].unique().tolist() == [1.0]
+
+
+def test_what_cannot_be_said_is_refused(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    with pytest.raises(ValueError, match="no split has finished"):
+        analysis.comparison_table(runs.assign(status="RUNNING"))
+    with pytest.raises(ValueError, match="unknown metric 'test/acc'; did you mean test/accuracy"):
+        analysis.comparison_table(runs, "test/acc")
+    with pytest.raises(ValueError, match="has last_val/accuracy"):
+        analysis.comparison_table(runs, "last_val/accuracy")
+    with pytest.raises(ValueError, match="only lenet5 has finished splits"):
+        analysis.pairwise_tests(runs)
+    with pytest.raises(ValueError, match="no comparison group 'x'"):
+        analysis.choose_group(runs, "x")
+    alone = analysis.comparison_table(runs[runs["split"] == 0]).loc["lenet5"]
+    assert np.isfinite(alone["mean"]) and np.isnan([alone["sd"], alone["low"], alone["high"]]).all()
+
+
+def test_old_runs_without_predictions_are_said(store_uri: str, tmp_path: Path, run_command) -> None:
+    log_model(store_uri, "lenet5", 0.4, tmp=tmp_path)
+    log_model(store_uri, "vggnet", 0.7, predictions=False, tmp=tmp_path)
+    result = run_command("-m", "analysis", "compare", "task3", "--tracking-uri", store_uri)
+    assert result.returncode == 0 and "predictions.npz" in result.stdout and "No test:" in result.stdout
+    result = run_command("-m", "analysis", "table", "task3", "--tracking-uri", store_uri)
+    assert result.returncode == 0 and "Where there is no interval" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def store_of_four(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("four")
+    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    for model, skill in (("lenet5", 0.35), ("vggnet", 0.95), ("linear", 0.6), ("majority", 0.3)):
+        log_model(uri, model, skill, tmp=folder)
+    log_model(uri, "lenet5", 0.5, splits=1, tmp=folder, lr=1.0)
+    return uri
+
+
+def test_formats_hold_the_same_numbers(store_of_four: str, run_command, tmp_path: Path) -> None:
+    runs = analysis.load_runs(["task3"], store_of_four)
+    table = analysis.comparison_table(runs)
+    printed = {}
+    for form in ("text", "markdown", "latex", "csv", "json"):
+        result = run_command("-m", "analysis", "table", "task3", "--format", form, "--tracking-uri", store_of_four)
+        assert result.returncode == 0, result.stderr
+        printed[form] = result.stdout
+        target = tmp_path / f"table.{form}"
+        run_command("-m", "analysis", "table", "task3", "--format", form, "--out", str(target),
+                    "--tracking-uri", store_of_four)  # fmt: skip
+        assert target.read_text(encoding="utf-8") == result.stdout
+    rows = list(csv.DictReader(io.StringIO(printed["csv"])))
+    (document,) = json.loads(printed["json"])
+    for row, record, (model, expected) in zip(rows, document["rows"], table.iterrows(), strict=True):
+        assert row["model"] == record["model"] == model and row["task"] == record["task"] == "task3"
+        assert float(row["mean"]) == record["mean"] == expected["mean"]  # to the last bit
+        for form in ("text", "markdown", "latex"):
+            assert f"{100 * expected['mean']:.1f}" in printed[form]
+    assert {run["run_id"] for run in document["runs"]} <= set(runs["run_id"])
+    group = runs[runs["lr"] == 1e-3]
+    assert all(run_id in printed["markdown"] for run_id in group["run_id"])
+    assert "\\toprule" in printed["latex"] and "lenet5 $\\dagger$" in printed["latex"]
+    assert "lenet5 is not shown to beat linear (" in printed["text"]
+    assert all(len(line) <= 80 for line in printed["text"].splitlines() if "0.95" in line or "vggnet " in line[:8])
+
+
+def test_another_group_is_listed_and_can_be_chosen(store_of_four: str, run_command) -> None:
+    result = run_command("-m", "analysis", "table", "task3", "--tracking-uri", store_of_four)
+    assert "others in the store" in result.stderr and "lr 1.0" in result.stderr
+    other = next(line.split()[0] for line in result.stderr.splitlines() if "lr 1.0" in line)
+    result = run_command("-m", "analysis", "table", "task3", "--group", other, "--tracking-uri", store_of_four)
+    assert "1/4" in result.stdout and "vggnet" not in result.stdout
+
+
+def test_verdicts_in_words(store_of_four: str, run_command) -> None:
+    options = ("--metric", "best_val/accuracy", "--tracking-uri", store_of_four)
+    result = run_command("-m", "analysis", "compare", "task3", "--format", "json", *options)
+    (document,) = json.loads(result.stdout)
+    tests = analysis.pairwise_tests(analysis.load_runs(["task3"], store_of_four), "best_val/accuracy")
+    assert [row["p_holm"] for row in document["rows"]] == tests["p_holm"].tolist()
+    assert set(tests["verdict"]) <= {"better", "worse", "not distinguishable", "practically the same"}
+    for _, row in tests.iterrows():
+        clear = row["p_holm"] < 0.05 and row["p_equivalent"] <= 0.95
+        assert (row["verdict"] in ("better", "worse")) == clear
+    wide = run_command("-m", "analysis", "compare", "task3", "--rope", "100", *options)
+    assert "practically the same" in " ".join(wide.stdout.split())
+    assert all(len(line) <= 80 for line in wide.stdout.splitlines() if line.startswith("vggnet"))
+
+
+@pytest.mark.parametrize(("arguments", "code", "sentence"), [
+    (("table", "task9"), 2, "'task9' is not one of task1, task2, task3; did you mean task"),
+    (("table",), 2, "Missing argument"),
+    (("nothing",), 2, "No such command"),
+    (("table", "task3", "--metric", "test/acuracy"), 2, "did you mean test/accuracy"),
+    (("compare", "task3", "--rope", "-1"), 2, "'--rope'"),
+    (("table", "task3", "--format", "word"), 2, "'--format'"),
+    (("table", "task1"), 1, "task1 in the result database"),
+    (("compare", "task3", "--group", "ffffffff"), 1, "no comparison group 'ffffffff'; there are "),
+    (("table", "task3", "--metric", "last_val/accuracy"), 1, "no run of this comparison group has last_val/accuracy"),
+    (("table", "task3", "--out", "/dev/null/x.md"), 1, "/dev/null"),
+    (("figures", "task3"), 2, "Missing option '--out'"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence(
+    arguments: tuple[str, ...], code: int, sentence: str, store_of_four: str, run_command
+) -> None:
+    result = run_command("-m", "analysis", *arguments, MLFLOW_TRACKING_URI=store_of_four)
+    assert result.returncode == code, result.stderr
+    assert sentence in " ".join(result.stderr.split()) and "Traceback" not in result.stderr
+
+
+def test_no_store_and_an_empty_one(run_command, tmp_path: Path, store_uri: str) -> None:
+    for command in (("table", "task1"), ("report", "task1", "--out", str(tmp_path / "r.html"))):
+        result = run_command("-m", "analysis", *command, "--tracking-uri", f"sqlite:///{tmp_path}/none.db")
+        assert result.returncode == 1 and result.stderr.startswith("Error: there is no result database")
+        result = run_command("-m", "analysis", *command, "--tracking-uri", store_uri)
+        assert result.returncode == 1 and "no split has finished yet" in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "none.db").exists() and not (tmp_path / "r.html").exists()
+
+
+def test_reading_and_tables_do_not_load_mlflow_or_torch(store_of_four: str) -> None:
+    code = (
+        "import sys, analysis\n"
+        f"table = analysis.comparison_table(analysis.load_runs(['task3'], {store_of_four!r}))\n"
+        "print(len(table), {'torch', 'mlflow'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "4 set()\n"

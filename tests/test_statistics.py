@@ -1,0 +1,360 @@
+"""Tests and intervals against other implementations, brute force, and their promised error rate."""
+
+import math
+import time
+import warnings
+from dataclasses import astuple
+
+import baycomp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import f1_score
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from analysis import statistics
+from analysis.statistics import (
+    bayesian_correlated_ttest,
+    component_standard_error,
+    corrected_resampled_ttest,
+    fixed_test_standard_error,
+    holm,
+    image_variance,
+    macro_f1_values,
+    mcnemar,
+    posterior,
+    satterthwaite_df,
+    splits_needed,
+    ttest,
+)
+from benchmarks.type_one_error import PROTOCOLS, SHARES, rejections
+
+SCORES = st.floats(-1, 1).map(lambda score: round(score, 6))
+DIFFERENCES = st.lists(SCORES, min_size=2, max_size=20).map(np.array)
+SIZES = st.integers(1, 70_000)
+P_VALUES = st.lists(st.floats(0, 1), max_size=15).map(np.array)
+
+
+# t tests
+
+
+@settings(deadline=None)
+@given(DIFFERENCES, SIZES, SIZES)
+def test_corrected_t_is_scikit_learns_example(differences: np.ndarray, n_train: int, n_test: int) -> None:
+    assume(np.ptp(differences) > 0)
+    # "Statistical comparison of models using grid search": its p is one-sided
+    corrected_std = np.sqrt(np.var(differences, ddof=1) * (1 / len(differences) + n_test / n_train))
+    t = np.mean(differences) / corrected_std
+    p = 2 * stats.t.sf(np.abs(t), len(differences) - 1)
+    result = corrected_resampled_ttest(differences, n_train, n_test)
+    assert result.t == pytest.approx(t, rel=1e-12)
+    assert result.p == pytest.approx(p, rel=1e-12)
+    assert (result.df, result.se) == (len(differences) - 1, pytest.approx(corrected_std, rel=1e-12))
+    assert (result.low > 0 or result.high < 0) == (result.p < 0.05)
+
+
+def test_ttest_without_correction_is_scipys() -> None:
+    differences = np.random.default_rng(0).normal(0.3, 1, 12)
+    expected = stats.ttest_1samp(differences, 0)
+    result = ttest(np.mean(differences), stats.sem(differences), 11, 0.9)
+    assert (result.t, result.p) == (
+        pytest.approx(expected.statistic, rel=1e-12),
+        pytest.approx(expected.pvalue, rel=1e-12),
+    )
+    assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval(0.9)), rel=1e-12)
+
+
+@settings(deadline=None)
+@given(st.lists(SCORES, min_size=2, max_size=10).map(np.array), st.floats(0.001, 0.2))
+def test_bayesian_t_is_baycomps_for_folds(differences: np.ndarray, rope: float) -> None:
+    k = len(differences)
+    expected = baycomp.CorrelatedTTest.probs(np.zeros(k), differences, rope)
+    # baycomp has no exact answer for equal differences whose variance rounding leaves above 0
+    assume(np.ptp(differences) > 0)
+    result = astuple(bayesian_correlated_ttest(differences, k - 1, 1, rope))
+    assert result == pytest.approx(expected, abs=1e-12)
+    worse, _, better = astuple(bayesian_correlated_ttest(differences, k - 1, 1, 0))
+    assert (worse, better) == pytest.approx(baycomp.two_on_single(np.zeros(k), differences), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(DIFFERENCES, SIZES, SIZES, st.floats(0, 0.3))
+def test_swapping_models_mirrors_and_order_of_splits_is_nothing(
+    differences: np.ndarray, n_train: int, n_test: int, rope: float
+) -> None:
+    one = corrected_resampled_ttest(differences, n_train, n_test)
+    other = corrected_resampled_ttest(-differences, n_train, n_test)
+    mirrored = (-other.mean, other.se, -other.high, -other.low, -other.t, other.df, other.p)
+    assert astuple(one) == mirrored
+    belief = bayesian_correlated_ttest(differences, n_train, n_test, rope)
+    assert astuple(belief) == astuple(bayesian_correlated_ttest(-differences, n_train, n_test, rope))[::-1]
+    assert sum(astuple(belief)) == pytest.approx(1, abs=1e-12)
+    assert min(astuple(belief)) >= 0
+    shuffled = np.random.default_rng(0).permutation(differences)
+    assert astuple(corrected_resampled_ttest(shuffled, n_train, n_test)) == pytest.approx(
+        astuple(one), rel=1e-6, abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.1])
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_no_spread_is_an_answer(value: float, n: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = corrected_resampled_ttest(np.full(n, value), 3, 2)
+        belief = bayesian_correlated_ttest(np.full(n, value), 3, 2, 0.05)
+    t = math.copysign(math.inf, value) if value else 0
+    assert astuple(result) == (value, 0, value, value, t, n - 1, float(value == 0))
+    assert astuple(belief) == (float(value < 0), float(value == 0), float(value > 0))
+
+
+def test_a_point_mass_on_the_border_is_equivalent() -> None:
+    assert astuple(posterior(0.01, 0, 4, 0.01)) == (0, 1, 0)
+    assert astuple(posterior(-0.01, 0, 4, 0.01)) == (0, 1, 0)
+    assert astuple(posterior(0, 0, 4, 0)) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("differences", [[], [0.1], [0.1, math.nan], [math.inf, 0.1], [[0.1, 0.2], [0.3, 0.4]]])
+def test_differences_that_no_test_can_use(differences: list[float]) -> None:
+    for function in (corrected_resampled_ttest, bayesian_correlated_ttest):
+        with pytest.raises(ValueError, match="at least two splits|not finite"):
+            function(differences, 3, 2)
+    with pytest.raises(ValueError, match="at least two splits|not finite"):
+        component_standard_error(differences, 0.1, 3, 5)
+    with pytest.raises(ValueError, match="at least two splits|not finite"):
+        fixed_test_standard_error(differences, 0.1, 3, 2, 4)
+
+
+@pytest.mark.parametrize("size", [0, -1, math.nan, math.inf])
+def test_sizes_must_be_positive(size: float) -> None:
+    for sizes in ((size, 2), (3, size)):
+        with pytest.raises(ValueError, match=r"n_t(rain|est) must lie"):
+            corrected_resampled_ttest([0.1, 0.2], *sizes)
+        with pytest.raises(ValueError, match=r"n_(train|images) must lie"):
+            component_standard_error([0.1, 0.2], 0.1, *sizes)
+    with pytest.raises(ValueError, match="n_val must lie"):
+        fixed_test_standard_error([0.1, 0.2], 0.1, 3, size, 4)
+
+
+def test_other_arguments_out_of_range() -> None:
+    with pytest.raises(ValueError, match="practical equivalence"):
+        bayesian_correlated_ttest([0.1, 0.2], 3, 2, -0.01)
+    with pytest.raises(ValueError, match="practical equivalence"):
+        posterior(0.1, 0, 4, math.nan)
+    with pytest.raises(ValueError, match="confidence"):
+        ttest(0.1, 0.1, 4, 1)
+    for mean, se, df in ((math.nan, 1, 4), (0, -1, 4), (0, math.nan, 4), (0, 1, 0)):
+        with pytest.raises(ValueError, match="mean must be finite|df"):
+            ttest(mean, se, df)
+    with pytest.raises(ValueError, match="variance must be 0 or more"):
+        component_standard_error([0.1, 0.2], -1e-3, 3, 5)
+
+
+# Components of variance
+
+
+def textbook_image_variance(values: np.ndarray) -> float:
+    groups = [[value for value in column if not math.isnan(value)] for column in values.T]
+    groups = [group for group in groups if group]
+    n = sum(len(group) for group in groups)
+    grand = sum(sum(group) for group in groups) / n
+    between = within = 0.0
+    for group in groups:
+        mean = sum(group) / len(group)
+        between += len(group) * (mean - grand) ** 2
+        within += sum((value - mean) ** 2 for value in group)
+    between /= len(groups) - 1
+    within /= n - len(groups)
+    n0 = (n - sum(len(group) ** 2 for group in groups) / n) / (len(groups) - 1)
+    return max(0.0, (between - within) / n0)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 6), st.integers(2, 30), st.floats(0, 0.9), st.floats(0, 3), st.integers(0, 2**31))
+def test_image_variance_is_the_textbooks(splits: int, n: int, missing: float, spread: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = 5 + spread * rng.standard_normal(n) + rng.standard_normal((splits, n))
+    values[rng.random((splits, n)) < missing] = np.nan
+    counts = (~np.isnan(values)).sum(0)
+    if (counts > 0).sum() < 2 or counts.max() < 2:
+        with pytest.raises(ValueError, match="takes two images"):
+            image_variance(values)
+    else:
+        assert image_variance(values) == pytest.approx(textbook_image_variance(values), rel=1e-9, abs=1e-9)
+
+
+def test_image_variance_finds_a_known_one_and_is_fast() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(0, 0.3, 70_000) + rng.normal(0, 0.5, (10, 70_000))
+    values[rng.random(values.shape) < 0.51] = np.nan  # task 3: each split evaluates about half
+    start = time.perf_counter()
+    estimate = image_variance(values)
+    assert time.perf_counter() - start < 1
+    assert estimate == pytest.approx(0.09, rel=0.03)
+    assert image_variance(rng.integers(0, 2, (2, 5)) * 0) == 0
+
+
+def test_image_variance_refuses() -> None:
+    folds = np.where(np.arange(10) % 5 == np.arange(5)[:, None], 1.0, np.nan)  # every image once
+    for values in (folds, np.zeros(3), np.full((2, 2), np.inf), np.zeros((3, 1)), np.full((2, 3), np.nan)):
+        with pytest.raises(ValueError, match="images"):
+            image_variance(values)
+
+
+def test_standard_errors_by_hand() -> None:
+    differences = [0.01, 0.03, 0.05]  # s2 = 0.0004
+    assert component_standard_error(differences, 0.2, 2, 100) ** 2 == pytest.approx(0.0004 / 3 + 0.002 + 0.000008)
+    assert fixed_test_standard_error(differences, 0.2, 30, 20, 50) ** 2 == pytest.approx(
+        0.0004 * (1 / 3 + 2 / 3) + 0.004
+    )
+    assert fixed_test_standard_error(differences, 0, 30, 20, 50) == pytest.approx(
+        corrected_resampled_ttest(differences, 30, 20).se, rel=1e-12
+    )
+
+
+def test_satterthwaites_degrees_of_freedom() -> None:
+    assert satterthwaite_df(0.1, 0, 140, 5) == pytest.approx(4)
+    assert satterthwaite_df(0, 0, 140, 5) == pytest.approx(4)
+    assert satterthwaite_df(0.1, 1.4, 140, 5) == pytest.approx(139)
+    assert satterthwaite_df(0.1, 0.7, 140, 5) == pytest.approx(0.01**2 / (0.005**2 / 4 + 0.005**2 / 139))
+    with pytest.raises(ValueError, match="image term"):
+        satterthwaite_df(0.1, 1.5, 140, 5)
+
+
+# Macro-F1
+
+
+@settings(deadline=None)
+@given(st.integers(2, 11), st.integers(1, 200), st.integers(0, 2**31))
+def test_macro_f1_values_average_to_macro_f1(classes: int, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    present = rng.choice(classes, rng.integers(1, classes + 1), replace=False)  # some classes never occur
+    true, predicted = rng.choice(present, n), rng.choice(present, n)
+    values = macro_f1_values(true, predicted)
+    assert values.shape == (n,)
+    assert np.mean(values) == pytest.approx(f1_score(true, predicted, average="macro"), abs=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_macro_f1_values_are_jackknife_values(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    n = 400
+    true = rng.choice(classes, n, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
+    predicted = np.where(rng.random(n) < 0.7, true, rng.integers(0, classes, n))
+    macro = f1_score(true, predicted, average="macro")
+    without = [f1_score(np.delete(true, i), np.delete(predicted, i), average="macro") for i in range(n)]
+    pseudo = n * macro - (n - 1) * np.array(without)
+    values = macro_f1_values(true, predicted)
+    assert np.corrcoef(values, pseudo)[0, 1] > 0.999
+    assert np.var(values) == pytest.approx(np.var(pseudo), rel=0.1)  # the jackknife's is larger, by order 1/n
+
+
+def test_macro_f1_values_have_its_sampling_variance() -> None:
+    rng = np.random.default_rng(3)
+    draws, n = 10_000, 500
+    true = rng.choice(3, (draws, n), p=(0.6, 0.3, 0.1))
+    predicted = np.where(rng.random((draws, n)) < 0.7, true, rng.integers(0, 3, (draws, n)))
+    values = np.array([macro_f1_values(*pair) for pair in zip(true, predicted, strict=True)])
+    assert np.mean(values.var(1)) / n == pytest.approx(np.var(values.mean(1)), rel=0.07)  # 1.4 % Monte Carlo
+
+
+def test_macro_f1_values_refuse() -> None:
+    for pair in (([], []), ([1, 2], [1]), ([[1]], [[1]])):
+        with pytest.raises(ValueError, match="equally long"):
+            macro_f1_values(*pair)
+
+
+# Many tests
+
+
+@settings(deadline=None, max_examples=25)  # statsmodels collects garbage in every call
+@given(P_VALUES, st.integers(0, 2**31))
+def test_holm_is_statsmodels(p_values: np.ndarray, seed: int) -> None:
+    adjusted = holm(p_values)
+    assert adjusted.dtype == np.float64 and adjusted.shape == p_values.shape
+    if len(p_values):
+        assert adjusted == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-12)
+    assert np.all(adjusted >= p_values) and np.all(adjusted <= 1)
+    assert np.all(np.diff(adjusted[np.argsort(p_values)]) >= 0)
+    order = np.random.default_rng(seed).permutation(len(p_values))
+    assert np.array_equal(holm(p_values[order]), adjusted[order])
+
+
+@pytest.mark.parametrize("p_values", [[0.1, math.nan], [-0.1], [1.1], [[0.1]]])
+def test_holm_refuses(p_values: list[float]) -> None:
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        holm(p_values)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_is_statsmodels(both: int, only_a: int, only_b: int, neither: int) -> None:
+    counts = (both, only_a, only_b, neither)
+    a, b = np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+    result = mcnemar(a, b)
+    assert (result.only_a, result.only_b) == (only_a, only_b)
+    if only_a + only_b:
+        expected = statsmodels_mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue
+        assert result.p == pytest.approx(expected, rel=1e-9)
+    else:
+        assert result.p == 1
+    swapped = mcnemar(b, a)
+    assert (swapped.only_a, swapped.only_b, swapped.p) == (only_b, only_a, pytest.approx(result.p, rel=1e-12))
+
+
+def test_mcnemar_refuses() -> None:
+    right = np.array([True, False])
+    for pair in ((right, right[:1]), (right.astype(int), right), (right[None], right[None])):
+        with pytest.raises(ValueError, match="boolean"):
+            mcnemar(*pair)
+
+
+# Planning
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0.2, 3), st.floats(0, 2), st.floats(0, 0.2), st.sampled_from([0.5, 0.8, 0.95]))
+def test_splits_needed_is_brute_forces(difference: float, split: float, constant: float, power: float) -> None:
+    j = np.arange(2, 2000)
+    quantiles = stats.t.ppf(0.975, j - 1) + stats.t.ppf(power, j - 1)
+    enough = difference >= quantiles * np.sqrt(split / j + constant)
+    needed = splits_needed(-difference, split, constant, power=power)
+    if enough.any():
+        assert needed == j[enough.argmax()]
+    else:
+        assert needed is None or needed >= 2000
+
+
+def test_splits_needed_at_the_ends() -> None:
+    assert splits_needed(0, 1, 1) is None
+    assert splits_needed(0, 0, 0) is None
+    assert splits_needed(0.1, 0, 0) == 2
+    assert splits_needed(2.8, 1, 1) is None  # the limit is (1.960 + 0.842) sd
+    assert splits_needed(2.81, 1, 1) > 100
+    assert splits_needed(1e-6, 1, 0) is None  # 8e12 splits
+    assert splits_needed(0.01, 1, 0) == pytest.approx(7.849 / 1e-4, rel=0.01)
+    assert splits_needed(0.00281, 1, 0) < statistics.MAX_SPLITS
+    for arguments in ((math.nan, 1, 1), (1, -1, 1), (1, 1, math.inf)):
+        with pytest.raises(ValueError, match="finite|variance"):
+            splits_needed(*arguments)
+    with pytest.raises(ValueError, match="power"):
+        splits_needed(1, 1, 1, power=0.3)
+
+
+# Error rate: the published one, in small
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.title)
+def test_size_where_seeds_dominate(protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.type_one_error.SHARES", ((0.2, 0.6, 0.2),))
+    assert (0.2, 0.6, 0.2) in SHARES
+    size, _ = rejections(protocol, 1200, np.random.default_rng(0))
+    found = dict(zip(protocol.tests, size[0], strict=True))
+    ours = size[0, 0]
+    assert 0.01 <= ours <= 0.08
+    assert found["plain t"] > 0.08
+    if "with df J - 1" in found:  # fewer degrees of freedom: never more false findings
+        assert found["with df J - 1"] <= ours
