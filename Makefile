@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = --sample --n-splits 2
 
-.PHONY: demo test lint task1 task2 task3 ui clean
+.PHONY: demo test lint task1 task2 task3 ui notebook clean
 
 demo: .venv/ready                ## all three tasks on generated images, a few minutes on 2 cores
 	$(BIN)/python experiments/task1.py $(DEMO) --epochs 12 --batch-size 32
@@ -24,6 +24,9 @@ lint: .venv/ready-dev
 ui: .venv/ready                  ## the MLflow UI on mlruns/, on loopback
 	$(BIN)/python -m tracking ui
 
+notebook: .venv/ready-notebook   ## comparison.ipynb on mlruns/, in a browser
+	$(BIN)/jupyter lab analysis/comparison.ipynb
+
 clean:                           ## the virtual environment and caches; results and data stay
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -31,6 +34,10 @@ clean:                           ## the virtual environment and caches; results 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/ready-notebook: .venv/ready requirements-notebook.txt
+	$(BIN)/pip install --quiet --requirement requirements-notebook.txt
 	touch $@
 
 .venv/ready-dev: .venv/ready requirements-dev.txt

@@ -1,14 +1,11 @@
 """Which model is better, by how much, and is it real? Read from the result database alone.
 
 `load_runs`, `load_curves` and `load_predictions` give tidy frames; `comparison_table` one row a model;
-`pairwise_tests` one row a pair. `python -m analysis` makes tables, figures and the report; comparison.ipynb teaches
-the rest. The statistics are explained in docs/statistics.md.
+`pairwise_tests` one row a pair; `analysis.figures` draws. `python -m analysis` makes tables, figures and the report;
+comparison.ipynb teaches the rest. The statistics are explained in docs/statistics.md.
 """
 
 from analysis.comparison import Evidence, comparison_table, default_metric, pairwise_tests, summarise
-from analysis.figures import confusion_figure, draw_figures, most_confused
-from analysis.figures import save as save_figure
-from analysis.fonts import font_families
 from analysis.formats import print_scores
 from analysis.groups import choose_group, comparison_groups
 from analysis.query import load_curves, load_predictions, load_runs, local_artifact
@@ -18,17 +15,12 @@ __all__ = [
     "choose_group",
     "comparison_groups",
     "comparison_table",
-    "confusion_figure",
     "default_metric",
-    "draw_figures",
-    "font_families",
     "load_curves",
     "load_predictions",
     "load_runs",
     "local_artifact",
-    "most_confused",
     "pairwise_tests",
     "print_scores",
-    "save_figure",
     "summarise",
 ]

@@ -29,7 +29,7 @@ import pandas as pd
 
 from tracking import EXPERIMENTS, Store, StoreError, check_uri, open_store
 from tracking.keys import EPOCH_METRICS, FINAL_METRICS, PARAMS, PREDICTIONS, TAGS
-from tracking.store import without_password
+from tracking.store import check_exists, sqlite_path, without_password
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment as MlflowExperiment
@@ -153,9 +153,7 @@ def load_curves(tasks: Sequence[str], tracking_uri: str | None = None) -> pd.Dat
     points = _frame(rows, CURVE_COLUMNS, EPOCH_METRICS)
     if points.duplicated(["run_id", "epoch"]).any():
         points = points.groupby(["run_id", "epoch"], sort=False, as_index=False).last()  # of each metric
-    metrics = list(EPOCH_METRICS)
-    points[metrics] = points[metrics].replace(NAN, math.nan)
-    return points[list(CURVE_COLUMNS)]
+    return points[list(CURVE_COLUMNS)].replace(NAN, math.nan)
 
 
 def _run_epoch_and_time(row: Row) -> tuple[int, str, int, int]:
@@ -189,7 +187,7 @@ def load_predictions(run: "str | pd.Series[Any]", tracking_uri: str | None = Non
                 for part in PREDICTED_PARTS
             ]
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
-        raise StoreError(f"{path} is damaged; run its task again with --fresh to have it written") from None
+        raise StoreError(f"{path} is damaged; run its task again to have it written") from None
     predictions = pd.concat(parts, ignore_index=True)
     names = np.repeat(PREDICTED_PARTS, [len(part) for part in parts])
     predictions.insert(0, "part", pd.Series(names, dtype="str"))
@@ -365,7 +363,7 @@ def _experiment(experiment: "MlflowExperiment") -> _Experiment:
 def _reader(tracking_uri: str | None) -> Iterator[_Reader]:
     uri = check_uri(tracking_uri)
     if uri.startswith(("sqlite:", "postgresql")):
-        database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
+        database = sqlite_path(uri)
         with _sqlite(database) if database else _postgresql(uri) as execute:
             [[schema]] = execute("SELECT MAX(version_num) FROM alembic_version", {})
             if schema == SCHEMA:
@@ -382,8 +380,7 @@ def _reader(tracking_uri: str | None) -> Iterator[_Reader]:
 @contextlib.contextmanager
 def _sqlite(path: Path) -> Iterator[Execute]:
     """Open an SQLite file read-only, with the standard library: importing SQLAlchemy takes longer than a query."""
-    if not path.exists():
-        raise StoreError(f"there is no result database at {path}; run a task first, or name one in --tracking-uri")
+    check_exists(path)
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("PRAGMA cache_size = -64000")  # kB; within the default of 2 MB curves are sorted on disk
@@ -485,7 +482,7 @@ def _local_path(uri: str) -> Path | None:
 
 
 def _missing(run_id: str, name: str) -> StoreError:
-    return StoreError(f"run {run_id} has no {name}; run its task again with --fresh to have it written")
+    return StoreError(f"run {run_id} has no {name}; run its task again to have it written")
 
 
 @functools.cache

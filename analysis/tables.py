@@ -143,7 +143,7 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
     for _, row in against[(against["verdict"] != BETTER)].iterrows():
         size = f"{number(row['difference'], metric, signed=True)}{unit}"
         if not row["problem"]:
-            size += f", 95 % interval {interval(row['low'], row['high'], metric, ' to ')}"
+            size += f", 95 % interval {interval(row['low'], row['high'], metric, ' to ')}, {holm_p(row['p_holm'])}"
         sentences.setdefault(row["model_a"], []).append(f"{row['model_b']} ({size})")
     return {
         model: f"{NOT_BEATEN} {model} is not shown to beat {' or '.join(found)}." for model, found in sentences.items()
@@ -159,7 +159,7 @@ def verdict_sentences(evidence: Evidence, metric: str, rope: float) -> list[str]
         a, b = row["model_a"], row["model_b"]
         size = number(abs(row["difference"]), metric)
         detail = f"{size}{unit}, 95 % interval {interval(row['low'], row['high'], metric, ' to ')}"
-        holm = f"Holm p {p_value(row['p_holm'])}".replace("p <", "p < ")
+        holm = holm_p(row["p_holm"])
         if row["problem"]:
             sentences.append(f"{a} and {b} differ by {size}{unit}; there is no test: {row['problem']}.")
         elif row["verdict"] == SAME:
@@ -215,6 +215,11 @@ def interval(low: float, high: float, metric: str, between: str) -> str:
 def p_value(p: float) -> str:
     """P with three digits, never as zero."""
     return "" if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def holm_p(p: float) -> str:
+    """The same in a sentence."""
+    return f"Holm p {p_value(p)}".replace("<", "< ")
 
 
 def probability(p: float) -> str:

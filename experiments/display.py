@@ -13,6 +13,7 @@ from datasets import ImageData, Split
 from experiments.config import Task, TrainingConfig
 from experiments.training import EpochRecord, Evaluation
 from tracking import Store
+from tracking.keys import BASELINES
 
 console = Console(highlight=False)
 
@@ -31,7 +32,8 @@ def announce(
         "data": f"{data.name}: {len(data.labels):,} images of {len(data.classes)} classes, {size}x{size}x{channels}",
         "protocol": f"{task.protocol.name}, {len(chosen)} of {task.protocol.n_splits} splits; "
         f"train {len(first.train):,}, validation {len(first.val):,}, test {len(first.test):,}",
-        "models": ", ".join(task.models),
+        "models": ", ".join(task.models)
+        + (f"; baselines {', '.join(task.baselines)}, in seconds" if task.baselines else ""),
         "training": f"AdamW lr {config.lr:g}, weight decay {config.weight_decay:g}, batch {config.batch_size}, "
         f"up to {config.epochs} epochs, patience {config.patience}, "
         f"{'augmented' if config.augment else 'not augmented'}, seed {config.seed}",
@@ -90,7 +92,11 @@ def _percent(result: Evaluation) -> str:
 
 
 def how_to_go_on(remaining: Sequence[tuple[str, int]]) -> str:
-    """Say which options do the rest after Ctrl-C; `remaining` has a model's name and a split for each run."""
+    """Say which options do the rest after Ctrl-C; `remaining` has a model's name and a split for each run.
+
+    Baselines come with any choice of models.
+    """
+    remaining = [run for run in remaining if run[0] not in BASELINES]
     first = remaining[0][0]
     commands = [" ".join([f"-m {first}", *(f"--split {number}" for name, number in remaining if name == first)])]
     if others := dict.fromkeys(name for name, _ in remaining if name != first):

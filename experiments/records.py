@@ -11,6 +11,7 @@ from PIL import Image
 
 import analysis
 import models
+from analysis import figures
 from datasets import ImageData, Split
 from experiments.training import EpochRecord, Evaluation
 from tracking import Run, keys
@@ -89,10 +90,10 @@ def log_artifacts(
         (folder / keys.CONFUSION).write_text(json.dumps(numbers), encoding="utf-8")
         part = "test" if "test" in confusions else "val"
         of_part = pd.DataFrame({key: predictions[f"{part}_{key}"] for key in ("index", "true", "pred", "prob")})
-        worst = analysis.most_confused(of_part)["index"].to_numpy()
+        worst = figures.most_confused(of_part)["index"].to_numpy()
         np.savez_compressed(folder / keys.THUMBNAILS, index=worst, pixels=thumbnails(data, worst))
         title = f"{checkpoint.model}, {'test' if part == 'test' else 'validation'} part, epoch {checkpoint.epoch}"
-        figure = analysis.confusion_figure(confusions[part], data.classes, title)
+        figure = figures.confusion_figure(confusions[part], data.classes, title)
         figure.savefig(folder / keys.CONFUSION_FIGURE)
         child.log_files(folder)
 
@@ -110,9 +111,9 @@ def log_figures(parents: Mapping[str, Run], evidence: analysis.Evidence) -> None
     """Log a group's figures to the parent runs in `parents` (by model): what compares to each, the rest to its own."""
     metric = analysis.default_metric(evidence.runs)
     with tempfile.TemporaryDirectory() as name:
-        for figure_name, model, figure in analysis.draw_figures(evidence, metric):
+        for figure_name, model, figure in figures.draw_figures(evidence, metric):
             for owner in parents if model is None else {model} & set(parents):
-                analysis.save_figure(figure, Path(name) / owner, figure_name)
+                figures.save(figure, Path(name) / owner, figure_name)
         for model, parent in parents.items():
             if (folder := Path(name) / model).is_dir():
                 parent.log_files(folder, keys.FIGURES)

@@ -43,7 +43,7 @@ def test_majority_is_the_most_frequent_class_of_the_training_part(classes: int) 
     data, split = images(classes=classes)
     kept = split.train[data.labels[split.train] == 1]
     split = split._replace(train=np.sort(np.concatenate([kept, split.train[data.labels[split.train] != 1][::3]])))
-    model, resident, record = fitted("majority", data, split)
+    _, _, record = fitted("majority", data, split)
     counts = np.bincount(data.labels[split.train])
     assert record.val.predicted.unique().tolist() == [counts.argmax()]
     assert record.val.probability.numpy() == pytest.approx(counts.max() / counts.sum())
@@ -63,7 +63,9 @@ def test_linear_is_scikit_learns_with_the_best_of_the_penalties(classes: int, si
     x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
     losses = []
     for penalty in PENALTIES:
-        oracle = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=10_000).fit(x[split.train], data.labels[split.train])
+        oracle = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=10_000).fit(
+            x[split.train], data.labels[split.train]
+        )
         probabilities = oracle.predict_proba(x[split.val])
         losses.append(-np.log(probabilities[np.arange(len(split.val)), data.labels[split.val]]).mean())
     assert record.val.loss == pytest.approx(min(losses), rel=0.01, abs=0.002)  # tolerance of its optimiser

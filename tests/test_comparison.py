@@ -5,17 +5,21 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
+from typer.testing import CliRunner
 
 import analysis
 import tracking
 from analysis import statistics
+from analysis.__main__ import app
 from analysis.groups import group_id, list_groups, what_is_wrong
 from tests.conftest import ROOT
 from tracking import keys
@@ -291,13 +295,27 @@ def test_what_cannot_be_said_is_refused(store_uri: str, tmp_path: Path) -> None:
     assert np.isfinite(alone["mean"]) and np.isnan([alone["sd"], alone["low"], alone["high"]]).all()
 
 
-def test_old_runs_without_predictions_are_said(store_uri: str, tmp_path: Path, run_command) -> None:
+def test_old_runs_without_predictions_are_said(store_uri: str, tmp_path: Path, run_analysis) -> None:
     log_model(store_uri, "lenet5", 0.4, tmp=tmp_path)
     log_model(store_uri, "vggnet", 0.7, predictions=False, tmp=tmp_path)
-    result = run_command("-m", "analysis", "compare", "task3", "--tracking-uri", store_uri)
-    assert result.returncode == 0 and "predictions.npz" in result.stdout and "No test:" in result.stdout
-    result = run_command("-m", "analysis", "table", "task3", "--tracking-uri", store_uri)
-    assert result.returncode == 0 and "Where there is no interval" in result.stdout
+    result = run_analysis("compare", "task3", "--tracking-uri", store_uri)
+    assert result.exit_code == 0 and "predictions.npz" in result.stdout and "No test:" in result.stdout
+    result = run_analysis("table", "task3", "--tracking-uri", store_uri)
+    assert result.exit_code == 0 and "Where there is no interval" in result.stdout
+
+
+@pytest.fixture
+def run_analysis(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`python -m analysis` in this process: starting a new one takes seconds."""
+
+    def run(*arguments: str, **environment: str) -> Any:
+        for key, value in ({"COLUMNS": "80"} | environment).items():
+            monkeypatch.setenv(key, value)
+        result = CliRunner().invoke(app, arguments)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -311,16 +329,16 @@ def store_of_four(empty_database: Path, tmp_path_factory: pytest.TempPathFactory
     return uri
 
 
-def test_formats_hold_the_same_numbers(store_of_four: str, run_command, tmp_path: Path) -> None:
+def test_formats_hold_the_same_numbers(store_of_four: str, run_analysis, tmp_path: Path) -> None:
     runs = analysis.load_runs(["task3"], store_of_four)
     table = analysis.comparison_table(runs)
     printed = {}
     for form in ("text", "markdown", "latex", "csv", "json"):
-        result = run_command("-m", "analysis", "table", "task3", "--format", form, "--tracking-uri", store_of_four)
-        assert result.returncode == 0, result.stderr
+        result = run_analysis("table", "task3", "--format", form, "--tracking-uri", store_of_four)
+        assert result.exit_code == 0, result.stderr
         printed[form] = result.stdout
         target = tmp_path / f"table.{form}"
-        run_command("-m", "analysis", "table", "task3", "--format", form, "--out", str(target),
+        run_analysis("table", "task3", "--format", form, "--out", str(target),
                     "--tracking-uri", store_of_four)  # fmt: skip
         assert target.read_text(encoding="utf-8") == result.stdout
     rows = list(csv.DictReader(io.StringIO(printed["csv"])))
@@ -338,17 +356,17 @@ def test_formats_hold_the_same_numbers(store_of_four: str, run_command, tmp_path
     assert all(len(line) <= 80 for line in printed["text"].splitlines() if "0.95" in line or "vggnet " in line[:8])
 
 
-def test_another_group_is_listed_and_can_be_chosen(store_of_four: str, run_command) -> None:
-    result = run_command("-m", "analysis", "table", "task3", "--tracking-uri", store_of_four)
+def test_another_group_is_listed_and_can_be_chosen(store_of_four: str, run_analysis) -> None:
+    result = run_analysis("table", "task3", "--tracking-uri", store_of_four)
     assert "others in the store" in result.stderr and "lr 1.0" in result.stderr
     other = next(line.split()[0] for line in result.stderr.splitlines() if "lr 1.0" in line)
-    result = run_command("-m", "analysis", "table", "task3", "--group", other, "--tracking-uri", store_of_four)
+    result = run_analysis("table", "task3", "--group", other, "--tracking-uri", store_of_four)
     assert "1/4" in result.stdout and "vggnet" not in result.stdout
 
 
-def test_verdicts_in_words(store_of_four: str, run_command) -> None:
+def test_verdicts_in_words(store_of_four: str, run_analysis) -> None:
     options = ("--metric", "best_val/accuracy", "--tracking-uri", store_of_four)
-    result = run_command("-m", "analysis", "compare", "task3", "--format", "json", *options)
+    result = run_analysis("compare", "task3", "--format", "json", *options)
     (document,) = json.loads(result.stdout)
     tests = analysis.pairwise_tests(analysis.load_runs(["task3"], store_of_four), "best_val/accuracy")
     assert [row["p_holm"] for row in document["rows"]] == tests["p_holm"].tolist()
@@ -356,7 +374,7 @@ def test_verdicts_in_words(store_of_four: str, run_command) -> None:
     for _, row in tests.iterrows():
         clear = row["p_holm"] < 0.05 and row["p_equivalent"] <= 0.95
         assert (row["verdict"] in ("better", "worse")) == clear
-    wide = run_command("-m", "analysis", "compare", "task3", "--rope", "100", *options)
+    wide = run_analysis("compare", "task3", "--rope", "100", *options)
     assert "practically the same" in " ".join(wide.stdout.split())
     assert all(len(line) <= 80 for line in wide.stdout.splitlines() if line.startswith("vggnet"))
 
@@ -375,19 +393,19 @@ def test_verdicts_in_words(store_of_four: str, run_command) -> None:
     (("figures", "task3"), 2, "Missing option '--out'"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence(
-    arguments: tuple[str, ...], code: int, sentence: str, store_of_four: str, run_command
+    arguments: tuple[str, ...], code: int, sentence: str, store_of_four: str, run_analysis
 ) -> None:
-    result = run_command("-m", "analysis", *arguments, MLFLOW_TRACKING_URI=store_of_four)
-    assert result.returncode == code, result.stderr
+    result = run_analysis(*arguments, MLFLOW_TRACKING_URI=store_of_four)
+    assert result.exit_code == code, result.stderr
     assert sentence in " ".join(result.stderr.split()) and "Traceback" not in result.stderr
 
 
-def test_no_store_and_an_empty_one(run_command, tmp_path: Path, store_uri: str) -> None:
+def test_no_store_and_an_empty_one(run_analysis, tmp_path: Path, store_uri: str) -> None:
     for command in (("table", "task1"), ("report", "task1", "--out", str(tmp_path / "r.html"))):
-        result = run_command("-m", "analysis", *command, "--tracking-uri", f"sqlite:///{tmp_path}/none.db")
-        assert result.returncode == 1 and result.stderr.startswith("Error: there is no result database")
-        result = run_command("-m", "analysis", *command, "--tracking-uri", store_uri)
-        assert result.returncode == 1 and "no split has finished yet" in result.stderr
+        result = run_analysis(*command, "--tracking-uri", f"sqlite:///{tmp_path}/none.db")
+        assert result.exit_code == 1 and result.stderr.startswith("Error: there is no result database")
+        result = run_analysis(*command, "--tracking-uri", store_uri)
+        assert result.exit_code == 1 and "no split has finished yet" in result.stderr
         assert result.stderr.count("\n") == 1
     assert not (tmp_path / "none.db").exists() and not (tmp_path / "r.html").exists()
 

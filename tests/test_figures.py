@@ -5,15 +5,16 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-import analysis
-from analysis.fonts import _installed_fonts
+from analysis.figures import colour, confusion_figure, most_confused
+from analysis.fonts import _installed_fonts, font_families
 
 
 def test_confusion_figure_is_drawn(tmp_path: Path) -> None:
-    figure = analysis.confusion_figure(np.array([[5, 1], [0, 7]]), ["cat", "dog"], "title")
+    figure = confusion_figure(np.array([[5, 1], [0, 7]]), ["cat", "dog"], "title")
     figure.savefig(tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size[0] > 200
     texts = [text.get_text() for text in figure.axes[0].texts]
@@ -21,15 +22,13 @@ def test_confusion_figure_is_drawn(tmp_path: Path) -> None:
 
 
 def test_confusion_figure_takes_any_class_name_and_many_classes(tmp_path: Path) -> None:
-    analysis.confusion_figure(np.eye(2, dtype=int), ["a$\\b$c", "$_$"], "$").savefig(tmp_path / "a.png")
-    analysis.confusion_figure(np.eye(300, dtype=int), [f"class {i}" for i in range(300)], "many").savefig(
-        tmp_path / "b.png"
-    )
+    confusion_figure(np.eye(2, dtype=int), ["a$\\b$c", "$_$"], "$").savefig(tmp_path / "a.png")
+    confusion_figure(np.eye(300, dtype=int), [f"class {i}" for i in range(300)], "many").savefig(tmp_path / "b.png")
     assert max(Image.open(tmp_path / "b.png").size) <= 1200
 
 
 def test_plain_text_needs_no_other_font() -> None:
-    assert analysis.font_families(["cats", "dogs", "Ankle boot", "café"]) == ["DejaVu Sans"]
+    assert font_families(["cats", "dogs", "Ankle boot", "café"]) == ["DejaVu Sans"]
 
 
 @pytest.mark.skipif(
@@ -37,12 +36,32 @@ def test_plain_text_needs_no_other_font() -> None:
     reason="no Korean font is installed",
 )
 def test_korean_class_names_are_drawn() -> None:
-    assert len(analysis.font_families(["고양이"])) == 2
+    assert len(font_families(["고양이"])) == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of a glyph that no font has
         drawn = []
         for names in (["고양이", "강아지"], ["강아지", "고양이"]):
-            figure = analysis.confusion_figure(np.eye(2, dtype=int), names, "한글")
+            figure = confusion_figure(np.eye(2, dtype=int), names, "한글")
             figure.savefig(buffer := io.BytesIO())
             drawn.append(buffer.getvalue())
     assert drawn[0] != drawn[1]  # boxes would look alike
+
+
+def test_most_confident_mistakes_of_all_splits_are_among_those_of_each() -> None:
+    rng = np.random.default_rng(0)
+    splits = []
+    for _ in range(4):
+        index = rng.permutation(60)[:40]
+        frame = pd.DataFrame({"index": index, "true": index % 3, "pred": rng.integers(0, 3, 40)})
+        splits.append(frame.assign(prob=rng.choice([0.4, 0.5, 0.6], 40)))  # many ties
+    kept = {int(image) for split in splits for image in most_confused(split, 5)["index"]}
+    chosen = most_confused(pd.concat(splits), 5)
+    assert set(chosen["index"]) <= kept and chosen["index"].is_unique
+    assert (chosen["true"] != chosen["pred"]).all() and chosen["prob"].is_monotonic_decreasing
+    assert chosen["prob"].iloc[0] == max(split.loc[split["true"] != split["pred"], "prob"].max() for split in splits)
+
+
+def test_a_model_keeps_its_colour_and_baselines_are_gray() -> None:
+    assert colour("vggnet") == colour("vggnet") != colour("lenet5")
+    assert len(set(colour("linear"))) == 1
+    assert all(0 <= part <= 1 for part in colour("a model of one's own"))

@@ -49,7 +49,7 @@ class Store:
     @property
     def database(self) -> Path | None:
         """The SQLite file, or None for a server."""
-        return _sqlite_path(self.uri)
+        return sqlite_path(self.uri)
 
     @property
     def ui_command(self) -> str:
@@ -116,7 +116,7 @@ def check_uri(uri: str | None = None) -> str:
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{MLRUNS / 'mlflow.db'}"
     if uri.startswith("sqlite"):
-        path = _sqlite_path(uri)
+        path = sqlite_path(uri)
         if path is None or uri == "sqlite:///":
             raise StoreError(f"--tracking-uri {uri} names no file; write sqlite:///path/to/mlflow.db")
         _check_sqlite(path)
@@ -152,9 +152,9 @@ def open_store(uri: str | None = None, create: bool = False) -> Store:
         It is not there, cannot be opened, or does not answer.
     """
     uri = check_uri(uri)
-    path = _sqlite_path(uri)
-    if path is not None and not path.exists() and not create:
-        raise StoreError(f"there is no result database at {path}; run a task first, or name one in --tracking-uri")
+    path = sqlite_path(uri)
+    if path is not None and not create:
+        check_exists(path)
     try:
         if path is not None and not path.exists():
             _create_sqlite(path)
@@ -164,6 +164,12 @@ def open_store(uri: str | None = None, create: bool = False) -> Store:
         reason = " ".join(str(error).split())[:300] or error.__class__.__name__
         raise StoreError(f"cannot open the result database {without_password(uri)}: {reason}") from None
     return Store(uri, client)
+
+
+def check_exists(database: Path) -> None:
+    """Raise a `StoreError` where there is no SQLite file yet."""
+    if not database.exists():
+        raise StoreError(f"there is no result database at {database}; run a task first, or name one in --tracking-uri")
 
 
 def without_password(uri: str) -> str:
@@ -180,7 +186,8 @@ def _client(uri: str) -> "MlflowClient":
     return MlflowClient(uri)
 
 
-def _sqlite_path(uri: str) -> Path | None:
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite URI; None of any other."""
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
@@ -216,7 +223,8 @@ def _check_sqlite(path: Path) -> None:
     """Look into the file, if there is one: MLflow itself would retry for minutes before it says anything."""
     try:
         if path.exists():
-            with contextlib.closing(sqlite3.connect(path)) as connection:
+            # read-only: else what a killed writer left in the log would be folded into a file that was only looked at
+            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
                 connection.execute("PRAGMA schema_version").fetchone()
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"cannot open the result database {path}: {error}") from None

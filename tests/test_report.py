@@ -1,0 +1,108 @@
+"""The report: what a reader finds in the one file, and that nothing in it needs the network or the program."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import analysis
+import tracking
+from analysis.report import reproduce, write_report
+from tests.test_comparison import log_model
+from tracking import keys
+
+
+class Page(HTMLParser):
+    """What a browser would fetch, and the text that it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        assert tag not in ("script", "iframe", "link")
+        if "src" in values:
+            self.sources.append(values["src"] or "")
+        if tag == "a":
+            self.links.append(values["href"] or "")
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def described_store(store_uri: str, tmp_path: Path) -> str:
+    """A store with two networks and a baseline, whose parents have what a real run gives them."""
+    for model, skill in (("lenet5", 0.35), ("vggnet", 0.95), ("linear", 0.6)):
+        log_model(store_uri, model, skill, tmp=tmp_path)
+    store = tracking.open_store(store_uri)
+    for parent, model in analysis.load_runs(["task3"], store_uri)[["parent_id", "model"]].drop_duplicates().to_numpy():
+        run = tracking.Run(store, parent)
+        run.log_dataset("d", "0" * 64, json.dumps({"images": 30, "classes": 3, "shape": [28, 28, 1]}))
+        folder = tmp_path / parent
+        folder.mkdir()
+        (folder / keys.CLASSES).write_text(json.dumps(["<b>a</b>", "b & c", "개"]), encoding="utf-8")
+        (folder / keys.MODEL_CARD).write_text(f"# {model}\n\n1 parameter\n\n`C5x5 <T>`\n\nWhy it is so.\n")
+        run.log_files(folder)
+    for run_id in analysis.load_runs(["task3"], store_uri)["run_id"]:
+        folder = tmp_path / f"t{run_id}"
+        folder.mkdir()
+        np.savez(folder / keys.THUMBNAILS, index=np.arange(30), pixels=np.zeros((30, 8, 8, 1), np.uint8))
+        tracking.Run(store, run_id).log_files(folder)
+    return store_uri
+
+
+def test_one_file_holds_everything(described_store: str, tmp_path: Path) -> None:
+    runs = analysis.load_runs(["task3"], described_store)
+    evidence = analysis.Evidence(analysis.choose_group(runs), described_store)
+    path = tmp_path / "new" / "report.html"
+    write_report(path, [(evidence, "test/accuracy")], tracking.open_store(described_store), 0.01)
+    source = path.read_text(encoding="utf-8")
+    page = Page(source)
+    assert page.open == []  # every element is closed, in order
+    assert len(page.sources) == 4 + 2 * 2  # comparisons, then confusion matrix and contact sheet of each network
+    assert all(address.startswith("data:image/") for address in page.sources)
+    assert not re.search(r"url\(|@import|https?://(?!127\.0\.0\.1)", source)
+    assert "<b>a</b>" in page.text and "b & c" in page.text and "개" in page.text  # names are text, not markup
+    table = analysis.comparison_table(runs, tracking_uri=described_store)
+    for model, row in table.iterrows():
+        assert f"{100 * row['mean']:.1f}±{100 * row['sd']:.1f}" in page.text
+        assert page.text.count("Why it is so.") == len(table), model
+    for run_id, score in runs[["run_id", "test/accuracy"]].to_numpy():
+        assert run_id in page.text and str(score) in page.text
+        assert any(link.endswith(f"/runs/{run_id}") for link in page.links)
+    assert "Which?" in page.text and "30 images, 28×28×1, of 3 classes" in page.text
+    assert re.search(r"vggnet (is better than|and lenet5 are) ", page.text)
+    assert "lenet5 is not shown to beat linear" in page.text
+    assert "0" * 64 in page.text and reproduce(evidence.runs) in page.text
+
+
+def test_one_model_and_one_split_say_what_can_be_said(described_store: str, tmp_path: Path) -> None:
+    runs = analysis.load_runs(["task3"], described_store)
+    one = runs[(runs["model"] == "vggnet") & (runs["split"] == 0)]
+    evidence = analysis.Evidence(analysis.choose_group(one), described_store)
+    write_report(tmp_path / "r.html", [(evidence, "test/accuracy")], tracking.open_store(described_store), 0.01)
+    text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert "There is one model, so nothing to compare." in text and "vggnet has 1 of 4 splits" in text
+    assert "1 finished split, and an interval takes two" in text
+
+
+def test_the_command_repeats_the_configuration(described_store: str) -> None:
+    runs = analysis.load_runs(["task3"], described_store)
+    assert reproduce(runs) == (
+        "python experiments/task3.py -m lenet5 -m vggnet --n-splits 4 --lr 0.001 --weight-decay 0.01 --batch-size 8 "
+        "--epochs 2 --patience 7 --precision fp32 --seed 0 --no-augment --device cpu"
+    )
