@@ -7,7 +7,7 @@ comparison.ipynb teaches the rest. The statistics are explained in docs/statisti
 
 from analysis.comparison import Evidence, comparison_table, default_metric, pairwise_tests, summarise
 from analysis.formats import print_scores
-from analysis.groups import choose_group, comparison_groups
+from analysis.groups import choose_group, comparison_groups, finished
 from analysis.query import load_curves, load_predictions, load_runs, local_artifact
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "comparison_groups",
     "comparison_table",
     "default_metric",
+    "finished",
     "load_curves",
     "load_predictions",
     "load_runs",

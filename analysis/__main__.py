@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -29,7 +30,7 @@ Metric = Annotated[
     str | None, typer.Option(help="test/accuracy unless given; also test/f1_macro, best_val/accuracy, ...")
 ]
 Group = Annotated[str | None, typer.Option(help="comparison group; the newest complete one unless given")]
-Rope = Annotated[float, typer.Option(min=0, help="differences up to this many points are practically the same")]
+Rope = Annotated[float, typer.Option(min=0, help="points (of loss: hundredths of a nat) that make no difference")]
 FormatOption = Annotated[
     Literal["text", "markdown", "latex", "csv", "json"] | None,
     typer.Option("--format", help="text, or by the suffix of --out, unless given"),
@@ -81,6 +82,8 @@ def figures(
             for name, _, figure in draw_figures(evidence, chosen, rope / 100):
                 for path in save(figure, out / task if len(tasks) > 1 else out, name):
                     print(path)
+            for problem in evidence.problems.values():
+                print(f"! {problem}", file=sys.stderr)
 
 
 @app.command()
@@ -138,19 +141,19 @@ def _evidence(
 ) -> "tuple[Evidence, str, pd.DataFrame]":
     """The group to be shown, its metric, and all runs of the task."""
     from analysis.comparison import Evidence, check_metric, default_metric
-    from analysis.groups import choose_group
+    from analysis.groups import ComparisonError, choose_group
     from analysis.query import load_runs
 
     uri = check_uri(tracking_uri)
     if metric is not None:
         try:
             check_metric(metric)
-        except ValueError as error:
+        except ComparisonError as error:
             raise typer.BadParameter(str(error), param_hint="--metric") from None
     runs = load_runs([task], uri)
     try:
         chosen = choose_group(runs, group)
-    except ValueError as error:
+    except ComparisonError as error:
         raise StoreError(f"{task} in the result database {without_password(uri)}: {error}") from None
     return Evidence(chosen, uri), metric or default_metric(chosen), runs
 
@@ -158,15 +161,17 @@ def _evidence(
 @contextlib.contextmanager
 def _one_sentence() -> Iterator[None]:
     """Turn what can go wrong into one sentence and exit code 1."""
+    from analysis.groups import ComparisonError
+
+    # a warning is a sentence for the user, too, and not a line of our source
+    warnings.showwarning = lambda message, *_: print(f"! {message}", file=sys.stderr)
     try:
         yield
-    except (StoreError, OSError, ValueError) as error:
+    except (StoreError, OSError, ComparisonError) as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except Exception as error:
-        from mlflow.exceptions import MlflowException
-
-        if not isinstance(error, MlflowException):
+        if not type(error).__module__.startswith("mlflow"):  # which need not be imported for its exception's sake
             raise
         print(f"Error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics
-from analysis.groups import choose_group, finished
+from analysis.groups import ComparisonError, choose_group, finished
 from analysis.query import load_predictions
 from analysis.statistics import TTest
 from tracking import StoreError
@@ -25,11 +25,11 @@ NETWORKS, AGAINST_BASELINES = "pairs of networks", "networks against baselines" 
 
 
 def check_metric(metric: str) -> None:
-    """Raise a `ValueError` that names the nearest metrics where this is not one that models are compared by."""
+    """Raise a `ComparisonError` that names the nearest metrics where this is none that models are compared by."""
     if metric not in METRICS:
         near = difflib.get_close_matches(metric, METRICS, 3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METRICS)}"
-        raise ValueError(f"unknown metric {metric!r}; {hint}")
+        raise ComparisonError(f"unknown metric {metric!r}; {hint}")
 
 
 def default_metric(runs: pd.DataFrame) -> str:
@@ -77,7 +77,9 @@ class Evidence:
         self.group = group
         self.runs = finished(group)
         self.tracking_uri = tracking_uri
+        self.problems: dict[str, str] = {}  # what could not be read, by model
         self._predictions: dict[str, pd.DataFrame] = {}
+        self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
 
     def of(self, model: str) -> pd.DataFrame:
         """The runs of a model, indexed by split."""
@@ -89,6 +91,14 @@ class Evidence:
             self._predictions[run["run_id"]] = load_predictions(run, self.tracking_uri)
         predictions = self._predictions[run["run_id"]]
         return predictions[predictions["part"] == part]
+
+    def pooled(self, model: str, part: str) -> pd.DataFrame | None:
+        """Predictions of all splits of a model; None, with an entry in `problems`, where some cannot be read."""
+        try:
+            return pd.concat([self.predictions(run, part) for _, run in self.of(model).iterrows()])
+        except StoreError as error:
+            self.problems[model] = f"Left out where predictions are needed: {model}, since {error}."
+            return None
 
     def differences(self, metric: str, model: str, other: str) -> pd.Series:
         """Score of `model` less that of `other`, by the splits that both have."""
@@ -104,6 +114,12 @@ class Evidence:
         resampled t where each split draws its own and they are no more than the training images; components of
         variance where they are more, or where they are the same in every split.
         """
+        key = (metric, model, other)
+        if key not in self._estimates:
+            self._estimates[key] = self._estimate(metric, model, other)
+        return self._estimates[key]
+
+    def _estimate(self, metric: str, model: str, other: str | None) -> Estimate:
         runs = self.of(model)
         sides = [runs]
         values = runs[metric]
@@ -135,10 +151,11 @@ class Evidence:
             raise ValueError(f"{len(scores) or 'no'} finished split, and an interval takes two")
         if not np.isfinite(scores).all():
             raise ValueError(f"{metric} is missing or not finite in a split")
-        if any((side["split_hash"] != sides[0]["split_hash"]).any() for side in sides):
+        hashes = [side["split_hash"].astype("str") for side in sides]
+        if any((other != hashes[0]).any() for other in hashes[1:]):
             raise ValueError("the models were not trained and scored on the same images")
         part, score = metric.split("/")
-        n_train, n_val, n_test = (float(sides[0][key].mean()) for key in ("n_train", "n_val", "n_test"))
+        n_train, n_val, n_test = (float(sides[0][key].fillna(0).mean()) for key in ("n_train", "n_val", "n_test"))
         fixed = part == "test" and self._scored_on_the_same_images(sides[0])
         n_scored = n_test if part == "test" else n_val
         if not fixed and n_scored <= n_train:
@@ -193,7 +210,7 @@ def summarise(evidence: Evidence, model: str) -> dict[str, float]:
     summary: dict[str, float] = {"n_splits": len(runs)}
     for key in FINAL_METRICS:
         summary |= {MEAN + key: runs[key].mean(skipna=False), SD + key: runs[key].std(skipna=False)}
-        if key in METRICS and runs[key].notna().any():
+        if key in METRICS:
             estimate = evidence.estimate(key, model).test
             summary |= {LOW + key: estimate.low, HIGH + key: estimate.high}
     return summary
@@ -223,7 +240,7 @@ def comparison_table(
 
     Raises
     ------
-    ValueError
+    ComparisonError
         The metric is unknown, no run has finished, or none has the metric.
     """
     return tabulate(Evidence(choose_group(runs), tracking_uri), metric)
@@ -233,7 +250,7 @@ def tabulate(evidence: Evidence, metric: str) -> pd.DataFrame:
     """Return `comparison_table` of runs and predictions that are read already."""
     check_metric(metric)
     if evidence.runs[metric].isna().all():
-        raise ValueError(f"no run of this comparison group has {metric}; try best_val/accuracy")
+        raise ComparisonError(f"no run of this comparison group has {metric}; try best_val/accuracy")
     rows = {}
     for model, splits in evidence.runs.groupby("model"):
         summary = summarise(evidence, str(model))
@@ -270,36 +287,51 @@ def pairwise_tests(
         column `family`). `model_a`, `model_b`, `n` splits that both have, mean `difference` a - b with its `se`,
         95 % interval `low` and `high`, `t`, `df`, two-sided `p`, `p_holm` adjusted within the family; probabilities
         that a is `p_worse`, `p_equivalent` (within the region) and `p_better`; `verdict` on a; `splits_needed` to
-        find a difference of this size with 80 % power (missing: no number is enough); `mcnemar_p` for k-fold
-        validation accuracy, over the pooled out-of-fold predictions; `method`, and the `problem` where there is no
-        test.
+        find a difference of this size by this test in this family with 80 % power (missing: no number is enough);
+        `mcnemar_p` for k-fold validation accuracy, over the pooled out-of-fold predictions; `method`, and the
+        `problem` where there is no test.
 
     Raises
     ------
-    ValueError
+    ComparisonError
         As for `comparison_table`, or there are no two models.
     """
     return compare(Evidence(choose_group(runs), tracking_uri), metric, rope)
 
 
+def pairs_of_models(evidence: Evidence, metric: str) -> list[tuple[str, str, str]]:
+    """Family and names of each pair to be tested; of two networks the better comes first, on the splits of both."""
+    lower_is_better = metric.endswith("loss")
+    means = evidence.runs.groupby("model")[metric].mean().sort_values(ascending=lower_is_better)
+    networks = [str(name) for name in means.index if name not in BASELINES]
+    pairs = []
+    for pair in itertools.combinations(networks, 2):
+        difference = evidence.differences(metric, *pair).mean()
+        swap = difference > 0 if lower_is_better else difference < 0
+        pairs.append((NETWORKS, *(reversed(pair) if swap else pair)))
+    against = [(AGAINST_BASELINES, name, str(base)) for name in networks for base in means.index if base in BASELINES]
+    return pairs + against
+
+
 def compare(evidence: Evidence, metric: str, rope: float = 0.01) -> pd.DataFrame:
     """Return `pairwise_tests` of runs and predictions that are read already."""
     check_metric(metric)
-    means = evidence.runs.groupby("model")[metric].mean().sort_values(ascending=metric.endswith("loss"))
-    networks = [name for name in means.index if name not in BASELINES]
-    pairs = [(NETWORKS, *pair) for pair in itertools.combinations(networks, 2)]
-    pairs += [(AGAINST_BASELINES, name, base) for name in networks for base in means.index if base in BASELINES]
+    pairs = pairs_of_models(evidence, metric)
     if not pairs:
-        raise ValueError(f"only {', '.join(means.index)} has finished splits, and a comparison takes two models")
-    rows = [{"family": family, **_compare(evidence, metric, a, b, rope)} for family, a, b in pairs]
-    tests = pd.DataFrame(rows)
-    tested = tests["p"].notna()
-    tests["p_holm"] = tests[tested].groupby("family")["p"].transform(lambda p: statistics.holm(p.to_numpy()))
+        models = ", ".join(sorted(set(evidence.runs["model"])))
+        raise ComparisonError(f"only {models} has finished splits, and a comparison takes two models, one a network")
+    sizes = {family: sum(pair[0] == family for pair in pairs) for family, _, _ in pairs}
+    tests = pd.DataFrame(
+        [{"family": family, **_compare(evidence, metric, a, b, rope, sizes[family])} for family, a, b in pairs]
+    )
+    # a pair that cannot be tested still counts: its family does not get smaller by a file that is missing
+    adjusted = tests.groupby("family")["p"].transform(lambda p: statistics.holm(p.fillna(1.0).to_numpy()))
+    tests["p_holm"] = adjusted.where(tests["p"].notna())
     tests["verdict"] = [_verdict(row) for _, row in tests.iterrows()]
     return tests
 
 
-def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float) -> dict[str, Any]:
+def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float, family_size: int) -> dict[str, Any]:
     estimate = evidence.estimate(metric, a, b)
     test = estimate.test
     sign = -1 if metric.endswith("loss") else 1  # a lower loss is better
@@ -308,7 +340,9 @@ def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float) -> di
     if not estimate.problem:
         belief = dataclasses.asdict(statistics.posterior(sign * test.mean, test.se, test.df, rope))
         constant = max(0.0, test.se**2 - estimate.split_variance / estimate.n)  # what more splits do not reduce
-        needed = statistics.splits_needed(test.mean, estimate.split_variance, constant)
+        # at the strictest step of Holm's adjustment, so that it never says of too few splits that they are enough
+        confidence = 1 - ALPHA / family_size
+        needed = statistics.splits_needed(test.mean, estimate.split_variance, constant, confidence)
     return {
         "model_a": a, "model_b": b, "n": estimate.n, "difference": test.mean, "se": test.se,
         "low": test.low, "high": test.high, "t": test.t, "df": test.df, "p": test.p, "p_holm": np.nan,

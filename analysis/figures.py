@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,15 @@ import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from analysis.comparison import NETWORKS, Evidence, compare, tabulate
 from analysis.fonts import font_families
-from analysis.query import load_curves, local_artifact
+from analysis.query import load_classes, load_curves, load_thumbnails
 from analysis.tables import NAMES
 from tracking import StoreError
-from tracking.keys import BASELINES, CLASSES, MEAN, THUMBNAILS
+from tracking.keys import BASELINES, MEAN
 
 WIDTH = 3.5  # inches: a column of a two-column page
 SHOWN_MISTAKES = 20
@@ -39,7 +39,7 @@ def colour(model: str) -> tuple[float, float, float]:
     if model in BASELINES:
         return (0.45, 0.45, 0.45)
     palette = seaborn.color_palette("colorblind")
-    place = KNOWN.index(model) if model in KNOWN else 6 + sum(model.encode()) % 4
+    place = KNOWN.index(model) if model in KNOWN else (6, 8, 9)[sum(model.encode()) % 3]  # 7 is gray
     red, green, blue = palette[place]
     return red, green, blue
 
@@ -88,15 +88,15 @@ def draw_figures(evidence: Evidence, metric: str, rope: float = 0.01) -> Iterato
         yield "paired_differences", None, differences_figure(evidence, metric, rope)
     if networks:
         yield "accuracy_against_cost", None, cost_figure(table, metric)
+    if np.isfinite(curves.loc[curves["model"].isin(networks), "val/loss"]).any():
         yield "learning_curves", None, curves_figure(curves, networks)
     classes = class_names(evidence)
     part = "test" if metric.startswith("test") else "val"
     for model in networks:
         runs = evidence.of(model)
-        try:
-            predictions = pd.concat([evidence.predictions(run, part) for _, run in runs.iterrows()])
-        except StoreError:
-            continue  # an old run without predictions: the tables say so
+        predictions = evidence.pooled(model, part)
+        if predictions is None:
+            continue
         confusion = confusion_counts(predictions["true"].to_numpy(), predictions["pred"].to_numpy(), len(classes))
         name = "test" if part == "test" else "validation"
         title = f"{model}, {name} part, {len(runs)} splits pooled"
@@ -108,13 +108,14 @@ def draw_figures(evidence: Evidence, metric: str, rope: float = 0.01) -> Iterato
 
 
 def class_names(evidence: Evidence) -> list[str]:
-    """Class names by label, from the parent's artifacts; numbers where they are not there."""
-    first = evidence.runs.iloc[-1]
-    try:
-        return list(json.loads(local_artifact(first["parent_id"], CLASSES, evidence.tracking_uri).read_text("utf-8")))
-    except StoreError:
-        labels = evidence.predictions(first, "val")["true"]
-        return [str(label) for label in range(int(labels.max()) + 1)]
+    """Class names by label, from a parent's artifacts; numbers where it has none, or too few for what was predicted."""
+    pooled = [evidence.pooled(model, part) for model in set(evidence.runs["model"]) for part in ("val", "test")]
+    highest = [frame[["true", "pred"]].to_numpy().max() for frame in pooled if frame is not None and len(frame)]
+    labels = 1 + int(max(highest, default=-1))
+    names: list[str] = []
+    with contextlib.suppress(StoreError):
+        names = load_classes(evidence.runs["parent_id"].iloc[-1], evidence.tracking_uri)
+    return names if len(names) >= labels else [str(label) for label in range(labels)]
 
 
 def confusion_counts(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -147,8 +148,8 @@ def _thumbnails(evidence: Evidence, runs: pd.DataFrame) -> dict[int, np.ndarray]
     """Small pictures by image number, as far as these runs kept them."""
     pictures: dict[int, np.ndarray] = {}
     for _, run in runs.iterrows():
-        with contextlib.suppress(StoreError), np.load(local_artifact(run, THUMBNAILS, evidence.tracking_uri)) as file:
-            pictures.update(zip(file["index"].tolist(), file["pixels"], strict=True))
+        with contextlib.suppress(StoreError):
+            pictures |= load_thumbnails(run, evidence.tracking_uri)
     return pictures
 
 
@@ -165,34 +166,35 @@ def curves_figure(curves: pd.DataFrame, models: Sequence[str]) -> Figure:
         for model, row in zip(models, grid, strict=True):
             own = curves[curves["model"] == model]
             for axes, score in zip(row, ("loss", "accuracy"), strict=True):
-                _draw_curves(axes, own, f"train/{score}", "0.5", "--", "train")
-                _draw_curves(axes, own, f"val/{score}", colour(model), "-", "validation")
+                _draw_curves(axes, own, f"train/{score}", "0.5", "--")
+                _draw_curves(axes, own, f"val/{score}", colour(model), "-")
                 best = own[own["epoch"] == own["best_epoch"]]
-                axes.plot(best["epoch"], best[f"val/{score}"], ".", color=colour(model), markersize=4)
+                axes.plot(best["epoch"], _scale(score) * best[f"val/{score}"], ".", color=colour(model), markersize=4)
                 axes.margins(x=0.02)
             row[0].set_ylabel(f"{model}\nloss")
-            row[1].set_ylabel("accuracy")
+            row[1].set_ylabel("accuracy (%)")
         top = curves[curves["model"].isin(models)][["val/loss", "train/loss"]]
         grid[0, 0].set_ylim(0, 1.1 * float(np.nanquantile(top.to_numpy(), 0.98)))  # one wild epoch hides nothing
-        grid[0, 0].legend(loc="upper right", handlelength=1.4, frameon=False)
+        handles = [Line2D([], [], color="0.5", linestyle="--"), Line2D([], [], color=colour(models[0]))]
+        figure.legend(handles, ["train", "validation"], loc="outside upper center", ncols=2, frameon=False)
         for axes in grid[-1]:
             axes.set_xlabel("epoch")
     return figure
 
 
-def _draw_curves(axes: Axes, curves: pd.DataFrame, key: str, shade: Any, line: str, label: str) -> None:
-    wide = curves.pivot(index="epoch", columns="run_id", values=key)
+def _draw_curves(axes: Axes, curves: pd.DataFrame, key: str, shade: Any, line: str) -> None:
+    wide = _scale(key) * curves.pivot(index="epoch", columns="run_id", values=key)
     axes.plot(wide.index, wide, color=shade, linewidth=0.4, alpha=0.35, linestyle=line)
     shared = wide.dropna()  # epochs that every split reached
     mean, sd = shared.mean(axis=1), shared.std(axis=1).fillna(0.0)
-    axes.plot(shared.index, mean, color=shade, linestyle=line, label=label)
+    axes.plot(shared.index, mean, color=shade, linestyle=line)
     axes.fill_between(shared.index.astype(float), mean - sd, mean + sd, color=shade, alpha=0.2, linewidth=0)
 
 
 def scores_figure(evidence: Evidence, table: pd.DataFrame, metric: str) -> Figure:
     """Every split's score, and each model's mean with its 95 % interval."""
     with _style():
-        figure = Figure(figsize=(WIDTH, 0.65 + 0.3 * len(table)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.7 + 0.32 * len(table)), layout="constrained")
         axes = figure.subplots()
         for place, (model, row) in enumerate(table.iterrows()):
             scores = evidence.of(str(model))[metric].to_numpy(float)
@@ -209,7 +211,7 @@ def differences_figure(evidence: Evidence, metric: str, rope: float) -> Figure:
     tests = compare(evidence, metric, rope)
     tests = tests[tests["family"] == NETWORKS].reset_index(drop=True)
     with _style():
-        figure = Figure(figsize=(WIDTH, 0.75 + 0.3 * len(tests)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.8 + 0.32 * len(tests)), layout="constrained")
         axes = figure.subplots()
         scale = _scale(metric)
         axes.axvspan(-rope * scale, rope * scale, color="0.88", linewidth=0, zorder=0)
@@ -229,9 +231,9 @@ def differences_figure(evidence: Evidence, metric: str, rope: float) -> Figure:
 def _draw_points(
     axes: Axes, place: int, values: np.ndarray, estimate: tuple[float, float, float], shade: Any, metric: str
 ) -> None:
-    """One row: a point a split, spread by a fixed pattern so that equal scores stay apart, and mean and interval."""
+    """One row: mean and interval, and above them a point a split, spread so that equal scores stay apart."""
     scale = _scale(metric)
-    spread = place + 0.16 * (np.arange(len(values)) % 5 - 2) / 2
+    spread = place - 0.18 - 0.06 * (np.arange(len(values)) % 4)
     axes.plot(scale * values, spread, "o", color=shade, markersize=2.6, alpha=0.6, markeredgewidth=0)
     mean, low, high = (scale * value for value in estimate)
     if np.isfinite(low):
@@ -240,13 +242,16 @@ def _draw_points(
 
 
 def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
-    """Score against parameters, multiply-accumulates and training time; the step line joins what nothing beats."""
+    """Score against parameters, multiply-accumulates and training time.
+
+    The step line joins the networks that no cheaper one beats. Baselines are lines where they lie among the networks.
+    """
     costs = {
         "parameters": "parameters",
         "macs": "multiply-accumulates an image",
         f"{MEAN}train_seconds": "training and validation, seconds a split",
     }
-    networks = table[~table["baseline"]]
+    networks = table[~table["baseline"]].dropna(subset=["mean", *costs])
     lower_is_better = metric.endswith("loss")
     with _style():
         figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
@@ -262,17 +267,21 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
             frontier = frontier[frontier["mean"].eq(best) & ~best.duplicated()]
             axes.plot(frontier[key].astype(float), _scale(metric) * frontier["mean"], drawstyle="steps-post",
                       color="0.5", linewidth=0.8, zorder=0)  # fmt: skip
-            for base, row in table[table["baseline"]].iterrows():
-                axes.axhline(_scale(metric) * row["mean"], color=colour(str(base)), linewidth=0.8, linestyle=":")
-                axes.annotate(str(base), (1, _scale(metric) * row["mean"]), xycoords=("axes fraction", "data"),
-                              ha="right", va="bottom", fontsize=6, color=colour(str(base)))  # fmt: skip
             axes.set_xscale("log")
             axes.margins(x=0.15)
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_major_formatter("{x:g}" if key.endswith("seconds") else EngFormatter(sep=""))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlabel(label)
             axes.set_ylabel(_axis_name(metric))
+        panels[0].margins(y=0.15)
+        bottom, top = panels[0].get_ylim()
+        baselines = table.loc[table["baseline"], "mean"] * _scale(metric)
+        for axes in panels:
+            for base, level in baselines[baselines.between(bottom, top)].items():
+                axes.axhline(level, color=colour(str(base)), linewidth=0.8, linestyle=":", zorder=0)
+                axes.annotate(str(base), (0.99, level), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                              fontsize=6, color=colour(str(base)))  # fmt: skip
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 

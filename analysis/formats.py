@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.comparison import Evidence, default_metric
-from analysis.groups import group_id, list_groups
+from analysis.groups import NEEDED, group_id, list_groups
 from analysis.tables import NOT_BEATEN, ResultTable, score_table
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def _as_json(table: ResultTable) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A numpy number as Python's own."""
-    return value.item() if hasattr(value, "item") else value
+    """A numpy number as Python's own; JSON knows no infinity."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _markdown(table: ResultTable) -> str:
@@ -105,16 +107,19 @@ def _readable(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _latex(table: ResultTable) -> str:
-    """Floating table with booktabs rules; notes stand below as comments."""
+    """Floating table with booktabs rules, its notes below it."""
     columns = "".join("l" if column in TEXT_COLUMNS else "r" for column in table.cells.columns)
     body = _escaped(table.cells).to_latex(
         index=False,
-        column_format=columns,
+        column_format=f"@{{}}{columns}@{{}}",
         caption=_latex_text(f"{table.title}: {table.caption}."),
+        label=f"tab:{table.data['task'].iloc[0]}-{'pairs' if 'model_a' in table.data else 'scores'}",
         position="htbp",
     )
-    needs = "% needs \\usepackage{booktabs}\n"
-    return needs + body + "".join(f"% {note}\n" for note in table.notes)
+    small = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n\\begin{tabular}"
+    notes = "".join(f"\n\\par {_latex_text(note)}" for note in table.notes)
+    body = body.replace("\\begin{tabular}", small).replace("\\end{tabular}", f"\\end{{tabular}}{notes}")
+    return f"% needs \\usepackage{{booktabs}}, and xelatex or lualatex where names are in other scripts\n{body}"
 
 
 def _escaped(cells: pd.DataFrame) -> pd.DataFrame:
@@ -125,7 +130,7 @@ def _latex_text(text: str) -> str:
     special = {
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "–": "--",
-        "<": r"$<$", ">": r"$>$",
+        "−": "--", "<": r"$<$", ">": r"$>$",
     }  # fmt: skip
     return "".join(special.get(character, character) for character in text)
 
@@ -185,6 +190,8 @@ def print_groups(runs: pd.DataFrame, group: pd.DataFrame, notes: Sequence[str] =
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     for note in notes:
         console.print(f"! {note}")
+    if left_out := len(runs) - len(runs.dropna(subset=list(NEEDED))):
+        console.print(f"! {left_out} runs lack {', '.join(NEEDED)} and are left out.")
     if others := list_groups(runs, group):
         console.print(f"Shown is group {group_id(group)}; others in the store, for --group, never mixed with it:")
         for line in others:

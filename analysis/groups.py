@@ -4,9 +4,14 @@ import hashlib
 
 import pandas as pd
 
-from tracking.keys import GROUP_PARAMS, SAMPLE
+from tracking.keys import BASELINES, GROUP_PARAMS, SAMPLE
 
 GROUP = ("task", "dataset_digest", "device_kind", *GROUP_PARAMS)
+NEEDED = ("model", "split", "n_splits", "n_train", "n_val")  # without them a run says nothing
+
+
+class ComparisonError(ValueError):
+    """There is nothing to compare, or not what was asked for; the message is one sentence for the user."""
 
 
 def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
@@ -20,9 +25,11 @@ def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
     Returns
     -------
     list of pandas.DataFrame
-        Rows of `runs`, one frame a group: complete groups first (every model has all its splits), then those with
-        some result, then the rest; the newest first in each.
+        Rows of `runs`, one frame a group: complete groups first, then those with some result, then the rest; the
+        newest first in each. Runs that lack what is `NEEDED`, such as one that was killed while it began, are left
+        out.
     """
+    runs = runs.dropna(subset=list(NEEDED))
     if runs.empty:
         return []
     keyed = runs.assign(device_kind=runs["device"].str.split(":").str[0])
@@ -33,15 +40,21 @@ def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def finished(group: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a result; of a split that was run again, the newest."""
+    """The runs with a result; of a split that was run again, the one that superseded the others."""
     done = group[group["status"] == "FINISHED"].sort_values("start_time", kind="stable")
+    done = done[~done["superseded_by"].isin(done["run_id"])]  # the newer one may have been deleted
     return done.drop_duplicates(["model", "split"], keep="last")
 
 
 def is_complete(group: pd.DataFrame) -> bool:
-    """Whether every model in the group has all its splits."""
-    done = finished(group).groupby("model").size().reindex(group["model"].unique(), fill_value=0)
-    return bool((done >= group["n_splits"].max()).all())
+    """Whether two networks, or all there are, have all their splits.
+
+    Not every model: one that was just begun must not hide what is there, and baselines are none to wait for.
+    """
+    networks = group[~group["model"].isin(BASELINES)]
+    done = finished(networks).groupby("model").size()
+    complete = int((done >= group["n_splits"].max()).sum())
+    return complete > 0 and complete >= min(2, networks["model"].nunique())
 
 
 def group_id(group: pd.DataFrame) -> str:
@@ -64,17 +77,17 @@ def choose_group(runs: pd.DataFrame, chosen: str | None = None) -> pd.DataFrame:
 
     Raises
     ------
-    ValueError
+    ComparisonError
         There is no such group, or it has no finished run.
     """
     groups = comparison_groups(runs)
     if chosen is not None:
         names = {group_id(group): group for group in groups}
         if chosen not in names:
-            raise ValueError(f"there is no comparison group {chosen!r}; there are {', '.join(names) or 'none'}")
+            raise ComparisonError(f"there is no comparison group {chosen!r}; there are {', '.join(names) or 'none'}")
         groups = [names[chosen]]
     if not groups or finished(groups[0]).empty:
-        raise ValueError("no split has finished yet")
+        raise ComparisonError("no split has finished yet")
     return groups[0]
 
 
@@ -111,12 +124,18 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
         there = set(done.loc[done["model"] == model, "split"])
         expected = int(splits["n_splits"].iloc[0])
         if len(there) < expected:
-            missing = ", ".join(str(number) for number in range(expected) if number not in there)
-            notes.append(f"{model} has {len(there)} of {expected} splits; missing: {missing}.")
+            failures = splits[splits["failure"].notna() & ~splits["split"].isin(list(there))]
+            reasons = failures.groupby("split")["failure"].last()
+            missing = [
+                f"{number} ({reasons[number]})" if number in reasons else str(number)
+                for number in range(expected)
+                if number not in there
+            ]
+            notes.append(f"{model} has {len(there)} of {expected} splits; missing: {', '.join(missing)}.")
     for split, count in done.groupby("split")["split_hash"].nunique().items():
         if count > 1:
             notes.append(f"Models were not scored on the same images in split {split}; they cannot be compared.")
-    shared = done["source_digest"].str.split("-").str[0]
+    shared = done["source_digest"].astype("str").str.split("-").str[0]
     if shared.nunique() > 1 or done.groupby("model")["source_digest"].nunique().gt(1).any():
         notes.append("Not all of these runs were made by the same version of the code.")
     return notes

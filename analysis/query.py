@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import difflib
 import functools
+import json
 import math
 import posixpath
 import shutil
@@ -28,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from tracking import EXPERIMENTS, Store, StoreError, check_uri, open_store
-from tracking.keys import EPOCH_METRICS, FINAL_METRICS, PARAMS, PREDICTIONS, TAGS
+from tracking.keys import CLASSES, EPOCH_METRICS, FINAL_METRICS, PARAMS, PREDICTIONS, TAGS, THUMBNAILS
 from tracking.store import check_exists, sqlite_path, without_password
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class _Reader(Protocol):
     def experiments(self, names: Sequence[str]) -> list[_Experiment]:
         """Look up experiments by name; deleted ones are among them."""
 
-    def runs(self, experiments: Sequence[_Experiment]) -> list[Row]:
+    def runs(self, experiments: Sequence[_Experiment], parent_id: str | None) -> list[Row]:
         """Read the active children: RUN_COLUMNS as they are stored."""
 
     def points(self, experiments: Sequence[_Experiment]) -> list[Row]:
@@ -91,7 +92,7 @@ class _Reader(Protocol):
         """Look up a run's artifact URI and its experiment."""
 
 
-def load_runs(tasks: Sequence[str], tracking_uri: str | None = None) -> pd.DataFrame:
+def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: str | None = None) -> pd.DataFrame:
     """Read every split's run of some tasks, whatever its group and status.
 
     Parameters
@@ -100,6 +101,8 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None) -> pd.DataF
         Such as `["task1", "task3"]`. One that has not been run yet has no rows.
     tracking_uri : str, optional
         See `tracking.check_uri`.
+    parent_id : str, optional
+        Only the splits of this parent run.
 
     Returns
     -------
@@ -116,7 +119,7 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None) -> pd.DataF
     """
     with _reader(tracking_uri) as reader:
         experiments = _experiments(reader, tasks)
-        rows = reader.runs(experiments) if experiments else []
+        rows = reader.runs(experiments, parent_id) if experiments else []
         moved = _moved(experiments, reader.database)
     start = RUN_COLUMNS.index("start_time")
     rows.sort(key=lambda row: (row[start] or 0, row[0]))
@@ -180,18 +183,54 @@ def load_predictions(run: "str | pd.Series[Any]", tracking_uri: str | None = Non
         There is no such run, it has no predictions, or the file is damaged.
     """
     path = local_artifact(run, PREDICTIONS, tracking_uri)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            parts = [
-                pd.DataFrame({key: arrays[f"{part}_{key}"].astype(dtype) for key, dtype in PREDICTION_TYPES.items()})
-                for part in PREDICTED_PARTS
-            ]
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
-        raise StoreError(f"{path} is damaged; run its task again to have it written") from None
+    with _undamaged(path), np.load(path, allow_pickle=False) as arrays:
+        parts = [
+            pd.DataFrame({key: arrays[f"{part}_{key}"].astype(dtype) for key, dtype in PREDICTION_TYPES.items()})
+            for part in PREDICTED_PARTS
+        ]
     predictions = pd.concat(parts, ignore_index=True)
     names = np.repeat(PREDICTED_PARTS, [len(part) for part in parts])
     predictions.insert(0, "part", pd.Series(names, dtype="str"))
     return predictions
+
+
+def load_thumbnails(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> dict[int, np.ndarray]:
+    """Read the small pictures of the images that a run was most confidently wrong about.
+
+    Parameters
+    ----------
+    run, tracking_uri
+        See `local_artifact`.
+
+    Returns
+    -------
+    dict of int to numpy.ndarray
+        By the image's index in the data set: uint8, shape (side, side, channels).
+
+    Raises
+    ------
+    StoreError
+        There is no such run, it kept no pictures, or the file is damaged.
+    """
+    path = local_artifact(run, THUMBNAILS, tracking_uri)
+    with _undamaged(path), np.load(path, allow_pickle=False) as arrays:
+        return dict(zip(arrays["index"].tolist(), arrays["pixels"], strict=True))
+
+
+def load_classes(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> list[str]:
+    """Read the class names, by label, of a parent run (`run` is its id); parameters and errors as above."""
+    path = local_artifact(run, CLASSES, tracking_uri)
+    with _undamaged(path):
+        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))]
+
+
+@contextlib.contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file makes its reader trip over into a `StoreError`."""
+    try:
+        yield
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
+        raise StoreError(f"{path} is damaged; run its task again to have it written") from None
 
 
 def local_artifact(run: "str | pd.Series[Any]", name: str, tracking_uri: str | None = None) -> Path:
@@ -241,14 +280,15 @@ class _Database:
         rows = self.execute(f"SELECT {EXPERIMENT} FROM experiments e WHERE {condition}", {})
         return [_Experiment(*row) for row in rows]
 
-    def runs(self, experiments: Sequence[_Experiment]) -> list[Row]:
+    def runs(self, experiments: Sequence[_Experiment], parent_id: str | None) -> list[Row]:
         columns = [
             *("r.run_uuid", "p.value", "r.status", "r.start_time", "r.end_time", "r.artifact_uri"),
             *(_value("tags", key) for key in TAGS),
             *(_value("params", key) for key in PARAMS),
             *(_value("latest_metrics", key, "AND NOT is_nan") for key in FINAL_METRICS),
         ]
-        return self.execute(_children(experiments, columns), {})
+        query = _children(experiments, columns)
+        return self.execute(f"{query} AND p.value = :parent" if parent_id else query, {"parent": parent_id})
 
     def points(self, experiments: Sequence[_Experiment]) -> list[Row]:
         labels = [_value("tags", "task"), _value("params", "model"), _value("params", "split")]
@@ -306,7 +346,8 @@ class _Client:
         found = [self.client.get_experiment_by_name(name) for name in names]
         return [_experiment(experiment) for experiment in found if experiment is not None]
 
-    def runs(self, experiments: Sequence[_Experiment]) -> list[Row]:
+    def runs(self, experiments: Sequence[_Experiment], parent_id: str | None) -> list[Row]:
+        condition = f"tags.`{PARENT}` = '{parent_id}'" if parent_id else ""
         return [
             (
                 *(run.info.run_id, run.data.tags[PARENT], run.info.status),
@@ -315,7 +356,7 @@ class _Client:
                 *map(run.data.params.get, PARAMS),
                 *map(run.data.metrics.get, FINAL_METRICS),
             )
-            for run in self._children(experiments)
+            for run in self._children(experiments, condition)
         ]
 
     def points(self, experiments: Sequence[_Experiment]) -> list[Row]:
@@ -345,10 +386,10 @@ class _Client:
             return None
         return info.artifact_uri, _experiment(self.client.get_experiment(info.experiment_id))
 
-    def _children(self, experiments: Sequence[_Experiment]) -> "Iterator[MlflowRun]":
+    def _children(self, experiments: Sequence[_Experiment], condition: str = "") -> "Iterator[MlflowRun]":
         ids, token = [experiment.id for experiment in experiments], None
         while token != "":
-            page = self.client.search_runs(ids, max_results=1000, page_token=token)
+            page = self.client.search_runs(ids, condition, max_results=1000, page_token=token)
             yield from (run for run in page if PARENT in run.data.tags)
             token = page.token or ""
 
@@ -442,7 +483,9 @@ def _numbers(key: str, texts: Sequence[Any], run_ids: Sequence[str]) -> "pd.Seri
             try:
                 numbers[text] = parse(text)
             except (ValueError, OverflowError):
-                raise StoreError(f"run {run_id} has {key} = {text!r}, which is no {kind}") from None
+                raise StoreError(
+                    f"run {run_id} has {key} = {text!r}, which is no {kind}; delete the run in the MLflow UI"
+                ) from None
     return pd.Series([numbers[text] for text in texts], dtype=dtype)
 
 

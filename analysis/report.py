@@ -15,24 +15,38 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from analysis.comparison import Evidence
+from analysis.comparison import Evidence, pairs_of_models
 from analysis.figures import class_names, confusion_counts, draw_figures
 from analysis.query import local_artifact
 from analysis.tables import ResultTable, difference_table, number, score_table, verdict_sentences
 from tracking import Store, StoreError
-from tracking.keys import BASELINES, MODEL_CARD
+from tracking.keys import BASELINES, MODEL_CARD, SAMPLE
 
 CAPTIONS = {
     "scores_by_split": "Every split's score (points), and the mean over splits with its 95 % interval.",
     "paired_differences": "Differences between networks split by split, their mean with its 95 % interval, and in gray "
     "the region in which a difference does not matter.",
-    "accuracy_against_cost": "The score against what it costs. Nothing beats a model on the step line at its price.",
+    "accuracy_against_cost": "The score against what it costs. No other network beats one on the step line at its "
+    "price.",
     "learning_curves": "Loss and accuracy by epoch: thin lines are splits, dots their best epochs; the thick line and "
     "band are mean ± sd as far as all splits were trained.",
     "confusion": "Confusion matrix over all splits.",
     "most_confused": "The images that were wrong with the most confidence.",
 }
 RASTER = ("most_confused",)  # photographs: PNG is smaller; all else is SVG
+METHODS = {  # how a standard error was found, for readers who have nothing but the page
+    "corrected resampled t": "Corrected resampled t (Nadeau and Bengio 2003): SE² = (1/J + scored/trained images) s², "
+    "since the splits share training images; J - 1 degrees of freedom.",
+    "components of variance, one test part": "One test part scores every split, so its images are a source of chance "
+    "that no split shows: SE² = (1/J + validation/training images) s² + σ²/test images.",
+    "components of variance, overlapping parts": "The scored parts are large and overlap: SE² = s²/J + σ²/N + "
+    "(training images/N) s², with N images in all.",
+}
+LEGEND = (
+    "s² is the variance of the differences over the J splits; σ² is that of single images in the mean difference, "
+    "estimated from the stored predictions; degrees of freedom are Satterthwaite's. How often these tests err in a "
+    "simulation is in the program's docs/statistics.md."
+)
 OPTIONS = ("n_splits", "lr", "weight_decay", "batch_size", "epochs", "patience", "precision", "seed")
 
 
@@ -46,7 +60,9 @@ class Section:
     scores: ResultTable
     differences: ResultTable | None
     verdicts: list[str]
+    methods: list[str]
     figures: list[dict[str, str]]
+    problems: list[str]
     classes: pd.DataFrame
     cards: list[str]
     command: str
@@ -80,21 +96,26 @@ def write_report(path: Path, chosen: Sequence[tuple[Evidence, str]], store: Stor
 def _section(evidence: Evidence, metric: str, store: Store, rope: float) -> Section:
     runs = evidence.runs
     task = runs["task"].iloc[0]
-    differences, verdicts = None, []
-    if runs["model"].nunique() > 1:
-        differences = difference_table(evidence, metric, rope)
-        verdicts = verdict_sentences(evidence, metric, rope)
     scores = score_table(evidence, metric)
+    models = list(scores.data["model"])
+    differences, methods = None, []
+    if pairs_of_models(evidence, metric):
+        differences = difference_table(evidence, metric, rope)
+        used = [method for method in differences.data["method"].unique() if method]
+        methods = [METHODS[method] for method in used] + ([LEGEND] if used else [])
+    figures = [_embed(name, model, figure) for name, model, figure in draw_figures(evidence, metric, rope)]
     return Section(
         task=task,
         question=_text(runs, "question"),
         facts=_facts(evidence, store),
         scores=scores,
         differences=differences,
-        verdicts=verdicts,
-        figures=[_embed(name, model, figure) for name, model, figure in draw_figures(evidence, metric, rope)],
-        classes=_class_scores(evidence, metric, list(scores.data["model"])),
-        cards=_cards(evidence, list(scores.data["model"])),
+        verdicts=verdict_sentences(evidence, metric, rope),
+        methods=methods,
+        figures=figures,
+        classes=_class_scores(evidence, metric, models),
+        problems=list(evidence.problems.values()),
+        cards=_cards(evidence, models),
         command=reproduce(runs),
         provenance=_provenance(runs),
         links={run: store.run_link(task, run) for run in runs["run_id"]},
@@ -108,28 +129,36 @@ def _text(runs: pd.DataFrame, key: str) -> str:
 
 def _facts(evidence: Evidence, store: Store) -> dict[str, str]:
     runs = evidence.runs
-    sizes = [sorted(set(runs[key].dropna())) for key in ("n_train", "n_val", "n_test")]
-    shown = ["–".join(f"{size:,}" for size in sorted({known[0], known[-1]})) if known else "?" for known in sizes]
     names = class_names(evidence)
-    images: Any = json.loads(_profile(store, runs["parent_id"].iloc[-1]))
-    shape = "×".join(map(str, images["shape"]))
     classes = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    n_train, n_val, n_test = (_range(runs[key]) for key in ("n_train", "n_val", "n_test"))
+    test = f"{n_test} for the test" if n_test not in ("", "0") else "no test part"
+    augmented = "flipped and shifted at random" if runs["augment"].eq(True).all() else "not augmented"
     return {
-        "data": f"{_text(runs, 'dataset')}: {images['images']:,} images, {shape}, of {len(names)} classes ({classes})",
-        "protocol": f"{_text(runs, 'protocol')}, {runs['n_splits'].iloc[0]} splits: {shown[0]} images to train on, "
-        f"{shown[1]} to choose the best epoch, {shown[2]} for the test",
+        "data": f"{_text(runs, 'dataset')}: {_profile(store, runs)}{len(names)} classes ({classes})",
+        "protocol": f"{_text(runs, 'protocol')}, {runs['n_splits'].iloc[0]} splits: {n_train} images to train on, "
+        f"{n_val} to choose the best epoch, {test}",
         "training": f"AdamW, learning rate {_text(runs, 'lr')}, weight decay {_text(runs, 'weight_decay')}, batches of "
-        f"{_text(runs, 'batch_size')}, cosine schedule over at most {_text(runs, 'epochs')} epochs, early stopping "
-        f"after {_text(runs, 'patience')} epochs without a lower validation loss, "
-        f"{'flipped and shifted' if runs['augment'].iloc[0] else 'no augmentation'}, {_text(runs, 'precision')}",
+        f"{_text(runs, 'batch_size')}, {augmented}, cosine schedule over at most {_text(runs, 'epochs')} epochs, early "
+        f"stopping after {_text(runs, 'patience')} epochs without a lower validation loss, {_text(runs, 'precision')}",
         "hardware": f"{_text(runs, 'hardware')} ({_text(runs, 'device')}, {_text(runs, 'threads')} threads)",
     }
 
 
-def _profile(store: Store, run_id: str) -> str:
-    """What MLflow holds on a run's data set."""
-    inputs = store.client.get_run(run_id).inputs
-    return str(inputs.dataset_inputs[0].dataset.profile) if inputs else "{}"
+def _range(sizes: pd.Series) -> str:
+    """Such as 948, or 947–948 where folds differ."""
+    known = sorted(set(sizes.dropna()))
+    return "–".join(f"{size:,}" for size in dict.fromkeys(known[:1] + known[-1:]))
+
+
+def _profile(store: Store, runs: pd.DataFrame) -> str:
+    """Number and shape of the images, as far as MLflow holds them."""
+    inputs = store.client.get_run(runs["parent_id"].iloc[-1]).inputs
+    datasets = inputs.dataset_inputs if inputs else []
+    profile = json.loads(datasets[0].dataset.profile or "{}") if datasets else {}
+    if not {"images", "shape"} <= set(profile):
+        return ""
+    return f"{profile['images']:,} images, {'×'.join(map(str, profile['shape']))}, of "
 
 
 def _embed(name: str, model: str | None, figure: Figure) -> dict[str, str]:
@@ -139,7 +168,7 @@ def _embed(name: str, model: str | None, figure: Figure) -> dict[str, str]:
     figure.savefig(buffer := io.BytesIO(), format=form, dpi=200)
     source = f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     caption = f"{model}: {CAPTIONS[kind][0].lower()}{CAPTIONS[kind][1:]}" if model else CAPTIONS[kind]
-    return {"source": source, "caption": caption, "kind": "model" if model else "comparison"}
+    return {"name": name, "source": source, "caption": caption, "kind": "model" if model else "comparison"}
 
 
 def _class_scores(evidence: Evidence, metric: str, models: Sequence[str]) -> pd.DataFrame:
@@ -148,9 +177,8 @@ def _class_scores(evidence: Evidence, metric: str, models: Sequence[str]) -> pd.
     names = class_names(evidence)
     columns: dict[str, list[str]] = {}
     for model in models:
-        try:
-            pooled = pd.concat([evidence.predictions(run, part) for _, run in evidence.of(model).iterrows()])
-        except StoreError:
+        pooled = evidence.pooled(model, part)
+        if pooled is None:
             continue
         counts = confusion_counts(pooled["true"].to_numpy(), pooled["pred"].to_numpy(), len(names))
         occurrences = counts.sum(0) + counts.sum(1)
@@ -173,13 +201,18 @@ def _cards(evidence: Evidence, models: Sequence[str]) -> list[str]:
 
 
 def reproduce(runs: pd.DataFrame) -> str:
-    """The command that does these runs again."""
+    """The commands that do these runs again; where a folder of one's own was used, it takes its --data-dir, too."""
     first = runs.iloc[0]
-    models = [model for model in dict.fromkeys(runs["model"]) if model not in BASELINES]
-    options = [f"-m {model}" for model in models]
-    options += [f"--{key.replace('_', '-')} {first[key]}" for key in OPTIONS]
-    options += ["--augment" if first["augment"] else "--no-augment", f"--device {str(first['device']).split(':')[0]}"]
-    return " ".join([f"python experiments/{first['task']}.py", *options])
+    models = list(dict.fromkeys(runs["model"]))
+    options = [f"-m {model}" for model in models if model not in BASELINES]
+    options += [f"--{key.replace('_', '-')} {first[key]}" for key in OPTIONS if pd.notna(first[key])]
+    options += ["--augment" if runs["augment"].eq(True).all() else "--no-augment"]
+    options += [f"--device {str(first['device']).split(':')[0]}"]
+    options += ["--sample"] if str(first["dataset"]).startswith(SAMPLE) else []
+    options += ["--no-baselines"] if not set(models) & set(BASELINES) else []
+    threads = f"OMP_NUM_THREADS={first['threads']} " if pd.notna(first["threads"]) else ""
+    command = " ".join([f"{threads}.venv/bin/python experiments/{first['task']}.py", *options])
+    return f"git checkout {str(first['git_commit']).removesuffix('-dirty')}\nmake .venv/ready\n{command}"
 
 
 def _provenance(runs: pd.DataFrame) -> dict[str, list[str]]:

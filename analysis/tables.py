@@ -4,7 +4,17 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.comparison import AGAINST_BASELINES, BETTER, NETWORKS, OPEN, SAME, Evidence, compare, tabulate
+from analysis.comparison import (
+    AGAINST_BASELINES,
+    ALPHA,
+    NETWORKS,
+    OPEN,
+    SAME,
+    Evidence,
+    compare,
+    pairs_of_models,
+    tabulate,
+)
 from analysis.groups import group_id, what_is_wrong
 from tracking.keys import MEAN
 
@@ -48,7 +58,7 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
 
     Raises
     ------
-    ValueError
+    ComparisonError
         See `comparison_table`.
     """
     frame = tabulate(evidence, metric)
@@ -84,7 +94,7 @@ def difference_table(evidence: Evidence, metric: str, rope: float) -> ResultTabl
 
     Raises
     ------
-    ValueError
+    ComparisonError
         See `pairwise_tests`.
     """
     tests = compare(evidence, metric, rope)
@@ -110,7 +120,7 @@ def difference_table(evidence: Evidence, metric: str, rope: float) -> ResultTabl
     unit = "nats" if score == "loss" else "points"
     caption = (
         f"{PART_NAMES[part]}, paired differences of {NAMES[score]} in {unit}; the same: within "
-        f"±{number(rope, metric)} {unit}"
+        f"±{number(rope, metric)} {unit}; intervals and P are those of each pair alone"
     )
     data = tests.assign(**_identity(evidence, metric))
     return ResultTable(
@@ -121,8 +131,8 @@ def difference_table(evidence: Evidence, metric: str, rope: float) -> ResultTabl
 def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
     """What was tested how, and what was wrong."""
     notes = []
-    families = tests[tests["p"].notna()].groupby("family", sort=False).size()
-    if len(families):
+    if tests["p"].notna().any():
+        families = tests.groupby("family", sort=False).size()
         counts = " and, apart from them, ".join(f"{family} ({count})" for family, count in families.items())
         notes.append(f"p is two-sided; Holm p is adjusted over all {counts}.")
     notes += [f"Standard errors: {method} (docs/statistics.md)." for method in tests["method"].unique() if method]
@@ -134,13 +144,13 @@ def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
 
 def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
     """Networks that are not better than every baseline, each with the sentence that says by how much they are not."""
-    if evidence.runs["model"].nunique() < 2:
+    if not any(family == AGAINST_BASELINES for family, _, _ in pairs_of_models(evidence, metric)):
         return {}
     tests = compare(evidence, metric)
-    against = tests[tests["family"] == AGAINST_BASELINES]
+    beaten = tests["p_holm"].lt(ALPHA) & tests["p_better"].gt(tests["p_worse"])
     unit = "" if metric.endswith("loss") else " points"
     sentences: dict[str, list[str]] = {}
-    for _, row in against[(against["verdict"] != BETTER)].iterrows():
+    for _, row in tests[tests["family"].eq(AGAINST_BASELINES) & ~beaten].iterrows():
         size = f"{number(row['difference'], metric, signed=True)}{unit}"
         if not row["problem"]:
             size += f", 95 % interval {interval(row['low'], row['high'], metric, ' to ')}, {holm_p(row['p_holm'])}"
@@ -152,33 +162,37 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
 
 def verdict_sentences(evidence: Evidence, metric: str, rope: float) -> list[str]:
     """Say for each pair of networks what was found, and what it would take to find more."""
+    if not any(family == NETWORKS for family, _, _ in pairs_of_models(evidence, metric)):
+        return []
     tests = compare(evidence, metric, rope)
+    return [_sentence(row, metric, rope) for _, row in tests[tests["family"] == NETWORKS].iterrows()]
+
+
+def _sentence(row: pd.Series, metric: str, rope: float) -> str:
+    a, b = row["model_a"], row["model_b"]
     unit = "" if metric.endswith("loss") else " points"
-    sentences = []
-    for _, row in tests[tests["family"] == NETWORKS].iterrows():
-        a, b = row["model_a"], row["model_b"]
-        size = number(abs(row["difference"]), metric)
-        detail = f"{size}{unit}, 95 % interval {interval(row['low'], row['high'], metric, ' to ')}"
-        holm = holm_p(row["p_holm"])
-        if row["problem"]:
-            sentences.append(f"{a} and {b} differ by {size}{unit}; there is no test: {row['problem']}.")
-        elif row["verdict"] == SAME:
-            real = "" if row["p_holm"] >= 0.05 else ", a difference that is real but does not matter"
-            sentences.append(
-                f"{a} and {b} are practically the same ({detail}; within ±{number(rope, metric)}{unit} with "
-                f"probability {probability(row['p_equivalent'])}{real})."
-            )
-        elif row["verdict"] == OPEN:
-            needed = row["splits_needed"]
-            more = (
-                f"about {needed} splits would be needed to find a difference of this size"
-                if pd.notna(needed)
-                else "no number of splits of these images would be enough for a difference of this size"
-            )
-            sentences.append(f"{a} and {b} are not distinguishable ({detail}, {holm}); {more}.")
-        else:
-            sentences.append(f"{a} is {row['verdict']} than {b} ({detail}, {holm}).")
-    return sentences
+    what = NAMES[metric.split("/")[1]]
+    size = f"{number(abs(row['difference']), metric)}{unit}"
+    if row["problem"]:
+        return f"{a} and {b} differ by {size} of {what}, and there is no test: {row['problem']}."
+    ends = (row["low"], row["high"]) if row["difference"] >= 0 else (-row["high"], -row["low"])
+    detail = f"{size}, 95 % interval {interval(*ends, metric, ' to ')}"
+    if row["verdict"] == SAME:
+        real = "; the difference is real but does not matter" if row["p_holm"] < ALPHA else ""
+        return (
+            f"{a} and {b} are practically the same: they differ by {detail}, and with probability "
+            f"{probability(row['p_equivalent'])} by no more than {number(rope, metric)}{unit}{real}."
+        )
+    if row["verdict"] == OPEN:
+        needed = row["splits_needed"]
+        more = (
+            f"to find such a difference with 80 % power this test would need about {needed} splits of this kind"
+            if pd.notna(needed)
+            else "to find such a difference with 80 % power this test would need more images, not more splits"
+        )
+        return f"{a} and {b} are not distinguishable: they differ by {detail}, {holm_p(row['p_holm'])}; {more}."
+    how = "lower" if row["difference"] < 0 else "higher"
+    return f"{a} is {row['verdict']} than {b}: its {what} is {how} by {detail}, {holm_p(row['p_holm'])}."
 
 
 def _title(evidence: Evidence) -> str:

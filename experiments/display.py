@@ -97,6 +97,8 @@ def how_to_go_on(remaining: Sequence[tuple[str, int]]) -> str:
     Baselines come with any choice of models.
     """
     remaining = [run for run in remaining if run[0] not in BASELINES]
+    if not remaining:
+        return "interrupted; every split is finished and kept"
     first = remaining[0][0]
     commands = [" ".join([f"-m {first}", *(f"--split {number}" for name, number in remaining if name == first)])]
     if others := dict.fromkeys(name for name, _ in remaining if name != first):

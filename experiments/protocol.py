@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 import torch
 import torchvision
 
@@ -106,26 +107,26 @@ def run(
     shared = [shared_record(protocol, card) for card in cards]
     remaining = [(name, number) for name in names for number in chosen]
     failures: list[str] = []
-    parents: dict[str, Run] = {}
+    parents: list[str] = []
     for card, (params, tags) in zip(cards, shared, strict=True):
         try:
-            parents[card.name] = run_model(protocol, card, params, tags, remaining)
+            run_model(protocol, card, params, tags, remaining, parents)
         except SplitsFailedError as error:
             failures.append(str(error))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(display.how_to_go_on(remaining)) from None
-    if parents:
-        conclude(protocol, parents)
+    conclude(protocol, parents)
     return failures
 
 
-def conclude(protocol: Protocol, parents: Mapping[str, Run]) -> None:
-    """Print the table of the comparison group that these runs (by model) belong to, and log its figures to them."""
+def conclude(protocol: Protocol, parents: list[str]) -> None:
+    """Print the table of the comparison group that these parent runs (ids) belong to, and log its figures."""
     runs = analysis.load_runs([protocol.task.name], protocol.store.uri)
-    ours = {parent.id for parent in parents.values()}
-    group = next(group for group in analysis.comparison_groups(runs) if group["parent_id"].isin(ours).any())
-    analysis.print_scores(protocol.store, runs, group)
-    records.log_figures(parents, analysis.Evidence(group, protocol.store.uri))
+    groups = [group for group in analysis.comparison_groups(runs) if group["parent_id"].isin(parents).any()]
+    if not groups or analysis.finished(groups[0]).empty:
+        return  # every split failed, and is named with its reason
+    analysis.print_scores(protocol.store, runs, groups[0])
+    records.log_figures(protocol.store, analysis.Evidence(groups[0], protocol.store.uri))
 
 
 def run_model(
@@ -134,8 +135,9 @@ def run_model(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     remaining: list[tuple[str, int]],
-) -> Run:
-    """Train one model on the splits it has in `remaining`, which lose what is done; return its parent run.
+    parents: list[str],
+) -> None:
+    """Train one model on the splits it has in `remaining`, which lose what is done, and add its run to `parents`.
 
     Raises
     ------
@@ -144,6 +146,7 @@ def run_model(
     """
     failures = []
     with tracking.parent_run(protocol.store, protocol.task.name, card.name, params, tags) as parent:
+        parents.append(parent.id)
         records.log_model_card(parent, card, protocol.data)
         records.log_dataset(parent, protocol.data)
         for name, number in [job for job in remaining if job[0] == card.name]:
@@ -153,18 +156,15 @@ def run_model(
                 failures.append(f"{name} split {number}: {error}")
             except torch.OutOfMemoryError:
                 failures.append(f"{name} split {number} does not fit into the GPU's memory; lower --batch-size")
-            finally:
-                log_summary(protocol, parent, name)
             remaining.remove((name, number))
+            log_summary(protocol, parent, name)
         if failures:
             raise SplitsFailedError("; ".join(failures))
-    return parent
 
 
 def log_summary(protocol: Protocol, parent: Run, name: str) -> None:
     """Write what the comparison table says of a model's splits so far to its parent."""
-    runs = analysis.load_runs([protocol.task.name], protocol.store.uri)
-    children = runs[(runs["parent_id"] == parent.id) & runs["superseded_by"].isna()]
+    children = analysis.load_runs([protocol.task.name], protocol.store.uri, parent.id)
     summary = analysis.summarise(analysis.Evidence(children, protocol.store.uri), name)
     parent.log_metrics({key: value for key, value in summary.items() if math.isfinite(value)})
 
@@ -192,7 +192,7 @@ def shared_record(protocol: Protocol, card: models.ModelCard) -> tuple[dict[str,
         "git_commit": fingerprint.git_commit(),
         "hardware": hardware.describe_device(protocol.config.device),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}",
+        f"torchvision {torchvision.__version__}, scikit-learn {sklearn.__version__}",
     }
     return params, tags
 

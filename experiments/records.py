@@ -14,7 +14,7 @@ import models
 from analysis import figures
 from datasets import ImageData, Split
 from experiments.training import EpochRecord, Evaluation
-from tracking import Run, keys
+from tracking import Run, Store, keys
 from tracking.checkpoints import Checkpoint
 
 THUMBNAIL_SIZE = 64  # pixels
@@ -107,13 +107,12 @@ def thumbnails(data: ImageData, indices: np.ndarray) -> np.ndarray:
     return np.array(small, dtype=np.uint8).reshape(len(indices), side, side, channels)
 
 
-def log_figures(parents: Mapping[str, Run], evidence: analysis.Evidence) -> None:
-    """Log a group's figures to the parent runs in `parents` (by model): what compares to each, the rest to its own."""
-    metric = analysis.default_metric(evidence.runs)
+def log_figures(store: Store, evidence: analysis.Evidence) -> None:
+    """Log a group's figures to its parent runs: what compares to all of them, the rest to the model's own."""
+    parents = evidence.runs.groupby("model")["parent_id"].last()
     with tempfile.TemporaryDirectory() as name:
-        for figure_name, model, figure in figures.draw_figures(evidence, metric):
-            for owner in parents if model is None else {model} & set(parents):
-                figures.save(figure, Path(name) / owner, figure_name)
-        for model, parent in parents.items():
-            if (folder := Path(name) / model).is_dir():
-                parent.log_files(folder, keys.FIGURES)
+        for figure_name, model, figure in figures.draw_figures(evidence, analysis.default_metric(evidence.runs)):
+            for owner in parents.index if model is None else [model]:
+                figures.save(figure, Path(name) / str(owner), figure_name)
+        for owner, run_id in parents.items():
+            Run(store, str(run_id)).log_files(Path(name) / str(owner), keys.FIGURES)

@@ -1,8 +1,10 @@
 """Comparison groups, tables and tests of differences, on stores written through the real tracker."""
 
+import contextlib
 import csv
 import io
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +22,9 @@ import analysis
 import tracking
 from analysis import statistics
 from analysis.__main__ import app
+from analysis.comparison import compare
 from analysis.groups import group_id, list_groups, what_is_wrong
+from analysis.tables import _sentence, baselines_not_beaten
 from tests.conftest import ROOT
 from tracking import keys
 
@@ -29,7 +33,8 @@ SETTINGS = {
     "patience": 7, "augment": False, "precision": "fp32", "device": "cpu", "threads": 1, "seed": 0,
     "parameters": 10, "macs": 20,
 }  # fmt: skip
-TAGS = {"task": "task3", "question": "Which?", "dataset_digest": "0" * 64, "source_digest": "s-a"}
+TAGS = {"task": "task3", "question": "Which?", "dataset_digest": "0" * 64, "source_digest": "s-a",
+        "git_commit": "0123-dirty"}  # fmt: skip
 PROTOCOLS = {  # images to train on, to validate, to test
     "repeated holdout 3:2": (12, 8, 10),
     "stratified k-fold": (15, 5, 10),
@@ -302,6 +307,135 @@ def test_old_runs_without_predictions_are_said(store_uri: str, tmp_path: Path, r
     assert result.exit_code == 0 and "predictions.npz" in result.stdout and "No test:" in result.stdout
     result = run_analysis("table", "task3", "--tracking-uri", store_uri)
     assert result.exit_code == 0 and "Where there is no interval" in result.stdout
+
+
+def test_a_pair_that_cannot_be_tested_still_counts_in_its_family(store_uri: str, tmp_path: Path) -> None:
+    for model, skill in (("lenet5", 0.5), ("vggnet", 0.7), ("resnetcnn", 0.9)):
+        log_model(store_uri, model, skill, predictions=model != "resnetcnn", tmp=tmp_path)
+    tests = analysis.pairwise_tests(analysis.load_runs(["task3"], store_uri))
+    (tested,) = tests[tests["p"].notna()].itertuples()
+    assert tested.p_holm == pytest.approx(min(1, 3 * tested.p))
+
+
+def test_more_splits_are_only_asked_for_where_these_were_too_few(store_uri: str, tmp_path: Path) -> None:
+    for model, skill in (("lenet5", 0.35), ("vggnet", 0.6), ("resnetcnn", 0.65), ("seresnet", 0.9)):
+        log_model(store_uri, model, skill, tmp=tmp_path)
+    tests = analysis.pairwise_tests(analysis.load_runs(["task3"], store_uri), "best_val/accuracy", rope=0.0)
+    unclear = tests[tests["verdict"] == "not distinguishable"]
+    assert len(unclear) and (unclear["splits_needed"].fillna(99) > 4).all()
+
+
+def a_pair(**other: Any) -> pd.Series:
+    known = {
+        "model_a": "a", "model_b": "b", "difference": 0.02, "low": 0.01, "high": 0.03, "p_holm": 0.01, "problem": "",
+        "p_equivalent": 0.1, "verdict": "better", "splits_needed": pd.NA,
+    }  # fmt: skip
+    return pd.Series(known | other)
+
+
+@pytest.mark.parametrize(("pair", "metric", "sentence"), [
+    ({}, "test/accuracy", "a is better than b: its accuracy is higher by 2.0 points, 95 % interval 1.0 to 3.0, Holm p "
+     "0.010."),
+    ({"verdict": "worse", "difference": -0.02, "low": -0.03, "high": -0.01}, "test/f1_macro",
+     "a is worse than b: its macro-F1 is lower by 2.0 points, 95 % interval 1.0 to 3.0, Holm p 0.010."),
+    ({"difference": -0.2, "low": -0.3, "high": -0.1, "p_holm": 0.0}, "test/loss",
+     "a is better than b: its loss is lower by 0.200, 95 % interval 0.100 to 0.300, Holm p < 0.001."),
+    ({"verdict": "practically the same", "p_equivalent": 0.97, "p_holm": 0.2, "difference": 0.001, "low": -0.004},
+     "test/accuracy", "a and b are practically the same: they differ by 0.1 points, 95 % interval -0.4 to 3.0, and "
+     "with probability 0.97 by no more than 1.0 points."),
+    ({"verdict": "not distinguishable", "p_holm": 0.2, "low": -0.004, "splits_needed": 12}, "test/accuracy",
+     "a and b are not distinguishable: they differ by 2.0 points, 95 % interval -0.4 to 3.0, Holm p 0.200; to find "
+     "such a difference with 80 % power this test would need about 12 splits of this kind."),
+    ({"verdict": "not distinguishable", "p_holm": 0.2}, "test/accuracy", "a and b are not distinguishable: they differ "
+     "by 2.0 points, 95 % interval 1.0 to 3.0, Holm p 0.200; to find such a difference with 80 % power this test would "
+     "need more images, not more splits."),
+    ({"verdict": "no test", "problem": "one split"}, "test/accuracy", "a and b differ by 2.0 points of accuracy, and "
+     "there is no test: one split."),
+])  # fmt: skip
+def test_sentences(pair: dict[str, Any], metric: str, sentence: str) -> None:
+    assert _sentence(a_pair(**pair), metric, 0.01) == sentence
+
+
+def test_a_small_but_clear_lead_over_a_baseline_beats_it(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "vggnet", 0.99, tmp=tmp_path)
+    log_model(store_uri, "linear", 0.5, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    score = runs["split"].astype(float) / 1000 + 0.5 + 0.004 * (runs["model"] == "vggnet")
+    evidence = analysis.Evidence(analysis.choose_group(runs.assign(**{"best_val/accuracy": score})))
+    (test,) = compare(evidence, "best_val/accuracy").itertuples()
+    assert test.verdict == "practically the same" and test.p_holm < 0.05
+    assert baselines_not_beaten(evidence, "best_val/accuracy") == {}
+    swapped = runs["split"].astype(float) / 1000 + 0.5 + 0.004 * (runs["model"] == "linear")
+    evidence = analysis.Evidence(analysis.choose_group(runs.assign(**{"best_val/accuracy": swapped})))
+    assert "not shown to beat linear (-0.4 points" in baselines_not_beaten(evidence, "best_val/accuracy")["vggnet"]
+
+
+def test_a_model_that_was_just_begun_does_not_hide_the_rest(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path, lr=1.0)  # older, and complete, too
+    for model in ("lenet5", "vggnet"):
+        log_model(store_uri, model, 0.5, tmp=tmp_path)
+    for model in ("seresnet", "linear"):
+        log_model(store_uri, model, 0.5, splits=1, tmp=tmp_path)
+    group = analysis.choose_group(analysis.load_runs(["task3"], store_uri))
+    assert set(group["model"]) == {"lenet5", "vggnet", "seresnet", "linear"}
+
+
+def test_a_run_that_says_nothing_is_left_out(store_of_four: str, run_analysis, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(Path(store_of_four.removeprefix("sqlite:///")).read_bytes())
+    store = tracking.open_store(f"sqlite:///{database}")
+    experiment = store.experiment_id("task3")
+    store.client.create_run(experiment, tags={"mlflow.parentRunId": "0" * 32, "task": "task3"})
+    runs = analysis.load_runs(["task3"], store.uri)
+    assert len(analysis.comparison_table(runs)) == 4
+    result = run_analysis("table", "task3", "--tracking-uri", store.uri)
+    assert result.exit_code == 0 and "1 runs lack model, split" in result.stderr
+
+
+def test_baselines_without_a_finished_network(store_uri: str, tmp_path: Path, run_analysis) -> None:
+    for model in ("linear", "majority"):
+        log_model(store_uri, model, 0.5, tmp=tmp_path)
+    store = tracking.open_store(store_uri)
+    for run_id in analysis.load_runs(["task3"], store_uri)["parent_id"].unique():
+        tracking.Run(store, run_id).log_dataset("d", "0" * 64, "{}")
+    uri = ("--tracking-uri", store_uri)
+    result = run_analysis("table", "task3", *uri)
+    assert result.exit_code == 0 and "majority" in result.stdout and "†" not in result.stdout
+    result = run_analysis("compare", "task3", *uri)
+    assert result.exit_code == 1 and "a comparison takes two models, one a network" in result.stderr
+    result = run_analysis("report", "task3", "--out", str(tmp_path / "r.html"), *uri)
+    assert result.exit_code == 0, result.stderr
+    assert run_analysis("figures", "task3", "--out", str(tmp_path / "f"), *uri).exit_code == 0
+    assert {path.name for path in (tmp_path / "f").iterdir()} == {"scores_by_split.png", "scores_by_split.svg"}
+
+
+def test_numbers_that_json_does_not_know_are_null(store_uri: str, tmp_path: Path, run_analysis) -> None:
+    for model in ("lenet5", "vggnet"):
+        log_model(store_uri, model, 1.0 if model == "vggnet" else 0.0, tmp=tmp_path)
+    result = run_analysis("compare", "task3", "--metric", "best_val/loss", "--format", "json",
+                          "--tracking-uri", store_uri)  # fmt: skip
+    (row,) = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(name))[0]["rows"]
+    assert row["t"] is None and row["p"] == 0 and row["difference"] == -1  # no spread at all: t is infinite
+
+
+def test_csv_has_the_same_columns_without_a_test_part(store_of_four: str, run_analysis, tmp_path: Path) -> None:
+    options = ("--metric", "best_val/accuracy", "--format", "csv", "--tracking-uri")
+    full = run_analysis("table", "task3", *options, store_of_four).stdout.splitlines()[0]
+    runs = analysis.load_runs(["task3"], store_of_four).assign(**{"test/accuracy": np.nan})
+    table = analysis.comparison_table(runs, "best_val/accuracy")
+    assert full.split(",") == ["task", "group", "metric", "model", *table.columns]
+
+
+def test_another_schema_is_one_sentence(store_of_four: str, run_analysis, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(Path(store_of_four.removeprefix("sqlite:///")).read_bytes())
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'zzzz'")
+    result = run_analysis("table", "task3", "--tracking-uri", f"sqlite:///{database}")
+    assert result.exit_code == 1
+    warning, error = result.stderr.splitlines()
+    assert "has schema zzzz, which is not known here" in warning and ".py" not in warning
+    assert "another version of MLflow made it" in error
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_one_file_holds_everything(described_store: str, tmp_path: Path) -> None
     source = path.read_text(encoding="utf-8")
     page = Page(source)
     assert page.open == []  # every element is closed, in order
-    assert len(page.sources) == 4 + 2 * 2  # comparisons, then confusion matrix and contact sheet of each network
+    assert len(page.sources) == 3 + 2 * 2  # comparisons, then confusion matrix and contact sheet of each network
     assert all(address.startswith("data:image/") for address in page.sources)
     assert not re.search(r"url\(|@import|https?://(?!127\.0\.0\.1)", source)
     assert "<b>a</b>" in page.text and "b & c" in page.text and "개" in page.text  # names are text, not markup
@@ -85,7 +85,7 @@ def test_one_file_holds_everything(described_store: str, tmp_path: Path) -> None
         assert run_id in page.text and str(score) in page.text
         assert any(link.endswith(f"/runs/{run_id}") for link in page.links)
     assert "Which?" in page.text and "30 images, 28×28×1, of 3 classes" in page.text
-    assert re.search(r"vggnet (is better than|and lenet5 are) ", page.text)
+    assert re.search(r"vggnet (is better than|and lenet5 are) ", page.text) and "SE² =" in page.text
     assert "lenet5 is not shown to beat linear" in page.text
     assert "0" * 64 in page.text and reproduce(evidence.runs) in page.text
 
@@ -96,13 +96,22 @@ def test_one_model_and_one_split_say_what_can_be_said(described_store: str, tmp_
     evidence = analysis.Evidence(analysis.choose_group(one), described_store)
     write_report(tmp_path / "r.html", [(evidence, "test/accuracy")], tracking.open_store(described_store), 0.01)
     text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
-    assert "There is one model, so nothing to compare." in text and "vggnet has 1 of 4 splits" in text
+    assert (
+        "A comparison takes two models, one of them a network, so there is none." in text
+        and "vggnet has 1 of 4 splits" in text
+    )
     assert "1 finished split, and an interval takes two" in text
 
 
 def test_the_command_repeats_the_configuration(described_store: str) -> None:
     runs = analysis.load_runs(["task3"], described_store)
-    assert reproduce(runs) == (
-        "python experiments/task3.py -m lenet5 -m vggnet --n-splits 4 --lr 0.001 --weight-decay 0.01 --batch-size 8 "
-        "--epochs 2 --patience 7 --precision fp32 --seed 0 --no-augment --device cpu"
-    )
+    threads = int(runs["threads"].iloc[0])
+    assert reproduce(runs).splitlines() == [
+        "git checkout 0123",
+        "make .venv/ready",
+        f"OMP_NUM_THREADS={threads} .venv/bin/python experiments/task3.py -m lenet5 -m vggnet --n-splits 4 --lr 0.001 "
+        "--weight-decay 0.01 --batch-size 8 --epochs 2 --patience 7 --precision fp32 --seed 0 --no-augment "
+        "--device cpu",
+    ]
+    sample = runs[runs["model"] != "linear"].assign(dataset="sample/X")
+    assert reproduce(sample).endswith("--sample --no-baselines")

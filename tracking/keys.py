@@ -89,7 +89,7 @@ TAGS = {
     "source_digest": "digests of the code that decides the result: of what all models share, and of the model's own",
     "git_commit": "commit of the working tree, with -dirty where files differ from it",
     "hardware": "name of the processor or GPU",
-    "versions": "Python, torch and torchvision",
+    "versions": "Python, torch, torchvision and scikit-learn",
     "superseded_by": "run that did the same split of the same model again later, in the same comparison group",
     "failure": "why the run has no result",
 }

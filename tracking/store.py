@@ -162,6 +162,10 @@ def open_store(uri: str | None = None, create: bool = False) -> Store:
         client.search_experiments(max_results=1)  # the first use is what finds a store that cannot be opened
     except Exception as error:  # noqa: BLE001 - MLflow's, SQLAlchemy's, a missing driver's, OSError
         reason = " ".join(str(error).split())[:300] or error.__class__.__name__
+        if "out-of-date database schema" in reason:  # MLflow's words for any other schema, be it newer
+            reason = (
+                "another version of MLflow made it; install that version, or let the newer one upgrade a copy of it"
+            )
         raise StoreError(f"cannot open the result database {without_password(uri)}: {reason}") from None
     return Store(uri, client)
 
