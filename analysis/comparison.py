@@ -301,13 +301,11 @@ def pairwise_tests(
 
 def pairs_of_models(evidence: Evidence, metric: str) -> list[tuple[str, str, str]]:
     """Family and names of each pair to be tested; of two networks the better comes first, on the splits of both."""
-    lower_is_better = metric.endswith("loss")
-    means = evidence.runs.groupby("model")[metric].mean().sort_values(ascending=lower_is_better)
+    means = evidence.runs.groupby("model")[metric].mean().sort_values(ascending=metric.endswith("loss"))
     networks = [str(name) for name in means.index if name not in BASELINES]
     pairs = []
     for pair in itertools.combinations(networks, 2):
-        difference = evidence.differences(metric, *pair).mean()
-        swap = difference > 0 if lower_is_better else difference < 0
+        swap = is_better(-evidence.differences(metric, *pair).mean(), metric)
         pairs.append((NETWORKS, *(reversed(pair) if swap else pair)))
     against = [(AGAINST_BASELINES, name, str(base)) for name in networks for base in means.index if base in BASELINES]
     return pairs + against
@@ -327,8 +325,13 @@ def compare(evidence: Evidence, metric: str, rope: float = 0.01) -> pd.DataFrame
     # a pair that cannot be tested still counts: its family does not get smaller by a file that is missing
     adjusted = tests.groupby("family")["p"].transform(lambda p: statistics.holm(p.fillna(1.0).to_numpy()))
     tests["p_holm"] = adjusted.where(tests["p"].notna())
-    tests["verdict"] = [_verdict(row) for _, row in tests.iterrows()]
+    tests["verdict"] = [_verdict(row, is_better(row["difference"], metric)) for _, row in tests.iterrows()]
     return tests
+
+
+def is_better(difference: float, metric: str) -> bool:
+    """Whether a difference is in favour of the first of two models."""
+    return difference < 0 if metric.endswith("loss") else difference > 0
 
 
 def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float, family_size: int) -> dict[str, Any]:
@@ -368,7 +371,7 @@ def _mcnemar(evidence: Evidence, metric: str, a: str, b: str) -> float:
     return statistics.mcnemar(*correct).p
 
 
-def _verdict(row: pd.Series) -> str:
+def _verdict(row: pd.Series, better: bool) -> str:
     """In words, of model a: a difference that does not matter comes before one that is real."""
     if np.isnan(row["p_holm"]):
         return "no test"
@@ -376,4 +379,4 @@ def _verdict(row: pd.Series) -> str:
         return SAME
     if row["p_holm"] >= ALPHA:
         return OPEN
-    return BETTER if row["p_better"] > row["p_worse"] else WORSE
+    return BETTER if better else WORSE

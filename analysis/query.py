@@ -1,8 +1,8 @@
 """Reading the result database into tidy pandas frames.
 
-SQLite and PostgreSQL are asked in SQL: one query a frame, read-only, without the 2 s that importing mlflow takes. A
-tracking server, or a database whose schema is not known here, is read through MLflow's client. Both give the same
-frames.
+SQLite and PostgreSQL are asked in SQL: one query a frame (two for curves, of the same state), read-only, without the
+2 s that importing mlflow takes. A tracking server, or a database whose schema is not known here, is read through
+MLflow's client. Both give the same frames.
 """
 
 import atexit
@@ -51,7 +51,7 @@ RUN_COLUMNS = (
     "run_id", "parent_id", "status", "start_time", "end_time", "artifact_uri",
     *TAGS, *PARAMS, *FINAL_METRICS,
 )  # fmt: skip
-CURVE_COLUMNS = ("run_id", "task", "model", "split", "epoch", *EPOCH_METRICS)
+LABELS = ("run_id", "task", "model", "split")  # of a run in `load_curves`
 PREDICTED_PARTS = ("val", "test")
 PREDICTION_TYPES = {"index": np.int64, "true": np.int64, "pred": np.int64, "prob": np.float32}
 
@@ -59,7 +59,7 @@ PREDICTION_TYPES = {"index": np.int64, "true": np.int64, "pred": np.int64, "prob
 # this. MLflow stores no infinity of its own.
 NAN = -math.inf
 
-Row = Sequence[Any]
+Row = tuple[Any, ...]
 Execute = Callable[[str, dict[str, Any]], list[Row]]
 
 
@@ -82,10 +82,11 @@ class _Reader(Protocol):
     def runs(self, experiments: Sequence[_Experiment], parent_id: str | None) -> list[Row]:
         """Read the active children: RUN_COLUMNS as they are stored."""
 
-    def points(self, experiments: Sequence[_Experiment]) -> list[Row]:
-        """Read what those logged by epoch, one row a run, epoch and time of logging.
+    def curves(self, experiments: Sequence[_Experiment]) -> tuple[list[Row], list[Row]]:
+        """Read what those logged by epoch.
 
-        A row has CURVE_COLUMNS, the run's start and the time of logging.
+        Two lists of rows: the runs' start and LABELS; and run, epoch and time of logging of the points, with
+        EPOCH_METRICS.
         """
 
     def artifacts(self, run_id: str) -> tuple[str, _Experiment] | None:
@@ -151,16 +152,24 @@ def load_curves(tasks: Sequence[str], tracking_uri: str | None = None) -> pd.Dat
     """
     with _reader(tracking_uri) as reader:
         experiments = _experiments(reader, tasks)
-        rows = reader.points(experiments) if experiments else []
-    rows.sort(key=_run_epoch_and_time)
-    points = _frame(rows, CURVE_COLUMNS, EPOCH_METRICS)
-    if points.duplicated(["run_id", "epoch"]).any():
-        points = points.groupby(["run_id", "epoch"], sort=False, as_index=False).last()  # of each metric
-    return points[list(CURVE_COLUMNS)].replace(NAN, math.nan)
-
-
-def _run_epoch_and_time(row: Row) -> tuple[int, str, int, int]:
-    return row[-2] or 0, row[0], row[CURVE_COLUMNS.index("epoch")], row[-1]
+        runs, points = reader.curves(experiments) if experiments else ([], [])
+    runs.sort(key=lambda row: (row[0] or 0, row[1]))
+    labels = _frame([row[1:] for row in runs], LABELS, ())
+    place = {row[1]: number for number, row in enumerate(runs)}
+    ids, epochs, times, *metrics = zip(*points, strict=True) if points else [()] * (3 + len(EPOCH_METRICS))
+    run, epoch = np.array([place[run_id] for run_id in ids], dtype=np.int64), np.array(epochs, dtype=np.int64)
+    order = np.lexsort((times, epoch, run))
+    run, epoch, values = run[order], epoch[order], np.array(metrics, dtype=float)[:, order]
+    curves = pd.DataFrame(dict(zip(EPOCH_METRICS, values, strict=True)))
+    if ((np.diff(run) == 0) & (np.diff(epoch) == 0)).any():
+        curves = curves.groupby([run, epoch], sort=False).last()  # of each metric
+        run, epoch = (curves.index.get_level_values(level).to_numpy() for level in (0, 1))
+        curves = curves.reset_index(drop=True)
+    logged_as_nan = curves.eq(NAN)
+    if logged_as_nan.to_numpy().any():
+        curves = curves.mask(logged_as_nan)
+    labels = labels.take(run).reset_index(drop=True).assign(epoch=pd.array(epoch, dtype="Int64"))
+    return pd.concat([labels, curves], axis=1)
 
 
 def load_predictions(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> pd.DataFrame:
@@ -290,23 +299,18 @@ class _Database:
         query = _children(experiments, columns)
         return self.execute(f"{query} AND p.value = :parent" if parent_id else query, {"parent": parent_id})
 
-    def points(self, experiments: Sequence[_Experiment]) -> list[Row]:
+    def curves(self, experiments: Sequence[_Experiment]) -> tuple[list[Row], list[Row]]:
         labels = [_value("tags", "task"), _value("params", "model"), _value("params", "split")]
-        metrics = [f'"{key}"' for key in EPOCH_METRICS]
         value = "CASE WHEN is_nan THEN :nan ELSE value END"
-        maxima = [f"MAX({value}) FILTER (WHERE key = '{key}') AS \"{key}\"" for key in EPOCH_METRICS]
+        maxima = [f"MAX({value}) FILTER (WHERE key = '{key}')" for key in EPOCH_METRICS]
         # An epoch's metrics are logged with one timestamp, so there are hardly more rows than epochs. SQLite sorts them
-        # fastest by what differs most, and would index the points, not the children, for an inner join.
+        # fastest by what differs most. Labels come apart: joined to every point, they would take a fifth of the time.
         query = f"""
-            WITH child AS ({_children(experiments, ["r.run_uuid", "r.start_time", *labels])}),
-            point AS (
-                SELECT run_uuid, step, timestamp, {", ".join(maxima)} FROM metrics
-                WHERE run_uuid IN (SELECT run_uuid FROM child) AND key IN ({_literals(EPOCH_METRICS)})
-                GROUP BY timestamp, step, run_uuid
-            )
-            SELECT child.run_uuid, task, model, split, step, {", ".join(metrics)}, start_time, timestamp
-            FROM point LEFT JOIN child ON child.run_uuid = point.run_uuid"""
-        return self.execute(query, {"nan": NAN})
+            SELECT run_uuid, step, timestamp, {", ".join(maxima)} FROM metrics
+            WHERE run_uuid IN ({_children(experiments, ["r.run_uuid"])}) AND key IN ({_literals(EPOCH_METRICS)})
+            GROUP BY timestamp, step, run_uuid"""
+        runs = self.execute(_children(experiments, ["r.start_time", "r.run_uuid", *labels]), {})
+        return runs, self.execute(query, {"nan": NAN})
 
     def artifacts(self, run_id: str) -> tuple[str, _Experiment] | None:
         query = f"""
@@ -359,21 +363,20 @@ class _Client:
             for run in self._children(experiments, condition)
         ]
 
-    def points(self, experiments: Sequence[_Experiment]) -> list[Row]:
+    def curves(self, experiments: Sequence[_Experiment]) -> tuple[list[Row], list[Row]]:
+        runs: list[Row] = []
         rows: list[Row] = []
         for run in self._children(experiments):
             run_id, data = run.info.run_id, run.data
-            labels = (run_id, data.tags.get("task"), data.params.get("model"), data.params.get("split"))
+            labels = (data.tags.get("task"), data.params.get("model"), data.params.get("split"))
+            runs.append((run.info.start_time, run_id, *labels))
             points: defaultdict[tuple[int, int], dict[str, float]] = defaultdict(dict)
             for key in EPOCH_METRICS:
                 for point in self.client.get_metric_history(run_id, key) if key in data.metrics else ():
-                    values = points[point.timestamp, point.step]
+                    values = points[point.step, point.timestamp]
                     values[key] = max(values.get(key, NAN), NAN if math.isnan(point.value) else point.value)
-            rows += [
-                (*labels, epoch, *map(values.get, EPOCH_METRICS), run.info.start_time, timestamp)
-                for (timestamp, epoch), values in points.items()
-            ]
-        return rows
+            rows += [(run_id, *point, *map(values.get, EPOCH_METRICS)) for point, values in points.items()]
+        return runs, rows
 
     def artifacts(self, run_id: str) -> tuple[str, _Experiment] | None:
         from mlflow.exceptions import MlflowException
@@ -425,6 +428,7 @@ def _sqlite(path: Path) -> Iterator[Execute]:
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("PRAGMA cache_size = -64000")  # kB; within the default of 2 MB curves are sorted on disk
+            connection.execute("BEGIN")  # all queries see the same state
             yield lambda query, values: connection.execute(query, values).fetchall()
     except sqlite3.Error as error:
         raise StoreError(f"cannot read the result database {path}: {error}") from None
@@ -437,7 +441,8 @@ def _postgresql(uri: str) -> Iterator[Execute]:
 
     try:
         engine = create_engine(uri, poolclass=NullPool)
-        with engine.connect().execution_options(postgresql_readonly=True) as connection:
+        options = {"postgresql_readonly": True, "isolation_level": "REPEATABLE READ"}  # all queries see the same state
+        with engine.connect().execution_options(**options) as connection:
             yield lambda query, values: list(connection.execute(text(query), values))
     except (SQLAlchemyError, ImportError) as error:  # a driver that is not installed
         reason = " ".join(str(getattr(error, "orig", error)).split())[:300]
@@ -457,11 +462,11 @@ def _experiments(reader: _Reader, tasks: Sequence[str]) -> list[_Experiment]:
 
 
 def _frame(rows: list[Row], names: Sequence[str], metrics: Collection[str]) -> pd.DataFrame:
-    """Give each column its type. The first is the run's id; params are text, metrics are numbers or None."""
-    run_ids = [row[0] for row in rows]
+    """Give each column its type; params are text, metrics are numbers or None."""
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+    run_ids = columns[names.index("run_id")]
     typed: dict[str, Any] = {}
-    for position, name in enumerate(names):
-        values = [row[position] for row in rows]
+    for name, values in zip(names, columns, strict=True):
         if name in metrics:
             typed[name] = np.array(values, dtype=float)
         elif name in TIMES:

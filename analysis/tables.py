@@ -12,6 +12,7 @@ from analysis.comparison import (
     SAME,
     Evidence,
     compare,
+    is_better,
     pairs_of_models,
     tabulate,
 )
@@ -147,7 +148,7 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
     if not any(family == AGAINST_BASELINES for family, _, _ in pairs_of_models(evidence, metric)):
         return {}
     tests = compare(evidence, metric)
-    beaten = tests["p_holm"].lt(ALPHA) & tests["p_better"].gt(tests["p_worse"])
+    beaten = tests["p_holm"].lt(ALPHA) & tests["difference"].map(lambda difference: is_better(difference, metric))
     unit = "" if metric.endswith("loss") else " points"
     sentences: dict[str, list[str]] = {}
     for _, row in tests[tests["family"].eq(AGAINST_BASELINES) & ~beaten].iterrows():

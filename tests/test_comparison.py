@@ -86,6 +86,15 @@ def log_model(
                 child.log_metrics({key: float(value) for key, value in scores.items()})
 
 
+def copy_of(uri: str, folder: Path) -> Path:
+    """Copy of a database, with what is still in its write-ahead log."""
+    path = folder / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as source:
+        with contextlib.closing(sqlite3.connect(path)) as copy:
+            source.backup(copy)
+    return path
+
+
 def correctness(runs: pd.DataFrame, model: str, part: str) -> pd.DataFrame:
     """Images in rows, splits in columns."""
     columns = {}
@@ -381,8 +390,7 @@ def test_a_model_that_was_just_begun_does_not_hide_the_rest(store_uri: str, tmp_
 
 
 def test_a_run_that_says_nothing_is_left_out(store_of_four: str, run_analysis, tmp_path: Path) -> None:
-    database = tmp_path / "mlflow.db"
-    database.write_bytes(Path(store_of_four.removeprefix("sqlite:///")).read_bytes())
+    database = copy_of(store_of_four, tmp_path)
     store = tracking.open_store(f"sqlite:///{database}")
     experiment = store.experiment_id("task3")
     store.client.create_run(experiment, tags={"mlflow.parentRunId": "0" * 32, "task": "task3"})
@@ -427,8 +435,7 @@ def test_csv_has_the_same_columns_without_a_test_part(store_of_four: str, run_an
 
 
 def test_another_schema_is_one_sentence(store_of_four: str, run_analysis, tmp_path: Path) -> None:
-    database = tmp_path / "mlflow.db"
-    database.write_bytes(Path(store_of_four.removeprefix("sqlite:///")).read_bytes())
+    database = copy_of(store_of_four, tmp_path)
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = 'zzzz'")
     result = run_analysis("table", "task3", "--tracking-uri", f"sqlite:///{database}")
