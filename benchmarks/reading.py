@@ -12,10 +12,10 @@ Time      about 2 minutes on 1 CPU core
 
 | | median, ms | min | max | times as fast |
 |---|--:|--:|--:|--:|
-| `load_runs` | 420 | 395 | 456 | 20.3 |
-| `mlflow.search_runs` | 8,506 | 8,302 | 9,254 | 1.0 |
-| `load_curves` | 52 | 51 | 65 | 29.6 |
-| `MlflowClient.get_metric_history` | 1,541 | 1,490 | 1,796 | 1.0 |
+| `load_runs` | 401 | 390 | 413 | 21.4 |
+| `mlflow.search_runs` | 8,599 | 8,066 | 8,698 | 1.0 |
+| `load_curves` | 48 | 46 | 73 | 35.0 |
+| `MlflowClient.get_metric_history` | 1,686 | 1,578 | 1,927 | 1.0 |
 """
 
 import sqlite3
