@@ -108,8 +108,9 @@ def _readable(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _latex(table: ResultTable) -> str:
     """Floating table with booktabs rules, its notes below it."""
-    columns = "".join("l" if column in TEXT_COLUMNS else "r" for column in table.cells.columns)
-    body = _escaped(table.cells).to_latex(
+    cells = _narrow(table.cells, " − ")
+    columns = "".join("l" if column in TEXT_COLUMNS else "r" for column in cells.columns)
+    body = _escaped(cells).to_latex(
         index=False,
         column_format=f"@{{}}{columns}@{{}}",
         caption=_latex_text(f"{table.title}: {table.caption}."),
@@ -123,7 +124,12 @@ def _latex(table: ResultTable) -> str:
 
 
 def _escaped(cells: pd.DataFrame) -> pd.DataFrame:
-    return cells.map(_latex_text).rename(columns=_latex_text)
+    return cells.map(_latex_text).rename(columns=_latex_header)
+
+
+def _latex_header(name: str) -> str:
+    lines = [_latex_text(line) for line in HEADERS.get(name, name).split("\n")]
+    return lines[0] if len(lines) == 1 else r"\shortstack[r]{" + r" \\ ".join(lines) + "}"
 
 
 def _latex_text(text: str) -> str:
@@ -139,7 +145,7 @@ def _text(table: ResultTable, width: int | None) -> str:
     """For a terminal of 80 characters or more."""
     console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, force_terminal=False)
     drawn = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    cells = _narrow(table.cells)
+    cells = _narrow(table.cells, "\n− ")
     for column in cells.columns:
         header, text = HEADERS.get(str(column), str(column)), column in TEXT_COLUMNS
         drawn.add_column(header, justify="left" if text else "right", no_wrap=not text)
@@ -153,11 +159,11 @@ def _text(table: ResultTable, width: int | None) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
-def _narrow(cells: pd.DataFrame) -> pd.DataFrame:
-    """Leave out of a table of pairs what follows from the rest, and write a pair in two lines."""
+def _narrow(cells: pd.DataFrame, between: str) -> pd.DataFrame:
+    """Write each pair of a table of pairs in one cell, and leave out what follows from the rest."""
     if "against" not in cells:
         return cells
-    pairs = cells["model"] + "\n− " + cells["against"]
+    pairs = cells["model"] + between + cells["against"]
     kept = [column for column in cells.columns if column not in ("against", "splits", "P(worse)", "verdict")]
     return cells.assign(model=pairs)[[*kept, "verdict"]]
 

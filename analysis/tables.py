@@ -155,10 +155,9 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
         size = f"{number(row['difference'], metric, signed=True)}{unit}"
         if not row["problem"]:
             size += f", 95 % interval {interval(row['low'], row['high'], metric, ' to ')}, {holm_p(row['p_holm'])}"
-        sentences.setdefault(row["model_a"], []).append(f"{row['model_b']} ({size})")
-    return {
-        model: f"{NOT_BEATEN} {model} is not shown to beat {' or '.join(found)}." for model, found in sentences.items()
-    }
+        how = "is not shown to beat" if row["problem"] or row["p_holm"] >= ALPHA else "is worse than"
+        sentences.setdefault(row["model_a"], []).append(f"{how} {row['model_b']} ({size})")
+    return {model: f"{NOT_BEATEN} {model} {'; it '.join(found)}." for model, found in sentences.items()}
 
 
 def verdict_sentences(evidence: Evidence, metric: str, rope: float) -> list[str]:
