@@ -70,7 +70,7 @@ def compare(
 
 @app.command()
 def figures(
-    tasks: Tasks, out: Annotated[Path, typer.Option(file_okay=False, help="folder for the files")],
+    tasks: Tasks, out: Annotated[Path, typer.Option(file_okay=False, help="folder for the files")] = Path("figures"),
     metric: Metric = None, group: Group = None, rope: Rope = 1.0, tracking_uri: Uri = None,
 ) -> None:  # fmt: skip
     """Draw the figures of a task, each as PNG and SVG."""

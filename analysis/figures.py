@@ -280,7 +280,8 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
         for axes in panels:
             for base, level in baselines[baselines.between(bottom, top)].items():
                 axes.axhline(level, color=colour(str(base)), linewidth=0.8, linestyle=":", zorder=0)
-                axes.annotate(str(base), (0.99, level), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                x, side = (0.99, "right") if base == "linear" else (0.01, "left")  # they may lie close together
+                axes.annotate(str(base), (x, level), xycoords=("axes fraction", "data"), ha=side, va="bottom",
                               fontsize=6, color=colour(str(base)))  # fmt: skip
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure

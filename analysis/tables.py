@@ -70,7 +70,7 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
     for model, row in frame.iterrows():
         rows.append(
             {
-                "model": f"{model} {NOT_BEATEN}" if model in not_beaten else str(model),
+                "model": f"{model}{NOT_BEATEN}" if model in not_beaten else str(model),
                 "splits": f"{row['n']}/{row['n_expected']}",
                 NAMES[score]: with_sd(row["mean"], row["sd"], metric),
                 "95 % interval": interval(row["low"], row["high"], metric, "–"),
@@ -150,14 +150,15 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
     tests = compare(evidence, metric)
     beaten = tests["p_holm"].lt(ALPHA) & tests["difference"].map(lambda difference: is_better(difference, metric))
     unit = "" if metric.endswith("loss") else " points"
-    sentences: dict[str, list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}  # of each network the baselines, by how it compares to them
     for _, row in tests[tests["family"].eq(AGAINST_BASELINES) & ~beaten].iterrows():
         size = f"{number(row['difference'], metric, signed=True)}{unit}"
         if not row["problem"]:
             size += f", 95 % interval {interval(row['low'], row['high'], metric, ' to ')}, {holm_p(row['p_holm'])}"
         how = "is not shown to beat" if row["problem"] or row["p_holm"] >= ALPHA else "is worse than"
-        sentences.setdefault(row["model_a"], []).append(f"{how} {row['model_b']} ({size})")
-    return {model: f"{NOT_BEATEN} {model} {'; it '.join(found)}." for model, found in sentences.items()}
+        found.setdefault(row["model_a"], {}).setdefault(how, []).append(f"{row['model_b']} ({size})")
+    clauses = {model: [f"{how} {' or '.join(bases)}" for how, bases in ways.items()] for model, ways in found.items()}
+    return {model: f"{NOT_BEATEN} {model} {' and '.join(parts)}." for model, parts in clauses.items()}
 
 
 def verdict_sentences(evidence: Evidence, metric: str, rope: float) -> list[str]:
@@ -249,7 +250,7 @@ def seconds(value: float) -> str:
 
 
 def in_millions(count: float) -> str:
-    """Such as 0.24 M, with as many digits as matter."""
+    """Such as 0.24M, with as many digits as matter."""
     if pd.isna(count):
         return ""
-    return f"{count:,.0f}" if count < 1e4 else f"{count / 1e6:.2f} M" if count < 1e7 else f"{count / 1e6:,.0f} M"
+    return f"{count:,.0f}" if count < 1e4 else f"{count / 1e6:.2f}M" if count < 1e7 else f"{count / 1e6:,.0f}M"

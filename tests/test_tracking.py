@@ -135,7 +135,7 @@ def test_stores_that_cannot_be_used_say_so_in_one_sentence(tmp_path: Path, monke
             "nosuch://host/db": "cannot open",
             "http://localhost:abc": "does not answer",
             "sqlite://": "names no file",
-            f"sqlite:///{tmp_path}": "unable to open",
+            f"sqlite:///{tmp_path}": "cannot open the result database .*: it is a folder",
             "postgresql://user:secret@127.0.0.1:9/db": "cannot open",
         }.items():
             with pytest.raises(StoreError, match=sentence) as error:

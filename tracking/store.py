@@ -225,6 +225,8 @@ def _create_sqlite(path: Path) -> None:
 
 def _check_sqlite(path: Path) -> None:
     """Look into the file, if there is one: MLflow itself would retry for minutes before it says anything."""
+    if path.is_dir():
+        raise StoreError(f"cannot open the result database {path}: it is a folder; write sqlite:///{path}/mlflow.db")
     try:
         if path.exists():
             # read-only: else what a killed writer left in the log would be folded into a file that was only looked at
