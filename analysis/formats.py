@@ -22,8 +22,9 @@ Format = Literal["text", "markdown", "latex", "csv", "json"]
 SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".txt": "text"}
 HEADERS = {  # short, so that a table fits 80 characters
     "splits": "n", "95 % interval": "95 %\ninterval", "micro-F1": "micro\nF1", "macro-F1": "macro\nF1",
-    "best epoch": "best\nepoch", "parameters": "para-\nmeters", "s per split": "s per\nsplit", "difference": "differ-\nence",
-    "Holm p": "Holm\np", "P(same)": "P\nsame", "P(better)": "P\nbetter", "McNemar p": "McNe-\nmar p",
+    "best epoch": "best\nepoch", "parameters": "para-\nmeters", "s per split": "s per\nsplit",
+    "difference": "differ-\nence", "Holm p": "Holm\np", "P(same)": "P\nsame", "P(better)": "P\nbetter",
+    "McNemar p": "McNe-\nmar p",
 }  # fmt: skip
 TEXT_COLUMNS = ("model", "against", "verdict", "run_id")  # aligned left, the others right
 
