@@ -361,13 +361,10 @@ def _mcnemar(evidence: Evidence, metric: str, a: str, b: str) -> float:
     complete = all(len(side) == side["n_splits"].iloc[0] for side in sides)
     if not (folds and complete and metric in ("best_val/accuracy", "best_val/f1_micro")):
         return np.nan
-    try:
-        pooled = [pd.concat([evidence.predictions(run, "val") for _, run in side.iterrows()]) for side in sides]
-    except StoreError:
+    ours, theirs = evidence.pooled(a, "val"), evidence.pooled(b, "val")
+    if ours is None or theirs is None or not np.array_equal(ours["index"], theirs["index"]):
         return np.nan
-    correct = [(frame["true"] == frame["pred"]).to_numpy() for frame in pooled]
-    if not np.array_equal(pooled[0]["index"], pooled[1]["index"]):
-        return np.nan
+    correct = [(frame["true"] == frame["pred"]).to_numpy() for frame in (ours, theirs)]
     return statistics.mcnemar(*correct).p
 
 

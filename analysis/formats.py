@@ -23,7 +23,7 @@ SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".csv": "csv"
 HEADERS = {  # short, so that a table fits 80 characters
     "splits": "n", "95 % interval": "95 %\ninterval", "micro-F1": "micro\nF1", "macro-F1": "macro\nF1",
     "best epoch": "best\nepoch", "parameters": "para-\nmeters", "s per split": "s per\nsplit",
-    "difference": "differ-\nence", "Holm p": "Holm\np", "P(same)": "P\nsame", "P(better)": "P\nbetter",
+    "difference": "diff.", "Holm p": "Holm\np", "P(same)": "P\nsame", "P(better)": "P\nbetter",
     "McNemar p": "McNe-\nmar p",
 }  # fmt: skip
 TEXT_COLUMNS = ("model", "against", "verdict", "run_id")  # aligned left, the others right
@@ -145,11 +145,11 @@ def _latex_text(text: str) -> str:
 def _text(table: ResultTable, width: int | None) -> str:
     """For a terminal of 80 characters or more."""
     console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, force_terminal=False)
-    drawn = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    cells = _narrow(table.cells, "\n− ")
+    drawn = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    cells = _narrow(table.cells, "\n−")
     for column in cells.columns:
         header, text = HEADERS.get(str(column), str(column)), column in TEXT_COLUMNS
-        drawn.add_column(header, justify="left" if text else "right", no_wrap=not text)
+        drawn.add_column(header, justify="left" if text else "right", no_wrap=column != "verdict", overflow="fold")
     for row in cells.to_numpy().tolist():
         drawn.add_row(*row)
     console.print(table.title, style="bold")

@@ -210,11 +210,13 @@ def _trace(evidence: Evidence, metric: str) -> pd.DataFrame:
 
 
 def number(value: float, metric: str, signed: bool = False) -> str:
-    """A score or difference as people read it: per cent or points with one digit, a loss with three."""
+    """A score or difference as people read it: per cent or points with one digit (below 100), a loss with three."""
     sign = "+" if signed else ""
     if pd.isna(value):
         return ""
-    return f"{value:{sign}.3f}" if metric.endswith("loss") else f"{100 * value:{sign}.1f}"
+    if metric.endswith("loss"):
+        return f"{value:{sign}.3f}"
+    return f"{100 * value:{sign}.{0 if abs(value) >= 0.9995 else 1}f}"
 
 
 def with_sd(mean: float, sd: float, metric: str) -> str:
@@ -229,12 +231,12 @@ def interval(low: float, high: float, metric: str, between: str) -> str:
 
 def p_value(p: float) -> str:
     """P with three digits, never as zero."""
-    return "" if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+    return "" if pd.isna(p) else "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 def holm_p(p: float) -> str:
     """The same in a sentence."""
-    return f"Holm p {p_value(p)}".replace("<", "< ")
+    return f"Holm p {p_value(p)}".replace("<", "< 0")
 
 
 def probability(p: float) -> str:
