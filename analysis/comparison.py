@@ -1,7 +1,9 @@
 """Comparing the models of a group: means with intervals, and tests of the differences that fit the protocol."""
 
+import contextlib
 import dataclasses
 import difflib
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.groups import ComparisonError, choose_group, finished
-from analysis.query import load_predictions
+from analysis.query import load_classes, load_predictions
 from analysis.statistics import TTest
 from tracking import StoreError
 from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, PARTS, SCORES, SD
@@ -35,6 +37,11 @@ def check_metric(metric: str) -> None:
 def default_metric(runs: pd.DataFrame) -> str:
     """Accuracy on the test part or, where the runs have none, on the validation part."""
     return "test/accuracy" if runs["test/accuracy"].notna().any() else "best_val/accuracy"
+
+
+def predicted_part(metric: str) -> str:
+    """The part of the predictions, `val` or `test`, that a metric is about."""
+    return "test" if metric.startswith("test/") else "val"
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Evidence:
         self.runs = finished(group)
         self.tracking_uri = tracking_uri
         self.problems: dict[str, str] = {}  # what could not be read, by model
-        self._predictions: dict[str, pd.DataFrame] = {}
+        self._predictions: dict[tuple[str, str], pd.DataFrame] = {}
         self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
 
     def of(self, model: str) -> pd.DataFrame:
@@ -87,10 +94,12 @@ class Evidence:
 
     def predictions(self, run: pd.Series, part: str) -> pd.DataFrame:
         """Predictions of a run for `val` or `test`."""
-        if run["run_id"] not in self._predictions:
-            self._predictions[run["run_id"]] = load_predictions(run, self.tracking_uri)
-        predictions = self._predictions[run["run_id"]]
-        return predictions[predictions["part"] == part]
+        run_id = run["run_id"]
+        if (run_id, part) not in self._predictions:
+            predictions = load_predictions(run, self.tracking_uri)
+            for name in ("val", "test"):
+                self._predictions[run_id, name] = predictions[predictions["part"] == name]
+        return self._predictions[run_id, part]
 
     def pooled(self, model: str, part: str) -> pd.DataFrame | None:
         """Predictions of all splits of a model; None, with an entry in `problems`, where some cannot be read."""
@@ -99,6 +108,17 @@ class Evidence:
         except StoreError as error:
             self.problems[model] = f"Left out where predictions are needed: {model}, since {error}."
             return None
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """Class names by label, as a parent holds them; numbers where it has none, or fewer than were predicted."""
+        pooled = [self.pooled(model, part) for model in set(self.runs["model"]) for part in ("val", "test")]
+        highest = [frame[["true", "pred"]].to_numpy().max() for frame in pooled if frame is not None and len(frame)]
+        labels = 1 + int(max(highest, default=-1))
+        names: list[str] = []
+        with contextlib.suppress(StoreError):
+            names = load_classes(self.runs["parent_id"].iloc[-1], self.tracking_uri)
+        return names if len(names) >= labels else [str(label) for label in range(labels)]
 
     def differences(self, metric: str, model: str, other: str) -> pd.Series:
         """Score of `model` less that of `other`, by the splits that both have."""
@@ -163,7 +183,7 @@ class Evidence:
             return se, len(scores) - 1, "corrected resampled t"
         if part == "last_val" or score == "loss":
             raise ValueError(f"the interval of {metric} under this protocol needs scores of single images, not stored")
-        images = self._image_scores("test" if part == "test" else "val", score, sides)
+        images = self._image_scores(predicted_part(metric), score, sides)
         image_variance = statistics.image_variance(images)
         if fixed:
             n_images, method = n_test, "components of variance, one test part"

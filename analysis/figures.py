@@ -1,6 +1,7 @@
 """Figures of a comparison group: made for a column of 3.5 inches, safe for colour-blind eyes, one colour a model."""
 
 import contextlib
+import io
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from analysis.comparison import NETWORKS, Evidence, compare, tabulate
+from analysis.comparison import NETWORKS, Evidence, compare, predicted_part, tabulate
 from analysis.fonts import font_families
-from analysis.query import load_classes, load_curves, load_thumbnails
+from analysis.query import load_curves, load_thumbnails
 from analysis.tables import NAMES
 from tracking import StoreError
 from tracking.keys import BASELINES, MEAN
@@ -26,6 +27,10 @@ WIDTH = 3.5  # inches: a column of a two-column page
 SHOWN_MISTAKES = 20
 KNOWN = ("lenet5", "vggnet", "resnetcnn", "seresnet", "efficientnet_lite", "efficientnet_b0")  # a fixed colour each
 MARKERS = "osD^vP*X"
+FORMS: Any = {  # of files; without the metadata that differs from one drawing to the next
+    "png": {"dpi": 200, "metadata": {"Software": None}},
+    "svg": {"metadata": {"Date": None}},
+}
 STYLE: Any = {
     "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
     "legend.fontsize": 6.5, "axes.edgecolor": "0.4", "grid.color": "0.9", "grid.linewidth": 0.6,
@@ -50,13 +55,19 @@ def _style() -> Iterator[None]:
         yield
 
 
+def encode(figure: Figure, form: str) -> bytes:
+    """Return a figure as the content of a `png` or `svg` file, the same each time."""
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer := io.BytesIO(), format=form, **FORMS[form])
+    return buffer.getvalue()
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG and SVG, and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    with mpl.rc_context(STYLE):
-        figure.savefig(paths[0], dpi=200, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
+    paths = [folder / f"{name}.{form}" for form in FORMS]
+    for path in paths:
+        path.write_bytes(encode(figure, path.suffix[1:]))
     return paths
 
 
@@ -90,8 +101,8 @@ def draw_figures(evidence: Evidence, metric: str, rope: float = 0.01) -> Iterato
         yield "accuracy_against_cost", None, cost_figure(table, metric)
     if np.isfinite(curves.loc[curves["model"].isin(networks), "val/loss"]).any():
         yield "learning_curves", None, curves_figure(curves, networks)
-    classes = class_names(evidence)
-    part = "test" if metric.startswith("test") else "val"
+    classes = evidence.classes
+    part = predicted_part(metric)
     for model in networks:
         runs = evidence.of(model)
         predictions = evidence.pooled(model, part)
@@ -105,17 +116,6 @@ def draw_figures(evidence: Evidence, metric: str, rope: float = 0.01) -> Iterato
         sheet = mistakes_figure(predictions, pictures, classes, f"{model}: its most confident mistakes")
         if sheet is not None:
             yield f"most_confused_{model}", model, sheet
-
-
-def class_names(evidence: Evidence) -> list[str]:
-    """Class names by label, from a parent's artifacts; numbers where it has none, or too few for what was predicted."""
-    pooled = [evidence.pooled(model, part) for model in set(evidence.runs["model"]) for part in ("val", "test")]
-    highest = [frame[["true", "pred"]].to_numpy().max() for frame in pooled if frame is not None and len(frame)]
-    labels = 1 + int(max(highest, default=-1))
-    names: list[str] = []
-    with contextlib.suppress(StoreError):
-        names = load_classes(evidence.runs["parent_id"].iloc[-1], evidence.tracking_uri)
-    return names if len(names) >= labels else [str(label) for label in range(labels)]
 
 
 def confusion_counts(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -6,7 +6,6 @@ import pandas as pd
 
 from tracking.keys import BASELINES, GROUP_PARAMS, SAMPLE
 
-GROUP = ("task", "dataset_digest", "device_kind", *GROUP_PARAMS)
 NEEDED = ("model", "split", "n_splits", "n_train", "n_val")  # without them a run says nothing
 
 
@@ -32,9 +31,10 @@ def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
     runs = runs.dropna(subset=list(NEEDED))
     if runs.empty:
         return []
-    keyed = runs.assign(device_kind=runs["device"].str.split(":").str[0])
-    labels = keyed[list(GROUP)].astype(object).where(lambda frame: frame.notna(), None).apply(tuple, axis=1)
-    groups = [runs[labels == label] for label in dict.fromkeys(labels)]
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, key in enumerate(_keys(runs)):
+        places.setdefault(key, []).append(place)
+    groups = [runs.iloc[rows] for rows in places.values()]
     groups.sort(key=lambda group: group["start_time"].max(), reverse=True)
     return sorted(groups, key=lambda group: (not is_complete(group), finished(group).empty))  # stable
 
@@ -59,10 +59,14 @@ def is_complete(group: pd.DataFrame) -> bool:
 
 def group_id(group: pd.DataFrame) -> str:
     """Name a group by 8 hexadecimal digits that follow from what its runs have in common."""
-    first = group.iloc[0]
-    kind = str(first["device"]).split(":")[0]
-    values = [first["task"], first["dataset_digest"], kind, *(first[key] for key in GROUP_PARAMS)]
-    return hashlib.sha256("\n".join(map(str, values)).encode()).hexdigest()[:8]
+    return hashlib.sha256("\n".join(_keys(group.head(1))[0]).encode()).hexdigest()[:8]
+
+
+def _keys(runs: pd.DataFrame) -> list[tuple[str, ...]]:
+    """What each run has in common with those that it may be compared with, as text."""
+    kind = runs["device"].astype("str").str.split(":").str[0]
+    columns = [runs["task"], runs["dataset_digest"], kind, *(runs[key] for key in GROUP_PARAMS)]
+    return list(zip(*(map(str, column) for column in columns), strict=True))
 
 
 def choose_group(runs: pd.DataFrame, chosen: str | None = None) -> pd.DataFrame:

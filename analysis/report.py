@@ -1,7 +1,6 @@
 """The report: one self-contained HTML page that a person can read without the program."""
 
 import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from analysis.comparison import Evidence, pairs_of_models
-from analysis.figures import class_names, confusion_counts, draw_figures
+from analysis.comparison import Evidence, pairs_of_models, predicted_part
+from analysis.figures import confusion_counts, draw_figures, encode
 from analysis.query import local_artifact
 from analysis.tables import ResultTable, difference_table, number, score_table, verdict_sentences
 from tracking import Store, StoreError
@@ -118,7 +117,7 @@ def _section(evidence: Evidence, metric: str, store: Store, rope: float) -> Sect
         cards=_cards(evidence, models),
         command=reproduce(runs),
         provenance=_provenance(runs),
-        links={run: store.run_link(task, run) for run in runs["run_id"]},
+        links=store.run_links(task, runs["run_id"]),
         runs_link=store.runs_link(task),
     )
 
@@ -129,7 +128,7 @@ def _text(runs: pd.DataFrame, key: str) -> str:
 
 def _facts(evidence: Evidence, store: Store) -> dict[str, str]:
     runs = evidence.runs
-    names = class_names(evidence)
+    names = evidence.classes
     classes = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     n_train, n_val, n_test = (_range(runs[key]) for key in ("n_train", "n_val", "n_test"))
     test = f"{n_test} for the test" if n_test not in ("", "0") else "no test part"
@@ -165,16 +164,15 @@ def _embed(name: str, model: str | None, figure: Figure) -> dict[str, str]:
     """The figure as an address that holds the whole file."""
     kind = name.removesuffix(f"_{model}")
     form, mime = ("png", "image/png") if kind in RASTER else ("svg", "image/svg+xml")
-    figure.savefig(buffer := io.BytesIO(), format=form, dpi=200)
-    source = f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    source = f"data:{mime};base64,{base64.b64encode(encode(figure, form)).decode()}"
     caption = f"{model}: {CAPTIONS[kind][0].lower()}{CAPTIONS[kind][1:]}" if model else CAPTIONS[kind]
     return {"name": name, "source": source, "caption": caption, "kind": "model" if model else "comparison"}
 
 
 def _class_scores(evidence: Evidence, metric: str, models: Sequence[str]) -> pd.DataFrame:
     """F1 of each class (rows) by model (columns), over the predictions of all splits pooled, in per cent."""
-    part = "test" if metric.startswith("test") else "val"
-    names = class_names(evidence)
+    part = predicted_part(metric)
+    names = evidence.classes
     columns: dict[str, list[str]] = {}
     for model in models:
         pooled = evidence.pooled(model, part)

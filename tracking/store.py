@@ -8,6 +8,7 @@ import re
 import sqlite3
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,9 +93,10 @@ class Store:
         # without the query the UI opens on another page
         return f"{self._experiment_link(task, address)}?workflowType=machine_learning"
 
-    def run_link(self, task: str, run_id: str, address: str = UI_ADDRESS) -> str:
-        """The link that opens one run, likewise."""
-        return f"{self._experiment_link(task, address)}/{run_id}"
+    def run_links(self, task: str, run_ids: Iterable[str], address: str = UI_ADDRESS) -> dict[str, str]:
+        """The link that opens each of some runs, likewise."""
+        base = self._experiment_link(task, address)  # once: it asks the store
+        return {run_id: f"{base}/{run_id}" for run_id in run_ids}
 
     def _experiment_link(self, task: str, address: str) -> str:
         base = self.uri.rstrip("/") if self.uri.startswith("http") else address
