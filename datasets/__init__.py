@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.duplicates import duplicate_groups, leaking
 from datasets.fashion_mnist import FOLDER as FASHION_MNIST
 from datasets.images import DatasetError, ImageData, cached, list_folder, read_folder
 from datasets.splits import RepeatedHoldout, Split, StratifiedKFold
@@ -23,7 +24,9 @@ __all__ = [
     "Source",
     "Split",
     "StratifiedKFold",
+    "duplicate_groups",
     "find",
+    "leaking",
     "load",
 ]
 

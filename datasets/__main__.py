@@ -1,52 +1,44 @@
-"""`python -m datasets info|download TASK...`: what the images of a task are, and fetching them ahead of a run."""
+"""`python -m datasets info|download|audit`: what the images of a task are, fetching them, what is wrong with them."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import numpy as np
 import typer
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from datasets import SOURCES, DatasetError, find, load
+from datasets import SOURCES, DatasetError, _one_sentence, find, load
+from datasets.audit import audit as examine
+from datasets.audit import count_classes, count_table, draw_contact_sheet, to_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+def _check_one(task: str) -> str:
+    if task not in SOURCES:
+        raise typer.BadParameter(f"{task!r} is not one of {', '.join(SOURCES)}")
+    return task
+
+
 def _check(tasks: list[str]) -> list[str]:
-    for task in tasks:
-        if task not in SOURCES:
-            raise typer.BadParameter(f"{task!r} is not one of {', '.join(SOURCES)}")
-    return tasks
+    return [_check_one(task) for task in tasks]
 
 
 Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help=", ".join(SOURCES), callback=_check)]
+DataDir = Annotated[Path | None, typer.Option(envvar="DATA_DIR", help="see the task scripts; only read")]
+Sample = Annotated[bool, typer.Option("--sample", help="generated images instead of real data")]
 
 
 @app.command()
-def info(
-    tasks: Tasks,
-    data_dir: Annotated[Path | None, typer.Option(envvar="DATA_DIR", help="see the task scripts; only read")] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="generated images instead of real data")] = False,
-) -> None:
+def info(tasks: Tasks, data_dir: DataDir = None, sample: Sample = False) -> None:
     """Print classes, counts, sizes and digest of a task's images."""
     console = Console(highlight=False)
     for task in tasks:
         data = load(task, data_dir, sample)
         _, height, width, channels = data.images.shape
         console.print(f"{task}: {data.name}, {height}x{width}x{channels}", markup=False, soft_wrap=True)
-        table = Table("class", box=box.SIMPLE_HEAD)
-        parts = {"train": data.labels[: data.n_pool], "test": data.labels[data.n_pool :]}
-        for part in parts:
-            table.add_column(part, justify="right")
-        for label, name in enumerate(data.classes):
-            table.add_row(escape(name), *(f"{np.sum(labels == label):,}" for labels in parts.values()))
-        table.add_section()
-        table.add_row("all", *(f"{len(labels):,}" for labels in parts.values()))
-        console.print(table)
+        console.print(count_table(count_classes(data)))
         for reason in data.skipped:
             console.print(f"left out: {reason}", markup=False, soft_wrap=True)
         console.print(f"digest {data.digest}\n", soft_wrap=True)
@@ -57,6 +49,35 @@ def download(tasks: Tasks) -> None:
     """Fetch a task's published images into data/, unless they are there."""
     for task in tasks:
         print(f"{task}: {find(task)}")
+
+
+@app.command()
+def audit(
+    task: Annotated[str, typer.Argument(metavar="TASK", help=", ".join(SOURCES), callback=_check_one)],
+    data_dir: DataDir = None,
+    sample: Sample = False,
+    form: Annotated[
+        Literal["text", "json"] | None, typer.Option("--format", help="text, or by the suffix of --out, unless given")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="write to this file")] = None,
+    contact_sheet: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="draw near duplicates side by side into this PNG file")
+    ] = None,
+) -> None:
+    """Report broken files, pictures that are there twice or carry two labels, and test images that are in training."""
+    report, data = examine(task, data_dir, sample)
+    as_json = form == "json" or (form is None and out is not None and out.suffix.lower() == ".json")
+    text = json.dumps(report, indent=2) + "\n" if as_json else to_text(report)
+    if out is None:
+        print(text, end="")
+    with _one_sentence():
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(text, encoding="utf-8")
+            print(out)
+        if contact_sheet is not None:
+            draw_contact_sheet(report, data, contact_sheet)
+            print(f"contact sheet: {contact_sheet}", file=sys.stderr)
 
 
 if __name__ == "__main__":

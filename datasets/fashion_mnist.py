@@ -1,14 +1,18 @@
 """Fashion-MNIST (Xiao et al. 2017) through torchvision, from a folder that is only read."""
 
 import gzip
+import socket
 import tempfile
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 
-from datasets.images import DatasetError, ImageData, move_into_place
+from datasets.images import DatasetError, ImageData, building
 
 FOLDER = "FashionMNIST"
+TIMEOUT = 30.0  # seconds without an answer, or without a byte of it
 
 
 def raw_files(root: Path) -> list[Path]:
@@ -68,14 +72,24 @@ def download(root: Path) -> None:
     ------
     DatasetError
         No network, or a file that is not the published one.
+    OSError
+        The folder that holds `root` cannot be written, or the disk is full.
     """
     from torchvision.datasets import FashionMNIST
 
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=root.parent) as partial:
+    with building(root) as partial:
+        if root.is_dir():
+            return
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none
         try:
             FashionMNIST(partial, download=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DatasetError(f"cannot download Fashion-MNIST ({reason})") from None
-        move_into_place(Path(partial) / FOLDER, root)
+        except (RuntimeError, URLError, ConnectionError, TimeoutError, HTTPException) as error:
+            reason = " ".join(str(error).split())[:200] or error.__class__.__name__
+            raise DatasetError(
+                f"cannot download Fashion-MNIST ({reason}); check the network connection and run again"
+            ) from None
+        finally:
+            socket.setdefaulttimeout(patience)
+        (partial / FOLDER / "raw").rename(partial / "raw")
+        (partial / FOLDER).rmdir()

@@ -1,18 +1,21 @@
 """Folders of images, decoded once to one uint8 array that is kept in a cache."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rich.markup
+from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
@@ -20,6 +23,9 @@ from rich.progress import track
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
 MAX_SKIPPED = 0.05  # a larger share of undecodable files means that the folder is not what it seems to be
 CACHE_FORMAT = 1  # part of every cache key: raise it when decoding or the layout of an entry changes
+LOCK = ".lock"  # in a folder in which others are built
+SILENT_WAIT = 3.0  # seconds for another process before a line says so
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or a file is full
 
 
 class DatasetError(Exception):
@@ -143,6 +149,46 @@ def list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]
     return train, test
 
 
+def decode_files(
+    root: Path, files: Sequence[Path], size: int, channels: int, num_workers: int = 8
+) -> tuple[np.ndarray, list[str | None]]:
+    """Decode image files, whether or not all of them can be.
+
+    Parameters
+    ----------
+    root : Path
+        The folder that all of them lie below.
+    files : sequence of Path, length N
+        In any order, such as `list_folder`'s.
+    size, channels : int
+        Height and width in pixels; 3 for RGB, 1 for gray.
+    num_workers : int
+        Decoding threads (Pillow releases the interpreter lock); at most one a core is used.
+
+    Returns
+    -------
+    images : numpy.ndarray of uint8, shape (N, size, size, channels)
+        Row i is what `decode` makes of `files[i]`; without meaning where that failed.
+    failures : list of str or None, length N
+        None where it did not fail, otherwise the file's path below `root` and the reason.
+    """
+    images = np.empty((len(files), size, size, channels), dtype=np.uint8)
+
+    def decode_into(row: int) -> str | None:
+        try:
+            images[row] = decode(files[row], size, channels)
+        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
+            reason = str(error).replace(str(files[row]), "the file")
+            return _text(f"{files[row].relative_to(root)} ({error.__class__.__name__}: {reason})")
+        return None
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(num_workers, cores)) as pool:
+        results = pool.map(decode_into, range(len(files)))
+        description = f"decoding {rich.markup.escape(root.name)}"
+        return images, list(track(results, description, total=len(files), console=Console(stderr=True)))
+
+
 def read_folder(root: Path, name: str, size: int, channels: int, num_workers: int = 8) -> ImageData:
     """Decode a folder with `train/<class>/*` and optionally `test/<class>/*`.
 
@@ -155,7 +201,7 @@ def read_folder(root: Path, name: str, size: int, channels: int, num_workers: in
     size, channels : int
         Height and width in pixels; 3 for RGB, 1 for gray.
     num_workers : int
-        Decoding threads (Pillow releases the interpreter lock); at most one a core is used.
+        See `decode_files`.
 
     Raises
     ------
@@ -166,24 +212,7 @@ def read_folder(root: Path, name: str, size: int, channels: int, num_workers: in
     classes = tuple(parts[0])
     jobs = [(path, classes.index(label)) for part in parts for label, files in part.items() for path in files]
     n_train = sum(map(len, parts[0].values()))
-    images = np.empty((len(jobs), size, size, channels), dtype=np.uint8)
-
-    def decode_into(row: int) -> str | None:
-        try:
-            images[row] = decode(jobs[row][0], size, channels)
-        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
-            reason = str(error).replace(str(jobs[row][0]), "the file")
-            return _text(f"{jobs[row][0].relative_to(root)} ({error.__class__.__name__}: {reason})")
-        return None
-
-    workers = min(
-        num_workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(decode_into, range(len(jobs)))
-        failures = list(
-            track(results, f"decoding {rich.markup.escape(name)}", total=len(jobs), console=Console(stderr=True))
-        )
+    images, failures = decode_files(root, [path for path, _ in jobs], size, channels, num_workers)
     skipped = tuple(filter(None, failures))
     if len(skipped) > MAX_SKIPPED * len(jobs):
         raise DatasetError(
@@ -204,8 +233,8 @@ def cached(
     """Return what `read` makes of `files`, from the cache where these very files were read before.
 
     An entry's key covers `settings` and every file's path, size and times of change (modification, and inode
-    change, which no copy tool sets back), so it changes when the files do. An entry is written beside its place
-    and renamed into it when it is whole, and its digest is checked at each use.
+    change, which no copy tool sets back), so it changes when the files do. An entry is built once however many
+    processes ask for it, and its digest is checked at each use: a damaged one is built again.
 
     Raises
     ------
@@ -218,26 +247,86 @@ def cached(
         key.update(os.fsencode(path))
         key.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0".encode())
     entry = cache_dir / f"{name.replace('/', '-')[:40]}-{key.hexdigest()[:20]}"
-    if entry.is_dir() and (data := _read_entry(entry)) is not None:
+    if (data := _read_entry(entry)) is not None:
         return data
-    data = read()
-    try:
-        _write_entry(entry, data)
-    except OSError as error:
-        raise DatasetError(
-            f"cannot write the cache of decoded images to {cache_dir}: {error.strerror}; "
-            "make room there or name another folder in CACHE_DIR"
-        ) from None
+    with contextlib.ExitStack() as stack:  # what `read` raises is not the cache's fault
+        with _cache_sentence(cache_dir):
+            partial = stack.enter_context(building(entry))
+        if (data := _read_entry(entry)) is None:
+            data = read()
+            with _cache_sentence(cache_dir):
+                _write_entry(partial, data)
     return data
 
 
-def move_into_place(folder: Path, target: Path) -> None:
-    """Rename a finished folder to its place on the same disk, unless another process was first."""
-    try:
-        folder.rename(target)
-    except OSError:
-        if not target.is_dir():
+@contextlib.contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """Build a folder that appears whole or not at all, in one process at a time.
+
+    Parameters
+    ----------
+    target : Path
+        The folder to build. The folder that will hold it is made, and locked meanwhile.
+
+    Yields
+    ------
+    Path
+        An empty folder beside `target`. When the body ends without an error it takes the place of `target`, unless
+        it is still empty; otherwise it is removed.
+
+    Raises
+    ------
+    OSError
+        The folder that holds `target` cannot be written, or the disk is full; it is named.
+
+    Notes
+    -----
+    Another process may have built `target` while this one waited for the lock: look for it in the body, and leave
+    the empty folder alone if it will do.
+    """
+    parent = target.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with _locked(parent):
+        for stray in parent.glob(".partial-*"):  # of a process that was killed: whoever lives would hold the lock
+            shutil.rmtree(stray, ignore_errors=True)
+        partial = parent / f".partial-{target.name}"
+        partial.mkdir()
+        try:
+            yield partial
+            if any(partial.iterdir()):
+                shutil.rmtree(target, ignore_errors=True)
+                partial.rename(target)
+        except OSError as error:
+            if error.errno in NO_ROOM:  # it names no file, or one that is gone by now
+                raise OSError(error.errno, os.strerror(error.errno), str(parent)) from None
             raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=SILENT_WAIT)
+    except Timeout:
+        print(f"waiting for another process that fills {folder}; Ctrl-C gives up", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _cache_sentence(cache_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            f"cannot write the cache of decoded images to {cache_dir}: {error.strerror or error}; "
+            "make room there or name another folder in CACHE_DIR"
+        ) from None
 
 
 def _read_entry(entry: Path) -> ImageData | None:
@@ -251,15 +340,8 @@ def _read_entry(entry: Path) -> ImageData | None:
         return None  # damaged: the caller reads the files again
 
 
-def _write_entry(entry: Path, data: ImageData) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=entry.parent))
-    try:
-        np.save(partial / "images.npy", data.images)
-        np.save(partial / "labels.npy", data.labels)
-        meta = {key: getattr(data, key) for key in ("name", "classes", "n_pool", "skipped", "digest")}
-        (partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        shutil.rmtree(entry, ignore_errors=True)  # a damaged entry
-        move_into_place(partial, entry)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _write_entry(partial: Path, data: ImageData) -> None:
+    np.save(partial / "images.npy", data.images)
+    np.save(partial / "labels.npy", data.labels)
+    meta = {key: getattr(data, key) for key in ("name", "classes", "n_pool", "skipped", "digest")}
+    (partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")

@@ -1,19 +1,34 @@
 """Download of public Kaggle data sets, with or without credentials, and their unpacking."""
 
 import contextlib
+import functools
 import io
 import stat
-import sys
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
+from typing import Any
 
-from datasets.images import DatasetError, list_folder, move_into_place
+from rich.console import Console
+from rich.progress import Progress
+
+from datasets.images import NO_ROOM, DatasetError, building, list_folder
 
 OWNER = "samuelcortinhas"  # published both photo data sets
+PAGES = f"https://www.kaggle.com/datasets/{OWNER}"
+CREDENTIALS = "KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, or ~/.kaggle"
 MAX_UNPACKED = 8 * 2**30  # bytes; the larger of the two sets has half a GiB
 MAX_RATIO = 100  # unpacked to packed; photographs hardly shrink, a zip bomb does
+MAX_MEMBERS = 100_000
+TIMEOUT = 30.0  # seconds without an answer, or without a byte of it
+CHUNK = 2**20  # bytes
+# What Kaggle's refusals mean here, and what to do.
+REFUSALS = {
+    401: f"the credentials are missing or not valid; set, renew or remove them in {CREDENTIALS}",
+    403: f"access is refused; accept the data set's rules on its page, or use another account in {CREDENTIALS}",
+    404: "there is no such data set any more, or these credentials may not see it; look at its page",
+    429: "it had too many requests from here; wait some minutes and run again",
+}
 
 
 def download(name: str, target: Path) -> None:
@@ -22,22 +37,24 @@ def download(name: str, target: Path) -> None:
     Raises
     ------
     DatasetError
-        No network, a refusal by Kaggle, or an archive that is damaged or unsafe.
+        No network, a refusal by Kaggle, or an archive that is damaged, unsafe or not the data set.
+    OSError
+        The folder that holds `target` cannot be written, or the disk is full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as partial:
-        # The client prints its advice on credentials to stdout at import, and leaves by SystemExit.
+    with building(target) as partial:
+        if target.is_dir():
+            return
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as scratch:
+            archive = Path(scratch) / f"{name}.zip"
+            _fetch(name, archive)
+            unpack(archive, partial)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                import kaggle
-            with contextlib.redirect_stdout(sys.stderr):
-                kaggle.api.dataset_download_files(f"{OWNER}/{name}", path=partial, quiet=False)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the client's own, those of requests, OSError
-            raise DatasetError(f"cannot download {OWNER}/{name} from Kaggle: {_reason(error)}") from None
-        archive = Path(partial) / f"{name}.zip"
-        unpack(archive, Path(partial) / "unpacked")
-        list_folder(Path(partial) / "unpacked")  # is it the data set at all?
-        move_into_place(Path(partial) / "unpacked", target)
+            list_folder(partial)
+        except DatasetError:
+            raise DatasetError(
+                f"{archive.name} from Kaggle unpacks to no train/<class>/ with images, so it is not the data set; "
+                f"look at {PAGES}/{name}"
+            ) from None
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -47,28 +64,86 @@ def unpack(archive: Path, target: Path) -> None:
     ------
     DatasetError
         The archive is damaged, would write outside `target`, holds links, or unpacks to an absurd size.
+    OSError
+        The disk is full.
     """
     try:
         with zipfile.ZipFile(archive) as file:
-            members = file.infolist()
-            size, packed = (sum(getattr(member, key) for member in members) for key in ("file_size", "compress_size"))
-            if size > MAX_UNPACKED or size > MAX_RATIO * max(packed, 2**20):
-                raise DatasetError(f"{archive.name} would unpack to {size:,} bytes, which no set of photographs does")
-            for member in members:
-                path = (target / member.filename).resolve()
-                if not path.is_relative_to(target.resolve()) or stat.S_ISLNK(member.external_attr >> 16):
-                    raise DatasetError(f"{archive.name} holds {member.filename!r}, which leads out of its folder")
-            file.extractall(target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:  # RuntimeError: encrypted
-        raise DatasetError(f"{archive.name} cannot be unpacked ({error}); try the download again") from None
+            _check_members(file, archive, target)
+            file.extractall(target)  # which reads no more of a member than its header says, and checks its CRC
+    except DatasetError:
+        raise
+    except Exception as error:  # zipfile trips over a damaged file in a dozen ways
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
+        reason = " ".join(str(error).split())[:200] or error.__class__.__name__
+        raise DatasetError(f"{archive.name} cannot be unpacked ({reason}); run again to download it anew") from None
+
+
+def _check_members(file: zipfile.ZipFile, archive: Path, target: Path) -> None:
+    members = file.infolist()
+    size, packed = sum(member.file_size for member in members), archive.stat().st_size
+    if size > MAX_UNPACKED or size > MAX_RATIO * max(packed, 2**20):
+        raise DatasetError(
+            f"{archive.name} would unpack to {size:,} bytes, which no set of photographs does; do not use it"
+        )
+    if len(members) > MAX_MEMBERS:
+        raise DatasetError(f"{archive.name} holds {len(members):,} files, more than {MAX_MEMBERS:,}; do not use it")
+    for member in members:
+        path = (target / member.filename).resolve()
+        if not path.is_relative_to(target.resolve()) or stat.S_ISLNK(member.external_attr >> 16):
+            raise DatasetError(
+                f"{archive.name} holds {member.filename!r}, which leads out of its folder; do not use it"
+            )
+
+
+def _fetch(name: str, archive: Path) -> None:
+    """Ask for the data set through Kaggle's client, and write what comes.
+
+    Nothing that client or server say is passed on: both may quote the credentials. The client's own download is
+    left aside, since it repeats a failed one for more than a minute, be it for a full disk.
+    """
+    what = f"cannot download {PAGES}/{name}"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            response = _ask(name)
+    except (Exception, SystemExit) as error:  # its own, those of requests, of http.client
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the client keeps a folder for its settings
+        raise DatasetError(f"{what}: {_reason(error)}") from None
+    with response:
+        if "html" in response.headers.get("Content-Type", ""):
+            raise DatasetError(f"{what}: a web page came instead; log in to this network, if it asks, and run again")
+        length = response.headers.get("Content-Length", "")
+        total = -(-int(length) // CHUNK) if length.isdecimal() else None  # chunks
+        try:
+            with archive.open("wb") as file, Progress(console=Console(stderr=True)) as bar:
+                for chunk in bar.track(response.iter_content(CHUNK), total, description=f"downloading {name}"):
+                    file.write(chunk)
+        except OSError as error:
+            if error.errno is not None:
+                raise  # the disk's: those of requests have no number
+            raise DatasetError(f"{what}: the connection broke off before all of it had come; run again") from None
+
+
+def _ask(name: str) -> Any:
+    """Return the client's response (of requests), whose body is the archive and has not been read yet."""
+    import kaggle  # asks the server about a token, and prints advice where there are no credentials
+    from kaggle.api.kaggle_api_extended import ApiDownloadDatasetRequest
+
+    request = ApiDownloadDatasetRequest()
+    request.owner_slug, request.dataset_slug = OWNER, name
+    with kaggle.api.build_kaggle_client() as client:
+        session = client.http_client()._session
+        session.send = functools.partial(session.send, timeout=TIMEOUT)  # the client would wait for ever
+        return client.datasets.dataset_api_client.download_dataset(request)
 
 
 def _reason(error: BaseException) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    known = {401: "the credentials are not valid", 403: "access is refused", 404: "there is no such data set",
-             429: "too many requests, wait a while"}  # fmt: skip
-    if status in known:
-        return f"{known[status]} (HTTP {status})"
-    if error.__class__.__module__.startswith("requests") and status is None:
-        return "no network, or Kaggle does not answer"
-    return " ".join(str(error).split())[:200] or error.__class__.__name__
+    if status is not None:
+        return f"HTTP {status}, {REFUSALS.get(status, 'which says nothing more; try again later')}"
+    kind = error.__class__.__name__
+    if isinstance(error, OSError) and not isinstance(error, ValueError):  # as all of requests that the network causes
+        return f"no network, or Kaggle does not answer ({kind}); check the connection and run again"
+    return f"its client fails ({kind}); check the proxy's address, and the credentials in {CREDENTIALS}"

@@ -5,9 +5,7 @@ that models differ on it, but scores on it say nothing about the real tasks.
 """
 
 import hashlib
-import shutil
 import struct
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from datasets.images import move_into_place
+from datasets.images import building
 
 Colour = tuple[int, ...]  # red, green, blue
 
@@ -47,13 +45,9 @@ def draw(task: str, folder: Path) -> Path:
     """
     target = folder / f"{task}-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
     if not target.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
-        try:
-            _DRAW[task](partial)
-            move_into_place(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with building(target) as partial:
+            if not target.is_dir():
+                _DRAW[task](partial)
     return target
 
 

@@ -1,4 +1,4 @@
-"""Index arrays for repeated holdout and stratified k-fold, made from labels and a seed alone."""
+"""Index arrays for repeated holdout and stratified k-fold, made from labels, groups and a seed alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,15 @@ class RepeatedHoldout:
     not (off by up to 1.23 images in 37 of 39,880 random label sets), so for three parts the counts are rounded
     jointly (`controlled_rounding`) and drawn by permutation.
 
-    Split i depends on the labels, the seed and i only: raising `n_splits` keeps the earlier ones.
+    With groups, such as near duplicates, the images of a group stay in one part. Groups of several images are placed
+    first, in random order from the largest to the smallest. A group goes to a part that still lacks all its images,
+    with a probability in proportion to how many images of its classes the part lacks. Single images then fill each
+    part up. As long as every group finds such a part, counts and sizes are as exact as without groups. Where groups
+    hold one class each, this is sure if a class has at least parts x (size of its largest group - 1) single images.
+    A group that finds none goes where it is least too many; where groups hold one class each, a part then exceeds its
+    share of a class by less than the largest group.
+
+    Split i depends on the labels, the groups, the seed and i only: raising `n_splits` keeps the earlier ones.
     """
 
     n_splits: int
@@ -55,14 +63,23 @@ class RepeatedHoldout:
         """Whether each split draws its own test part."""
         return len(self.shares) == 3
 
-    def split(self, labels: np.ndarray, seed: int) -> list[Split]:
-        """Return the splits of `labels` (shape (N,)); see the class's notes for the guarantees.
+    def split(self, labels: np.ndarray, seed: int, groups: np.ndarray | None = None) -> list[Split]:
+        """Return the splits of `labels`; see the class's notes for the guarantees.
+
+        Parameters
+        ----------
+        labels : numpy.ndarray of int64, shape (N,)
+            Class of each image, from 0.
+        seed : int
+            Not negative.
+        groups : numpy.ndarray of int64, shape (N,), optional
+            Images with equal ids stay in one part.
 
         Raises
         ------
         DatasetError
             A class has fewer images than there are parts, a part fewer images than there are classes, or training
-            none of a class.
+            none of a class, or groups are so large that a part is empty.
         """
         counts = np.bincount(labels)
         sizes = controlled_rounding(np.atleast_2d(np.asarray(self.shares) * len(labels) / sum(self.shares)))[0]
@@ -71,13 +88,19 @@ class RepeatedHoldout:
                 f"{len(labels)} images of {len(counts)} classes, {counts.min()} in the smallest, are too few for "
                 f"{self.name}; add images"
             )
-        draw = self._draw_three if self.has_test_part else self._draw_two
-        splits = [draw(labels, sizes, np.random.SeedSequence([seed, i])) for i in range(self.n_splits)]
+        seeds = [np.random.SeedSequence([seed, i]) for i in range(self.n_splits)]
+        if groups is None and not self.has_test_part:
+            splits = [self._draw_two(labels, sizes, own) for own in seeds]
+        else:
+            groups = np.arange(len(labels)) if groups is None else groups
+            splits = [self._draw_groups(labels, sizes, own, groups) for own in seeds]
         for split in splits:
             if (trained := np.bincount(labels[split.train], minlength=len(counts))).min() == 0:
                 raise DatasetError(
                     f"{self.name} leaves no training image of class {trained.argmin()}; add images of it"
                 )
+            if min(map(len, split[: len(self.shares)])) == 0:
+                raise DatasetError(f"near duplicates that stay together leave a part of {self.name} empty; add images")
         return splits
 
     def _draw_two(self, labels: np.ndarray, sizes: np.ndarray, seed: np.random.SeedSequence) -> Split:
@@ -88,12 +111,23 @@ class RepeatedHoldout:
         train, val = next(splitter.split(labels, labels))
         return _sorted_split(train, val)
 
-    def _draw_three(self, labels: np.ndarray, sizes: np.ndarray, seed: np.random.SeedSequence) -> Split:
+    def _draw_groups(
+        self, labels: np.ndarray, sizes: np.ndarray, seed: np.random.SeedSequence, groups: np.ndarray
+    ) -> Split:
         rng = np.random.default_rng(seed)
-        counts = controlled_rounding(np.outer(np.bincount(labels), sizes / sizes.sum()))  # (classes, parts)
-        orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(len(counts))]
-        pieces = [np.split(order, np.cumsum(row)[:-1]) for order, row in zip(orders, counts, strict=True)]
-        return _sorted_split(*(np.concatenate(part) for part in zip(*pieces, strict=True)))
+        lacking = controlled_rounding(np.outer(np.bincount(labels), sizes / sizes.sum()))  # (classes, parts)
+        several, single = _several_and_single(groups)
+        placed: list[list[np.ndarray]] = [[] for _ in sizes]
+        for group in sorted((several[i] for i in rng.permutation(len(several))), key=len, reverse=True):
+            held = np.bincount(labels[group], minlength=len(lacking))
+            part = _choose_part(lacking, held, rng)
+            lacking[:, part] -= held
+            placed[part].append(group)
+        for label, row in enumerate(lacking):
+            rest = rng.permutation(single[labels[single] == label])
+            for part, piece in enumerate(np.split(rest, np.cumsum(_fill(row, len(rest)))[:-1])):
+                placed[part].append(piece)
+        return _sorted_split(*(np.concatenate(pieces) for pieces in placed))
 
 
 @dataclass(frozen=True)
@@ -115,20 +149,69 @@ class StratifiedKFold:
         if self.n_splits < 2:
             raise ValueError("k-fold takes at least 2 splits")
 
-    def split(self, labels: np.ndarray, seed: int) -> list[Split]:
-        """Return the folds of `labels` (shape (N,)).
+    def split(self, labels: np.ndarray, seed: int, groups: np.ndarray | None = None) -> list[Split]:
+        """Return the folds of `labels`.
+
+        Parameters
+        ----------
+        labels : numpy.ndarray of int64, shape (N,)
+            Class of each image, from 0.
+        seed : int
+            From 0 to 2**32 - 1.
+        groups : numpy.ndarray of int64, shape (N,), optional
+            Images with equal ids stay in one fold (scikit-learn's `StratifiedGroupKFold`): sizes and classes are then
+            as even as the groups allow.
 
         Raises
         ------
         DatasetError
-            A class with fewer images than folds.
+            A class with fewer images or groups than folds, or so large groups that a fold lacks a class.
         """
         from sklearn import model_selection
 
-        if (fewest := int(np.bincount(labels).min())) < self.n_splits:
-            raise DatasetError(f"the smallest class has {fewest} images for {self.n_splits} folds; lower --n-splits")
-        folds = model_selection.StratifiedKFold(self.n_splits, shuffle=True, random_state=seed)
-        return [_sorted_split(train, val) for train, val in folds.split(labels, labels)]
+        held, units = labels, "images"  # what cannot be divided further, and the class of each
+        if groups is not None:
+            held, units = np.unique(np.column_stack([groups, labels]), axis=0)[:, 1], "groups of near duplicates"
+        if (fewest := int(np.bincount(held).min())) < self.n_splits:
+            raise DatasetError(f"the smallest class has {fewest} {units} for {self.n_splits} folds; lower --n-splits")
+        kind = model_selection.StratifiedKFold if groups is None else model_selection.StratifiedGroupKFold
+        folds = kind(self.n_splits, shuffle=True, random_state=seed)
+        splits = [_sorted_split(train, val) for train, val in folds.split(labels, labels, groups)]
+        for split in splits:
+            if (counts := np.bincount(labels[split.val], minlength=labels.max() + 1)).min() == 0:
+                raise DatasetError(
+                    f"near duplicates that stay together leave no image of class {counts.argmin()} in one of "
+                    f"{self.n_splits} folds; lower --n-splits"
+                )
+        return splits
+
+
+def _several_and_single(groups: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Indices of each group of several images, in the order of their ids, and of the images that are alone."""
+    _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    together = np.flatnonzero(sizes[inverse] > 1)
+    together = together[np.argsort(inverse[together], kind="stable")]
+    several = np.split(together, np.cumsum(sizes[sizes > 1])[:-1]) if len(together) else []
+    return several, np.flatnonzero(sizes[inverse] == 1)
+
+
+def _choose_part(lacking: np.ndarray, held: np.ndarray, rng: np.random.Generator) -> int:
+    """Draw the part for a group that holds `held` (classes,) images, where parts lack `lacking` (classes, parts)."""
+    excess = np.clip(held[:, None] - lacking, 0, None)[held > 0].sum(axis=0)
+    fits = excess == 0
+    if not fits.any():
+        return int(excess.argmin())
+    seats = (held @ lacking) * fits
+    return int(rng.choice(len(seats), p=seats / seats.sum()))
+
+
+def _fill(lacking: np.ndarray, available: int) -> np.ndarray:
+    """How many single images of a class each part gets, where groups may have left some with more than they lacked."""
+    wanted: np.ndarray = np.clip(lacking, 0, None)
+    if wanted.sum() == available:
+        return wanted  # always, unless a group found no part with room
+    reduced: np.ndarray = controlled_rounding(np.atleast_2d(wanted * available / wanted.sum()))[0]
+    return reduced
 
 
 def controlled_rounding(table: np.ndarray) -> np.ndarray:

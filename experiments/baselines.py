@@ -3,7 +3,6 @@
 import math
 import time
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,10 +15,8 @@ from models.layers import LayerStack
 PENALTIES = (1e4, 1e3, 1e2, 1e1)  # L2 penalty of the linear model, from strong to weak
 
 
-def fit_baseline(
-    name: str, model: LayerStack, data: DeviceImages, split: Split, precision: str
-) -> Iterator[EpochRecord]:
-    """Set a baseline's coefficients from a split, and yield one record, like `fit` for a network of one epoch.
+def fit_baseline(name: str, model: LayerStack, data: DeviceImages, split: Split, precision: str) -> EpochRecord:
+    """Set a baseline's coefficients from a split, and record it as `fit` does a network's epoch.
 
     Parameters
     ----------
@@ -33,8 +30,8 @@ def fit_baseline(
     precision : str
         Of the evaluation, as for the networks.
 
-    Yields
-    ------
+    Returns
+    -------
     EpochRecord
         Without a learning rate: there is none.
     """
@@ -49,7 +46,7 @@ def fit_baseline(
         _fill(model.layers[-1], weight=weight, bias=bias)
     train, val = (evaluate(model, data, part, mean, std, precision) for part in (split.train, split.val))
     seconds = time.perf_counter() - started
-    yield EpochRecord(1, None, train.loss, train.scores()["accuracy"], val, improved=True, seconds=seconds)
+    return EpochRecord(1, None, train.loss, train.scores()["accuracy"], val, improved=True, seconds=seconds)
 
 
 def _fill(layer: nn.Module, **values: Tensor) -> None:

@@ -38,6 +38,10 @@ class RunOptions:
             help="holds the data set under its published name, or train/<class>/; only read",
         ),
     ] = None
+    leak_free: Annotated[
+        bool, typer.Option("--leak-free", help="keep near duplicates together; train on none of a test image")
+    ] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="train again what is finished")] = False
     sample: Annotated[bool, typer.Option("--sample", help="generated images instead of real data")] = False
     tracking_uri: Annotated[
         str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of the result database; mlruns/ unless given")
@@ -107,14 +111,19 @@ def _run(task: Task, config: TrainingConfig, chosen: list[int], options: RunOpti
 
         from experiments import protocol
 
-        failures = protocol.run(task, config, chosen, options.data_dir, options.sample, options.tracking_uri)
-    except KeyboardInterrupt as interrupt:
-        return _fail(str(interrupt) or "interrupted; finished splits are kept", 130)
+        what = protocol.ProtocolOptions(chosen, options.leak_free, options.fresh)
+        failures = protocol.run(task, config, what, options.data_dir, options.sample, options.tracking_uri)
+    except KeyboardInterrupt:
+        how = ", without --fresh," if options.fresh else ""
+        return _fail(f"interrupted; the same command{how} goes on where this one stopped", 130)
     except (DatasetError, StoreError) as error:
         return _fail(str(error))
     except (OSError, MlflowException) as error:  # a full disk or a store that went away, while results were written
         reason = " ".join(str(error).split())[:300]
-        return _fail(f"the results cannot be written ({reason}); finished splits are kept, repair that and run again")
+        return _fail(
+            f"the results cannot be written ({reason}); repair that, and the same command goes on where this "
+            "one stopped"
+        )
     for failure in failures:
         _fail(failure)
     return 1 if failures else 0

@@ -1,8 +1,8 @@
-"""What a run prints: the resolved settings, a bar per split, and how to go on after Ctrl-C."""
+"""What a run prints: the resolved settings, a bar per split, and what was left alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -11,9 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import models
 from datasets import ImageData, Split
 from experiments.config import Task, TrainingConfig
-from experiments.training import EpochRecord, Evaluation
+from experiments.training import Evaluation
 from tracking import Store
-from tracking.keys import BASELINES
 
 console = Console(highlight=False)
 
@@ -75,14 +74,15 @@ class SplitBar:
             self._progress.update(self._row, scores=f"[red]{kind.__name__ if kind else ''}")
         self._progress.stop()
 
-    def update(self, record: EpochRecord) -> None:
-        """Show an epoch's scores."""
-        scores = f"val {_percent(record.val)}, loss {record.val.loss:.3f}"
-        self._progress.update(self._row, completed=record.epoch, scores=scores)
+    def update(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Show the scores of the last epoch."""
+        metrics = history[-1]["metrics"]
+        scores = f"val {metrics['val/accuracy']:.1%}, loss {metrics['val/loss']:.3f}"
+        self._progress.update(self._row, completed=history[-1]["epoch"], scores=scores)
 
-    def finish(self, best: EpochRecord, test: Evaluation | None) -> None:
+    def finish(self, best_epoch: int, best: Evaluation, test: Evaluation | None) -> None:
         """Show the scores of the best epoch."""
-        scores = f"best {best.epoch}: val {_percent(best.val)}" + (f", test {_percent(test)}" if test else "")
+        scores = f"best {best_epoch}: val {_percent(best)}" + (f", test {_percent(test)}" if test else "")
         row = self._progress.tasks[0]
         self._progress.update(self._row, total=row.completed, scores=scores)  # an early stop is an end, too
 
@@ -91,20 +91,9 @@ def _percent(result: Evaluation) -> str:
     return f"{result.scores()['accuracy']:.1%}"
 
 
-def how_to_go_on(remaining: Sequence[tuple[str, int]]) -> str:
-    """Say which options do the rest after Ctrl-C; `remaining` has a model's name and a split for each run.
-
-    Baselines come with any choice of models.
-    """
-    remaining = [run for run in remaining if run[0] not in BASELINES]
-    if not remaining:
-        return "interrupted; every split is finished and kept"
-    first = remaining[0][0]
-    commands = [" ".join([f"-m {first}", *(f"--split {number}" for name, number in remaining if name == first)])]
-    if others := dict.fromkeys(name for name, _ in remaining if name != first):
-        splits = dict.fromkeys(number for name, number in remaining if name != first)
-        commands.append(" ".join([f"-m {name}" for name in others] + [f"--split {number}" for number in splits]))
-    return (
-        "interrupted; finished splits are kept. To go on, run the command with these in place of its own -m and "
-        f"--split: {', then '.join(commands)}"
-    )
+def left_alone(finished: int, elsewhere: Sequence[str]) -> None:
+    """Say what was not run: splits that were finished before, and those that another process does."""
+    if finished:
+        console.print(f"{finished} splits were finished before and are kept; --fresh runs them again")
+    if elsewhere:
+        console.print(f"left to others: {', '.join(elsewhere)}", markup=False, soft_wrap=True)

@@ -1,9 +1,10 @@
-"""Digests of what decides a result: configuration, data, split, seed and source."""
+"""What decides a result: digests of configuration, data, split, seed and source; commit and versions."""
 
 import ast
 import hashlib
 import inspect
 import json
+import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
+import torch
+import torchvision
 from torch import nn
 
 from datasets import Split
@@ -86,3 +90,11 @@ def git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return described.stdout.strip()
+
+
+def versions() -> str:
+    """Name the versions of what computes."""
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"scikit-learn {sklearn.__version__}"
+    )

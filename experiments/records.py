@@ -1,49 +1,69 @@
 """What a run leaves in the result database: metrics under their keys, and files."""
 
+import hashlib
 import json
-import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 import analysis
+import datasets
 import models
 from analysis import figures
 from datasets import ImageData, Split
 from experiments.training import EpochRecord, Evaluation
 from tracking import Run, Store, keys
 from tracking.checkpoints import Checkpoint
+from tracking.keys import SCORES
 
 THUMBNAIL_SIZE = 64  # pixels
 
 
-def epoch_metrics(record: EpochRecord) -> dict[str, float]:
-    """The metrics of an epoch under their keys."""
-    return {
+def epoch_entry(record: EpochRecord) -> dict[str, Any]:
+    """An epoch as it stands in a history: its number, the time in ms, and its metrics under their keys."""
+    metrics = {
         "train/loss": record.train_loss,
         "train/accuracy": record.train_accuracy,
         **{f"val/{score}": value for score, value in record.val.scores().items()},
         **({} if record.lr is None else {"lr": record.lr}),
         "epoch_seconds": record.seconds,
     }
+    return {"epoch": record.epoch, "time": time.time_ns() // 1_000_000, "metrics": metrics}
+
+
+def best_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The epoch with the lowest validation loss; of equal ones the first, whose weights are kept."""
+    return min(history, key=lambda entry: entry["metrics"]["val/loss"])
 
 
 def final_metrics(
-    records: list[EpochRecord], best: EpochRecord, test: Evaluation | None, images_an_epoch: int
+    history: Sequence[Mapping[str, Any]], test: Evaluation | None, split: Split, leaks: Mapping[str, float]
 ) -> dict[str, float]:
     """The metrics of a finished split under their keys."""
-    parts = {"best_val": best.val, "last_val": records[-1].val} | ({"test": test} if test else {})
-    seconds = sum(record.seconds for record in records)
+    best, last = best_entry(history), history[-1]
+    seconds = sum(entry["metrics"]["epoch_seconds"] for entry in history)
+    n_images = (len(split.train) + len(split.val)) * len(history)
     return {
-        **{f"{part}/{score}": value for part, result in parts.items() for score, value in result.scores().items()},
-        "best_epoch": best.epoch,
-        "epochs_run": len(records),
+        **{f"best_val/{score}": best["metrics"][f"val/{score}"] for score in SCORES},
+        **{f"last_val/{score}": last["metrics"][f"val/{score}"] for score in SCORES},
+        **({f"test/{score}": value for score, value in test.scores().items()} if test else {}),
+        "best_epoch": best["epoch"],
+        "epochs_run": len(history),
         "train_seconds": seconds,
-        "images_per_second": images_an_epoch * len(records) / seconds,
+        "images_per_second": n_images / seconds,
+        **leaks,
     }
+
+
+def count_leaks(groups: np.ndarray, split: Split) -> dict[str, int]:
+    """Count the validation and test images of which a near duplicate is trained on, under their keys."""
+    val, test = (len(datasets.leaking(groups, split.train, part)) for part in (split.val, split.test))
+    return {"leaking_images": val + test, "leaking_test": test}
 
 
 def log_dataset(run: Run, data: ImageData) -> None:
@@ -58,36 +78,46 @@ def log_model_card(parent: Run, card: models.ModelCard, data: ImageData) -> None
     blocks = [f"```text\n{part}\n```" if part.startswith("===") else part for part in card.description.split("\n\n")]
     costs = f"{card.parameters:,} parameters, {card.macs:,} multiply-accumulates an image"
     text = "\n\n".join([f"# {card.name}", costs, f"`{card.layers}`", *blocks]) + "\n"
-    with tempfile.TemporaryDirectory() as folder:
+    with parent.store.scratch() as folder:
         (Path(folder) / keys.MODEL_CARD).write_text(text, encoding="utf-8")
         (Path(folder) / keys.CLASSES).write_text(json.dumps(data.classes), encoding="utf-8")
         parent.log_files(Path(folder))
 
 
+def predictions_of(split: Split, labels: np.ndarray, results: Mapping[str, Evaluation | None]) -> dict[str, np.ndarray]:
+    """What `predictions.npz` holds: index, true and predicted label, and probability, of `val` and `test`."""
+    arrays: dict[str, np.ndarray] = {}
+    for part, indices in (("val", split.val), ("test", split.test)):
+        result = results[part]
+        arrays[f"{part}_index"] = indices
+        arrays[f"{part}_true"] = labels[indices]
+        arrays[f"{part}_pred"] = result.predicted.cpu().numpy() if result else np.empty(0, np.int64)
+        arrays[f"{part}_prob"] = result.probability.cpu().numpy() if result else np.empty(0, np.float32)
+    return arrays
+
+
 def log_artifacts(
-    child: Run, data: ImageData, split: Split, checkpoint: Checkpoint, results: Mapping[str, Evaluation | None]
+    child: Run,
+    data: ImageData,
+    split: Split,
+    checkpoint: Checkpoint,
+    history: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Evaluation | None],
 ) -> None:
-    """Log checkpoint, split, predictions, confusion matrices, and thumbnails of the worst mistakes.
+    """Log checkpoint, history, split, predictions, confusion matrices, the worst mistakes, and the files' digests.
 
     `results` has the parts `val` and `test`; the latter is None where there is no test part.
     """
-    predictions: dict[str, np.ndarray] = {}
-    confusions: dict[str, np.ndarray] = {}
-    for part, indices in (("val", split.val), ("test", split.test)):
-        result = results[part]
-        predictions[f"{part}_index"] = indices
-        predictions[f"{part}_true"] = data.labels[indices]
-        predictions[f"{part}_pred"] = result.predicted.cpu().numpy() if result else np.empty(0, np.int64)
-        predictions[f"{part}_prob"] = result.probability.cpu().numpy() if result else np.empty(0, np.float32)
-        if result:
-            confusions[part] = result.confusion
-    with tempfile.TemporaryDirectory() as name:
+    predictions = predictions_of(split, data.labels, results)
+    confusions = {part: result.confusion for part, result in results.items() if result}
+    with child.store.scratch() as name:
         folder = Path(name)
         checkpoint.save(folder / keys.CHECKPOINT)
         np.savez_compressed(folder / keys.PREDICTIONS, **predictions)  # type: ignore[arg-type]
         np.savez_compressed(folder / keys.SPLIT, train=split.train, val=split.val, test=split.test)
         numbers = {"classes": data.classes, **{part: counts.tolist() for part, counts in confusions.items()}}
         (folder / keys.CONFUSION).write_text(json.dumps(numbers), encoding="utf-8")
+        (folder / keys.HISTORY).write_text(json.dumps(history), encoding="utf-8")
         part = "test" if "test" in confusions else "val"
         of_part = pd.DataFrame({key: predictions[f"{part}_{key}"] for key in ("index", "true", "pred", "prob")})
         worst = figures.most_confused(of_part)["index"].to_numpy()
@@ -95,7 +125,14 @@ def log_artifacts(
         title = f"{checkpoint.model}, {'test' if part == 'test' else 'validation'} part, epoch {checkpoint.epoch}"
         figure = figures.confusion_figure(confusions[part], data.classes, title)
         figure.savefig(folder / keys.CONFUSION_FIGURE)
+        child.set_tag("file_digests", json.dumps(file_digests(folder)))
         child.log_files(folder)
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def thumbnails(data: ImageData, indices: np.ndarray) -> np.ndarray:
@@ -110,7 +147,7 @@ def thumbnails(data: ImageData, indices: np.ndarray) -> np.ndarray:
 def log_figures(store: Store, evidence: analysis.Evidence) -> None:
     """Log a group's figures to its parent runs: what compares to all of them, the rest to the model's own."""
     parents = evidence.runs.groupby("model")["parent_id"].last()
-    with tempfile.TemporaryDirectory() as name:
+    with store.scratch() as name:
         for figure_name, model, figure in figures.draw_figures(evidence, analysis.default_metric(evidence.runs)):
             for owner in parents.index if model is None else [model]:
                 figures.save(figure, Path(name) / str(owner), figure_name)

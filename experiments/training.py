@@ -7,9 +7,9 @@ augmentation) with one generator, sends it in one copy, and reads loss and confu
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -207,23 +207,88 @@ def initialise(build: Callable[[], Network], seed: int, device: str) -> Network:
     return build().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def fit(model: nn.Module, data: DeviceImages, split: Split, config: TrainingConfig, seed: int) -> Iterator[EpochRecord]:
-    """Train a model on a split and yield one record an epoch; at the end the model has its best epoch's weights.
-
-    AdamW, cosine schedule over `config.epochs`, early stopping on the validation loss. On the CPU the same seed and
-    number of threads give the same numbers bit for bit.
+class TrainingState:
+    """All that an epoch changes and the next one depends on: a training that goes on from it gives the same bits.
 
     Parameters
     ----------
     model : nn.Module
-        On the device of `data`, in channels_last memory.
-    data : DeviceImages
-    split : Split
-        Of which `train` is trained and `val` selected on; `test` is not looked at.
+        On the device that trains it, in channels_last memory.
     config : TrainingConfig
         Resolved (no `auto`).
     seed : int
         Of batch order, augmentation, and dropout.
+
+    Attributes
+    ----------
+    epoch, best_epoch : int
+        Epochs done, and the one with the lowest validation loss; 0 before the first.
+    best : Evaluation or None
+        Of the validation part after the best epoch.
+    best_weights : dict of str to Tensor
+        Weights and buffers then, on the device.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, seed: int) -> None:
+        self.model = model
+        self.config = config
+        self.device = next(model.parameters()).device
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.epoch = self.best_epoch = 0
+        self.best: Evaluation | None = None
+        self.best_weights = clone_state(model)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs are done, or `patience` of them have not lowered the validation loss."""
+        return self.epoch >= self.config.epochs or self.epoch - self.best_epoch >= self.config.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes: tensors, numbers, and dicts and lists of them."""
+        parts = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+        generators = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        best = self.best and {**vars(self.best), "confusion": torch.from_numpy(self.best.confusion)}
+        epochs = {"epoch": self.epoch, "best_epoch": self.best_epoch}
+        return {**parts, **generators, **epochs, "best": best, "best_weights": self.best_weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; tensors may lie on another device."""
+        for name in _STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+        self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
+        best = state["best"]
+        self.best = Evaluation(**{**best, "confusion": best["confusion"].numpy()}) if best else None
+        self.best_weights = {key: value.to(self.device) for key, value in state["best_weights"].items()}
+
+
+_STATEFUL = ("model", "optimizer", "schedule", "scaler")  # attributes with a state_dict of their own
+
+
+def fit(state: TrainingState, data: DeviceImages, split: Split) -> Iterator[EpochRecord]:
+    """Train a model on a split and yield one record an epoch; at the end the model has its best epoch's weights.
+
+    AdamW, cosine schedule over `config.epochs`, early stopping on the validation loss. On the CPU the same seed and
+    number of threads give the same numbers bit for bit, also where the state was saved between two epochs and
+    loaded by another process.
+
+    Parameters
+    ----------
+    state : TrainingState
+        New, or loaded. When a record is handed out it is that of the record's epoch.
+    data : DeviceImages
+        On the model's device.
+    split : Split
+        Of which `train` is trained and `val` selected on; `test` is not looked at.
 
     Yields
     ------
@@ -234,35 +299,28 @@ def fit(model: nn.Module, data: DeviceImages, split: Split, config: TrainingConf
     TrainingDivergedError
         A loss is not finite.
     """
-    device = data.pixels.device
-    torch.manual_seed(seed)  # dropout draws from the global generator
-    generator = torch.Generator().manual_seed(seed)
+    model, config = state.model, state.config
     batches = Batches(data, *data.normalisation(split.train))
-    optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    val_rows = torch.from_numpy(split.val).to(device)  # once: a copy from the host waits for what is queued
-    best_loss, best_epoch, best_state = math.inf, 0, clone_state(model)
+    val_rows = torch.from_numpy(split.val).to(state.device)  # once: a copy from the host waits for what is queued
     started = time.perf_counter()
-    for epoch in range(1, config.epochs + 1):
-        plan = plan_epoch(split.train, batches.size, config.augment, generator).to(device, non_blocking=True)
-        totals = _train_epoch(model, batches, plan, optimizer, scaler, config)
+    while not state.is_done:
+        plan = plan_epoch(split.train, batches.size, config.augment, state.generator)
+        totals = _train_epoch(state, batches, plan.to(state.device, non_blocking=True))
         val = _evaluate_on_device(model, batches, val_rows, config.precision)
-        lr = optimizer.param_groups[0]["lr"]
-        schedule.step()
+        lr = state.optimizer.param_groups[0]["lr"]
+        state.schedule.step()
         (train_loss, correct), evaluation = _read_back(totals, val)  # the epoch's one host sync
+        state.epoch += 1
         for name, loss in (("training", train_loss), ("validation", evaluation.loss)):
             if not math.isfinite(loss):
-                raise TrainingDivergedError(f"the {name} loss is {loss} in epoch {epoch}; a lower --lr may help")
-        if improved := evaluation.loss < best_loss:
-            best_loss, best_epoch, best_state = evaluation.loss, epoch, clone_state(model)
+                raise TrainingDivergedError(f"the {name} loss is {loss} in epoch {state.epoch}; a lower --lr may help")
+        if improved := state.best is None or evaluation.loss < state.best.loss:
+            state.best, state.best_epoch, state.best_weights = evaluation, state.epoch, clone_state(model)
         now = time.perf_counter()
         seconds, started = now - started, now
         n = len(split.train)
-        yield EpochRecord(epoch, lr, train_loss / n, correct / n, evaluation, improved, seconds)
-        if epoch - best_epoch >= config.patience:
-            break
-    model.load_state_dict(best_state)
+        yield EpochRecord(state.epoch, lr, train_loss / n, correct / n, evaluation, improved, seconds)
+    model.load_state_dict(state.best_weights)
 
 
 def clone_state(model: nn.Module) -> dict[str, Tensor]:
@@ -274,15 +332,9 @@ def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContex
     return torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
-def _train_epoch(
-    model: nn.Module,
-    batches: Batches,
-    plan: Tensor,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    config: TrainingConfig,
-) -> Tensor:
+def _train_epoch(state: TrainingState, batches: Batches, plan: Tensor) -> Tensor:
     """One pass over the plan; returns the sum of losses and the count of hits, on the device (float64)."""
+    model, config, optimizer, scaler = state.model, state.config, state.optimizer, state.scaler
     totals = torch.zeros(2, dtype=torch.float64, device=plan.device)
     model.train()
     for batch in split_batches(plan, config.batch_size):

@@ -11,6 +11,7 @@ import pytest
 
 import datasets
 from datasets import DatasetError
+from datasets.images import LOCK
 from tests.conftest import REAL_DATA, snapshot
 
 
@@ -110,7 +111,7 @@ def test_no_network_says_the_three_ways_on(tmp_path: Path, monkeypatch: pytest.M
     for task in ("task1", "task3"):
         with pytest.raises(DatasetError, match=r"Three ways on: .*credentials.*--data-dir.*--sample"):
             datasets.load(task)
-    assert list((tmp_path / "data").iterdir()) == []
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [LOCK]
     assert capfd.readouterr().out == ""
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import datasets
 from datasets import DatasetError
-from datasets.images import cached, decode, read_folder
+from datasets.images import LOCK, cached, decode, decode_files, list_folder, read_folder
 from datasets.kaggle import unpack
 from tests.conftest import ROOT, snapshot
 
@@ -99,6 +99,17 @@ def test_many_broken_files_are_an_error(image_folder: Path) -> None:
         read_folder(image_folder, "photos", 16, 3)
 
 
+def test_decoding_names_the_file_of_each_row_however_many_fail(image_folder: Path) -> None:
+    whole = read_folder(image_folder, "photos", 16, 3)
+    for number in range(20):
+        (image_folder / "train" / "dark" / f"{number:02d}.png").write_bytes(b"nothing")
+    files = [path for classes in list_folder(image_folder) for paths in classes.values() for path in paths]
+    images, failures = decode_files(image_folder, files, 16, 3)
+    assert [failure is None for failure in failures] == [path.read_bytes() != b"nothing" for path in files]
+    assert failures[0].startswith("train/dark/00.png (UnidentifiedImageError: ")
+    assert np.array_equal(images[20:], whole.images[20:])
+
+
 def test_folders_that_are_no_data_set(image_folder: Path) -> None:
     (image_folder / "test" / "other").mkdir()
     with pytest.raises(DatasetError, match="other holds no image"):
@@ -111,16 +122,21 @@ def test_folders_that_are_no_data_set(image_folder: Path) -> None:
         read_folder(image_folder, "photos", 16, 3)
 
 
+def only_entry(cache: Path) -> Path:
+    (entry,) = (path for path in cache.iterdir() if path.name != LOCK)
+    return entry
+
+
 def test_cache_is_used_until_a_file_changes_and_nothing_is_written_beside_the_data(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
     before = snapshot(image_folder)
     first = datasets.load("task1", image_folder)
-    entries = list((tmp_path / "cache").iterdir())
-    assert len(entries) == 1
+    entry = only_entry(tmp_path / "cache")
+    before_use = snapshot(tmp_path / "cache")
     assert datasets.load("task1", image_folder).digest == first.digest
-    assert list((tmp_path / "cache").iterdir()) == entries
+    assert only_entry(tmp_path / "cache") == entry and snapshot(tmp_path / "cache") == before_use
     assert snapshot(image_folder) == before
 
     changed = image_folder / "train" / "dark" / "00.png"
@@ -142,7 +158,7 @@ def test_damaged_or_half_written_entries_are_never_used(image_folder: Path, tmp_
         return cached("photos", files, [16], tmp_path / "cache", read).digest
 
     digest = load()
-    entry = next((tmp_path / "cache").iterdir())
+    entry = only_entry(tmp_path / "cache")
     assert load() == digest and len(reads) == 1
     damaged = bytearray((entry / "images.npy").read_bytes())
     damaged[-1] ^= 1
@@ -154,21 +170,37 @@ def test_damaged_or_half_written_entries_are_never_used(image_folder: Path, tmp_
     assert load() == digest and len(reads) == 4
     (tmp_path / "cache" / ".partial-x").mkdir()  # what a killed process leaves
     assert load() == digest and len(reads) == 4
+    (entry / "labels.npy").unlink()
+    assert load() == digest and len(reads) == 5
+    assert only_entry(tmp_path / "cache") == entry  # what was left is gone
 
 
 def test_processes_that_fill_one_cache_entry_at_once(image_folder: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, '.'); import datasets;"
+        "import os, datasets, datasets.images as images; decode = images.decode\n"
+        "images.decode = lambda *arguments: os.write(2, b'#') and decode(*arguments)\n"
         f"print(datasets.load('task1', {str(image_folder)!r}).digest)"
     )
     environment = os.environ | {"CACHE_DIR": str(tmp_path / "cache")}
     started = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True)
         for _ in range(4)
     ]
-    digests = {process.communicate(timeout=100)[0].strip() for process in started}
-    assert len(digests) == 1 and digests != {""}
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    answers = [process.communicate(timeout=100) for process in started]
+    assert len({digest for digest, _ in answers}) == 1 and answers[0][0].strip() != ""
+    assert sum(errors.count("#") for _, errors in answers) == 52  # each image was decoded once
+    assert only_entry(tmp_path / "cache").name.startswith("photos-")
+
+
+def test_a_reader_that_fails_is_not_the_caches_fault(image_folder: Path, tmp_path: Path) -> None:
+    def read() -> datasets.ImageData:
+        raise PermissionError(13, "Permission denied", "train/secret.png")
+
+    with pytest.raises(PermissionError, match="secret.png"):
+        cached("photos", [], [16], tmp_path / "cache", read)
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="cannot write the cache of decoded images to .*Not a directory.* CACHE_DIR"):
+        cached("photos", [], [16], tmp_path / "file" / "cache", lambda: read_folder(image_folder, "photos", 16, 3))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -3,10 +3,8 @@
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -148,28 +146,6 @@ def test_numbers_follow_from_the_files_beside_them(task: str, finished, tmp_path
         assert (folder / keys.CONFUSION_FIGURE).stat().st_size > 5_000
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_ends_the_run_in_order_and_says_how_to_go_on(signum: int, store_uri: str, tmp_path: Path) -> None:
-    options = ("--sample", "--epochs", "500", "--patience", "500", "-m", "lenet5", "-m", "vggnet", "--no-baselines")
-    script = [sys.executable, str(ROOT / "experiments" / "task1.py"), *options, "--tracking-uri", store_uri]
-    process = subprocess.Popen(
-        script, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        runs = analysis.load_runs(["task1"], store_uri)
-        if len(runs) and tracking.open_store(store_uri).client.get_metric_history(runs["run_id"].iloc[0], "val/loss"):
-            break
-        time.sleep(0.5)
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "-m lenet5 --split 0 --split 1 --split 2 --split 3 --split 4, then -m vggnet --split 0" in errors
-    assert "Traceback" not in errors
-    assert analysis.load_runs(["task1"], store_uri)["status"].tolist() == ["KILLED"]
-
-
 def test_a_diverging_split_fails_and_the_protocol_goes_on(store_uri: str, run_command) -> None:
     options = ("--sample", "--epochs", "1", "--n-splits", "2", "--lr", "1e30", "-m", "resnetcnn", "-m", "lenet5")
     result = run_command("experiments/task3.py", *options, "--no-baselines", "--tracking-uri", store_uri)
@@ -254,7 +230,7 @@ def test_help_names_every_option_without_loading_torch_or_mlflow() -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     for option in ("--model", "--n-splits", "--split", "--epochs", "--patience", "--batch-size", "--lr", "--seed",
                    "--weight-decay", "--augment", "--no-augment", "--precision", "--device", "--data-dir", "--sample",
-                   "--tracking-uri", "--no-baselines"):  # fmt: skip
+                   "--tracking-uri", "--no-baselines", "--leak-free", "--fresh"):  # fmt: skip
         assert option in result.stdout
     assert result.stdout.rstrip().endswith("set()")
 

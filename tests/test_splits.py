@@ -1,17 +1,36 @@
 """Guarantees of the splitters, as properties over many label arrays."""
 
+import time
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from datasets import DatasetError, RepeatedHoldout, StratifiedKFold
+from datasets import DatasetError, RepeatedHoldout, Split, StratifiedKFold
 from datasets.splits import controlled_rounding
 
 LABELS = st.lists(st.integers(6, 60), min_size=2, max_size=8).flatmap(
     lambda counts: st.permutations(np.repeat(np.arange(len(counts)), counts).tolist()).map(np.array)
 )
 SHARES = st.sampled_from([(3, 2), (4, 1), (1, 1), (2, 49, 49), (1, 1, 1), (6, 3, 1), (5, 2, 3)])
+
+
+def draw_groups(draw: st.DataObject, labels: np.ndarray, mixed: bool) -> np.ndarray:
+    """Groups of up to four images, of one class each unless `mixed`, some images alone; ids in no order."""
+    rng = np.random.default_rng(draw.draw(st.integers(0, 2**32 - 1)))
+    alone = draw.draw(st.floats(0, 1))  # about this share of the images
+    order = rng.permutation(len(labels))
+    if not mixed:
+        order = order[np.argsort(labels[order], kind="stable")]
+    starts = rng.random(len(labels)) < max(alone, 0.3)
+    starts[1:] |= (np.diff(labels[order]) != 0) & (not mixed)
+    members = np.split(order, np.flatnonzero(starts[1:]) + 1)
+    pieces = [piece[i : i + 4] for piece in members for i in range(0, len(piece), 4)]
+    ids = np.empty(len(labels), dtype=np.int64)
+    for name, piece in zip(rng.permutation(len(pieces)), pieces, strict=True):
+        ids[piece] = name
+    return ids
 
 
 def check(parts, labels: np.ndarray, sizes: np.ndarray) -> None:
@@ -45,8 +64,9 @@ def test_folds_cover_once_and_are_stratified(labels: np.ndarray, folds: int, see
     splits = StratifiedKFold(folds).split(labels, seed)
     assert np.array_equal(np.sort(np.concatenate([split.val for split in splits])), np.arange(len(labels)))
     for split in splits:
-        check([split.train, split.val], labels, np.array([len(split.train), len(split.val)]))
-        assert np.all(np.bincount(labels[split.val]) - np.bincount(labels) // folds <= 1)
+        assert np.array_equal(np.sort(np.concatenate(split)), np.arange(len(labels)))
+        assert all(part.dtype == np.int64 and np.all(np.diff(part) > 0) for part in split)
+        assert np.all(np.abs(np.bincount(labels[split.val]) - np.bincount(labels) / folds) < 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,6 +101,117 @@ def test_task3_sizes() -> None:
 def test_too_few_images_are_one_sentence(protocol) -> None:
     with pytest.raises(DatasetError, match="images|fold"):
         protocol.split(np.array([0, 0, 0, 1, 1, 1, 1, 1]), 0)
+
+
+def together(split: Split, groups: np.ndarray) -> bool:
+    parts = [set(groups[part].tolist()) for part in split]
+    return sum(map(len, parts)) == len(set().union(*parts))
+
+
+def same(first: list[Split], second: list[Split]) -> bool:
+    return all(np.array_equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(LABELS, SHARES, st.booleans(), st.integers(0, 2**32 - 1), st.data())
+def test_grouped_holdout_keeps_groups_together(labels, shares, mixed: bool, seed: int, draw) -> None:
+    groups = draw_groups(draw, labels, mixed)
+    try:
+        splits = RepeatedHoldout(3, shares).split(labels, seed, groups)
+    except DatasetError:
+        assert min(np.array(shares) * len(labels) / sum(shares)) < 4 * len(np.unique(labels)) + 1
+        return
+    sizes, counts = np.unique(groups, return_counts=True)[1], np.bincount(labels)
+    for split in splits:
+        parts = [split.train, split.val, split.test][: len(shares)]
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+        assert all(part.dtype == np.int64 and np.all(np.diff(part) > 0) for part in parts)
+        assert together(split, groups)
+        for part, share in zip(parts, np.array(shares) / sum(shares), strict=True):
+            excess = np.bincount(labels[part], minlength=len(counts)) - share * counts
+            assert mixed or excess.max() < max(sizes.max(), 2)
+    assert same(splits[:2], RepeatedHoldout(2, shares).split(labels, seed, groups))
+
+
+@settings(max_examples=60, deadline=None)
+@given(LABELS, SHARES, st.integers(0, 2**32 - 1), st.data())
+def test_grouped_holdout_is_exact_where_single_images_fill_up(labels, shares, seed: int, draw) -> None:
+    groups = draw_groups(draw, labels, mixed=False)
+    sizes = dict(zip(*np.unique(groups, return_counts=True), strict=True))
+    own = np.array([sizes[group] for group in groups])  # of each image's group
+    for label in np.unique(labels):
+        inside = own[labels == label]
+        assume(np.sum(inside == 1) >= len(shares) * (inside.max() - 1))
+    try:
+        splits = RepeatedHoldout(2, shares).split(labels, seed, groups)
+    except DatasetError:
+        assert min(np.array(shares) * len(labels) / sum(shares)) < len(np.unique(labels)) + 1
+        return
+    for split in splits:
+        check([split.train, split.val, split.test][: len(shares)], labels, np.array(shares) * len(labels) / sum(shares))
+
+
+@settings(max_examples=40, deadline=None)
+@given(LABELS, st.integers(2, 5), st.booleans(), st.integers(0, 2**32 - 1), st.data())
+def test_grouped_folds_keep_groups_together(labels, folds: int, mixed: bool, seed: int, draw) -> None:
+    groups = draw_groups(draw, labels, mixed)
+    try:
+        splits = StratifiedKFold(folds).split(labels, seed, groups)
+    except DatasetError:
+        assert np.bincount(labels).min() < 4 * folds
+        return
+    assert np.array_equal(np.sort(np.concatenate([split.val for split in splits])), np.arange(len(labels)))
+    for split in splits:
+        assert np.array_equal(np.sort(np.concatenate(split)), np.arange(len(labels)))
+        assert together(split, groups)
+        assert len(np.unique(labels[split.val])) == len(np.unique(labels))
+    assert same(splits, StratifiedKFold(folds).split(labels, seed, groups))
+
+
+def test_groups_of_one_leave_holdouts_with_test_part_as_they_are() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 70))
+    protocol = RepeatedHoldout(3, (2, 49, 49))
+    assert same(protocol.split(labels, 5), protocol.split(labels, 5, np.arange(700)[::-1]))
+
+
+def test_pairs_and_two_label_pairs_are_drawn_like_single_images() -> None:
+    labels = np.repeat([0, 1], 100)
+    groups = np.arange(200)
+    groups[1:60:2] = groups[0:60:2]  # 30 pairs of class 0
+    groups[100:110] = groups[60:70]  # 10 pairs with both labels
+    splits = RepeatedHoldout(300, (3, 2)).split(labels, 0, groups)
+    for first, last in ((0, 60), (60, 70), (70, 100), (110, 200)):
+        shares = [np.mean((split.train >= first) & (split.train < last)) for split in splits]
+        shares = [share * len(split.train) / (last - first) for share, split in zip(shares, splits, strict=True)]
+        assert abs(np.mean(shares) - 0.6) < 0.02
+        assert np.std(shares) > 0.01
+    assert all(np.bincount(labels[split.train]).tolist() == [60, 60] for split in splits)
+
+
+def test_grouped_folds_are_even() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1], [210, 190]))
+    groups = np.arange(400)
+    groups[1:90:3] = groups[0:90:3]  # pairs, of two labels as it happens
+    for split in StratifiedKFold(5).split(labels, 3, groups):
+        assert together(split, groups)
+        assert np.all(np.abs(np.bincount(labels[split.val]) - [42, 38]) <= 1)
+
+
+def test_labels_and_groups_of_task3_are_split_at_once() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 7_000))
+    groups = np.arange(70_000)
+    groups[1:600:3] = groups[0:600:3]
+    started = time.perf_counter()
+    split = RepeatedHoldout(1, (2, 49, 49)).split(labels, 0, groups)[0]
+    assert time.perf_counter() - started < 2
+    assert [len(part) for part in split] == [1_400, 34_300, 34_300]
+    assert together(split, groups)
+
+
+@pytest.mark.parametrize("protocol", [StratifiedKFold(2), RepeatedHoldout(1, (3, 2)), RepeatedHoldout(1, (1, 1, 1))])
+def test_groups_that_leave_a_part_empty_are_one_sentence(protocol) -> None:
+    with pytest.raises(DatasetError, match="near duplicates|no training image"):
+        protocol.split(np.repeat([0, 1], 20), 0, np.zeros(40, dtype=int))
 
 
 def test_protocols_that_cannot_be() -> None:

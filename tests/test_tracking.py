@@ -1,5 +1,6 @@
 """The result database written and read back: real MLflow on a real SQLite file."""
 
+import contextlib
 import http.server
 import os
 import socket
@@ -7,8 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -16,8 +19,8 @@ import analysis
 import models
 import tracking
 from tests.conftest import ROOT
-from tracking import StoreError, keys
-from tracking.checkpoints import Checkpoint
+from tracking import StoreError, keys, owners
+from tracking.checkpoints import Checkpoint, save_resume_file
 
 PARAMS = {"model": "lenet5", "dataset": "d", "device": "cpu", **dict.fromkeys(keys.GROUP_PARAMS, 1)}
 TAGS = {"task": "task3", "fingerprint": "f" * 64, "dataset_digest": "0" * 64, "source_digest": "s", "git_commit": "c"}
@@ -27,54 +30,199 @@ def scores(value: float) -> dict[str, float]:
     return {"test/accuracy": value, "best_val/accuracy": value, "best_epoch": 1, "train_seconds": 2.0}
 
 
-def child(store: tracking.Store, parent: tracking.Run, split: int, value: float) -> str:
-    with tracking.child_run(store, parent, f"split {split}", PARAMS | {"split": split}, TAGS) as run:
+def do(parent: tracking.Parent, split: int, value: float, params=PARAMS, tags=TAGS, fresh: bool = False) -> str | None:
+    """Do a split's run, and return its id; None where there was nothing to do."""
+    claimed = claim(parent, split, params, tags, fresh)
+    if claimed.run is None:
+        return None
+    with tracking.child_run(claimed) as run:
         run.log_metrics(scores(value))
     return run.id
 
 
-def test_a_parent_is_found_again_and_an_older_split_marked(store_uri: str) -> None:
+def claim(parent: tracking.Parent, split: int, params=PARAMS, tags=TAGS, fresh: bool = False) -> tracking.Claim:
+    own_tags = tags | {"fingerprint": f"{tags['fingerprint']}{split}"}
+    return tracking.claim(parent, f"split {split}", params | {"split": split}, own_tags, fresh)
+
+
+def open_parent(store: tracking.Store, params=PARAMS, tags=TAGS) -> contextlib.AbstractContextManager[tracking.Parent]:
+    return tracking.parent_run(store, "task3", "lenet5", params, tags)
+
+
+def test_a_parent_is_found_again_and_finished_splits_are_left(store_uri: str) -> None:
     store = tracking.open_store(store_uri)
-    with tracking.parent_run(store, "task3", "lenet5", PARAMS, TAGS) as parent:
-        first = child(store, parent, 0, 0.1)
-        child(store, parent, 1, 0.5)
-    with tracking.parent_run(store, "task3", "lenet5", PARAMS, TAGS) as again:
+    with open_parent(store) as parent:
+        first = do(parent, 0, 0.1)
+        do(parent, 1, 0.5)
+    with open_parent(store) as again:
         assert again.id == parent.id  # the same configuration is the same parent
-        newer = child(store, again, 0, 0.7)
-        with pytest.raises(RuntimeError), tracking.child_run(store, again, "broken", PARAMS | {"split": 1}, TAGS):
+        assert do(again, 0, 0.7) is None
+        broken = claim(again, 2)
+        with pytest.raises(RuntimeError), tracking.child_run(broken):
             raise RuntimeError("out of order")
         again.log_metrics({"mean/test/accuracy": 0.6, "low/test/accuracy": 0.5, "n_splits": 2})
-    with tracking.parent_run(store, "task3", "other", PARAMS, TAGS | {"fingerprint": "g"}) as other:
+    with open_parent(store, tags=TAGS | {"fingerprint": "g"}) as other:
         assert other.id != parent.id
 
     metrics = store.client.get_run(parent.id).data.metrics
     assert metrics == {"mean/test/accuracy": 0.6, "low/test/accuracy": 0.5, "n_splits": 2}
-    assert store.client.get_run(first).data.tags["superseded_by"] == newer
+    assert "superseded_by" not in store.client.get_run(first).data.tags
     runs = analysis.load_runs(["task3", "task1"], store_uri)
-    assert runs["status"].tolist() == ["FINISHED", "FINISHED", "FINISHED", "FAILED"]
+    assert runs["status"].tolist() == ["FINISHED", "FINISHED", "FAILED"]
     assert runs["failure"].iloc[-1] == "out of order"
+    with open_parent(store) as once_more:
+        assert do(once_more, 2, 0.9) == broken.run.id  # what failed is tried again, in its run
+    assert analysis.load_runs(["task3"], store_uri)["status"].eq("FINISHED").all()
+    assert "failure" not in store.client.get_run(broken.run.id).data.tags
 
 
-def test_a_split_run_again_by_other_code_supersedes_the_older_run(store_uri: str) -> None:
+def test_fresh_begins_again_and_counts_when_it_has_finished(store_uri: str) -> None:
     store = tracking.open_store(store_uri)
+    with open_parent(store) as parent:
+        old = do(parent, 0, 0.1)
+        with pytest.raises(KeyboardInterrupt), tracking.child_run(claim(parent, 0, fresh=True)) as interrupted:
+            raise KeyboardInterrupt
+        runs = analysis.load_runs(["task3"], store_uri)
+        assert runs["superseded_by"].tolist()[0] == interrupted.id
+        assert analysis.finished(runs)["run_id"].tolist() == [old]  # still the result
+        assert do(parent, 0, 0.2) == interrupted.id  # without the option what was begun goes on
+        assert do(parent, 0, 0.3) is None
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert analysis.finished(runs)["test/accuracy"].tolist() == [0.2]
+
+
+def test_a_split_run_again_by_other_code_supersedes_the_older_run_until_that_comes_back(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    settings = [(PARAMS | {"lr": lr}, TAGS | {"fingerprint": mark}) for mark, lr in (("f", 1), ("g", 1), ("h", 2))]
     ids = []
-    for fingerprint, lr in (("f", 1), ("g", 1), ("h", 2)):  # the third is another comparison group
-        params, tags = PARAMS | {"lr": lr}, TAGS | {"fingerprint": fingerprint}
-        with tracking.parent_run(store, "task3", "lenet5", params, tags) as parent:
-            with tracking.child_run(store, parent, "split 0", params | {"split": 0}, tags) as run:
-                run.log_metrics(scores(0.5))
-        ids.append(run.id)
-    found = [store.client.get_run(run_id).data.tags.get("superseded_by") for run_id in ids]
-    assert found == [ids[1], None, None]
+    for params, tags in settings:  # the third is another comparison group
+        with open_parent(store, params, tags) as parent:
+            ids.append(do(parent, 0, 0.5, params, tags))
+    assert superseded(store, ids) == [ids[1], None, None]
+    with open_parent(store, *settings[0]) as parent:
+        assert do(parent, 0, 0.5, *settings[0]) is None
+    assert superseded(store, ids) == [None, ids[0], None]
 
 
-def test_interrupted_runs_are_killed(store_uri: str) -> None:
+def superseded(store: tracking.Store, ids: list[str]) -> list[str | None]:
+    return [store.client.get_run(run_id).data.tags.get("superseded_by") for run_id in ids]
+
+
+def test_interrupted_runs_are_killed_and_go_on(store_uri: str) -> None:
     store = tracking.open_store(store_uri)
-    with pytest.raises(KeyboardInterrupt), tracking.parent_run(store, "task1", "lenet5", PARAMS, TAGS) as parent:
-        with tracking.child_run(store, parent, "split 0", PARAMS | {"split": 0}, TAGS):
+    with pytest.raises(KeyboardInterrupt), open_parent(store) as parent:
+        parent.begin()
+        with tracking.child_run(claim(parent, 0)):
             raise KeyboardInterrupt
     assert store.client.get_run(parent.id).info.status == "KILLED"
-    assert analysis.load_runs(["task1"], store_uri)["status"].tolist() == ["KILLED"]
+    assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["KILLED"]
+    with open_parent(store) as parent:
+        do(parent, 0, 0.5)
+    assert store.client.get_run(parent.id).info.status == "FINISHED"
+    assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["FINISHED"]
+
+
+HISTORY = [{"epoch": epoch, "time": 1000 + epoch, "metrics": {"val/loss": 1 / epoch, "lr": 0.1}} for epoch in (1, 2, 3)]
+
+
+def test_an_epoch_is_never_logged_twice(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    with open_parent(store) as parent:
+        claimed = claim(parent, 0)
+        with pytest.raises(KeyboardInterrupt), tracking.child_run(claimed) as run:
+            run.log_epochs(HISTORY[:1])
+            save_resume_file(claimed.resume_file, {"history": HISTORY[:2]})  # killed before the second was logged
+            raise KeyboardInterrupt
+        again = claim(parent, 0)
+        assert (again.run.id, again.saved) == (run.id, {"history": HISTORY[:2]})
+        with tracking.child_run(again) as run:
+            run.log_epochs(HISTORY)
+            run.log_metrics(scores(0.5), timestamp=1003)
+            run.log_metrics(scores(0.5), timestamp=1003)
+        assert not claimed.resume_file.exists()
+    for key, n in (("val/loss", 3), ("lr", 3), ("test/accuracy", 1)):
+        assert [point.step for point in store.client.get_metric_history(run.id, key)] == [[0], [1, 2, 3]][n == 3]
+
+
+def test_a_run_with_more_epochs_than_its_resume_file_is_left_and_begun_anew(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    with open_parent(store) as parent:
+        claimed = claim(parent, 0)
+        with pytest.raises(KeyboardInterrupt), tracking.child_run(claimed) as run:
+            run.log_epochs(HISTORY)
+            raise KeyboardInterrupt
+        for saved in (None, HISTORY[:2]):  # it was lost; it is of before
+            if saved:
+                save_resume_file(claimed.resume_file, {"history": saved})
+            again = claim(parent, 0)
+            assert again.run.id != run.id
+            assert (again.saved and again.saved["history"]) == saved
+            with contextlib.suppress(KeyboardInterrupt), tracking.child_run(again):
+                raise KeyboardInterrupt
+
+
+OTHER_PROCESS = """
+import sys
+sys.path.insert(0, {root!r})
+import tracking
+from tests import test_tracking as t
+store = tracking.open_store({uri!r})
+with t.open_parent(store) as parent:
+    parent.begin()
+    with tracking.child_run(t.claim(parent, 0)), store.scratch():
+        print("at work", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_a_live_process_is_left_alone_and_a_killed_one_is_taken_over(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    code = OTHER_PROCESS.format(root=str(ROOT), uri=store_uri)
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "at work\n"
+    tracking.close_dead_runs(store, "task3")
+    with open_parent(store) as parent:
+        claimed = claim(parent, 0)
+        assert claimed.run is None and claimed.owner == f"process {other.pid}"
+        assert do(parent, 1, 0.5) is not None
+    assert store.client.get_run(parent.id).info.status == "RUNNING"  # since the other still is
+    statuses = analysis.load_runs(["task3"], store_uri).set_index("split")["status"]
+    assert statuses.to_dict() == {0: "RUNNING", 1: "FINISHED"}
+    other.kill()  # and not waited for: a zombie is dead, too
+    while not (dead := psutil.Process(other.pid).status() == psutil.STATUS_ZOMBIE):
+        time.sleep(0.01)
+    assert dead and len(list(store.state.glob("scratch-*"))) == 1
+    tracking.close_dead_runs(store, "task3")
+    assert list(store.state.glob("scratch-*")) == []
+    runs = analysis.load_runs(["task3"], store_uri).set_index("split")
+    assert runs.loc[0, "status"] == "KILLED" and "without a word" in runs.loc[0, "failure"]
+    assert store.client.get_run(parent.id).info.status == "KILLED"
+    with open_parent(store) as parent:
+        assert do(parent, 0, 0.5) == runs.loc[0, "run_id"]
+    assert store.client.get_run(parent.id).info.status == "FINISHED"
+    other.communicate()
+
+
+def test_runs_on_other_machines_are_told_by_their_heartbeat(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    with open_parent(store) as parent:
+        run = claim(parent, 0).run
+        store.client.set_tag(run.id, "owner", "elsewhere 17 1700000000")
+        assert claim(parent, 0).owner == "process 17 on elsewhere"
+        tracking.close_dead_runs(store, "task3")
+        assert store.client.get_run(run.id).info.status == "RUNNING"
+        store.client.set_tag(run.id, "heartbeat", f"{time.time() - 2 * owners.SILENCE:.0f}")
+        tracking.close_dead_runs(store, "task3")
+        assert store.client.get_run(run.id).info.status == "KILLED"
+        assert do(parent, 0, 0.5) == run.id
+
+
+def test_a_process_number_given_again_is_another_process() -> None:
+    mine = owners.signs_of_life()
+    assert owners.is_alive(mine)
+    host, pid, started = mine["owner"].split()
+    assert not owners.is_alive(mine | {"owner": f"{host} {pid} {float(started) - 1000:.0f}"})
+    assert not owners.is_alive({"owner": "nonsense"}) and not owners.is_alive({})
 
 
 def test_every_key_is_known_and_explained(store_uri: str) -> None:
@@ -82,11 +230,12 @@ def test_every_key_is_known_and_explained(store_uri: str) -> None:
     with tracking.parent_run(store, "task3", "lenet5", PARAMS, TAGS) as run:
         with pytest.raises(StoreError, match="acuracy not in tracking.keys"):
             run.log_metrics({"acuracy": 1.0})
-        run.log_metrics({"val/loss": 2.0, "lr": 0.5}, step=1)
-        run.log_metrics({"val/loss": 1.0, "lr": 0.4}, step=2)
+        with pytest.raises(StoreError, match="val/los not in tracking.keys"):
+            run.log_epochs([{"epoch": 1, "time": 1, "metrics": {"val/los": 1.0}}])
+        run.log_epochs(HISTORY)
         run.log_dataset("d", "a" * 64, "{}")
     history = store.client.get_metric_history(run.id, "val/loss")
-    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     inputs = store.client.get_run(run.id).inputs.dataset_inputs
     assert [(entry.dataset.name, entry.dataset.digest) for entry in inputs] == [("d", "a" * 36)]
     for group in (keys.PARAMS, keys.EPOCH_METRICS, keys.FINAL_METRICS, keys.TAGS):

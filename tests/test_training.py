@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,17 @@ import models
 from datasets import ImageData, RepeatedHoldout, Split
 from experiments import hardware
 from experiments.config import TrainingConfig
-from experiments.training import Batches, DeviceImages, TrainingDivergedError, evaluate, fit, plan_epoch, split_batches
+from experiments.training import (
+    Batches,
+    DeviceImages,
+    TrainingDivergedError,
+    TrainingState,
+    evaluate,
+    fit,
+    plan_epoch,
+    split_batches,
+)
+from tracking.checkpoints import load_resume_file, save_resume_file
 
 CONFIG = TrainingConfig(lr=3e-3, batch_size=16, epochs=4, precision="fp32", device="cpu")
 
@@ -41,7 +52,7 @@ def new_model(name: str = "lenet5") -> torch.nn.Module:
 
 def run(data: ImageData, split: Split, config: TrainingConfig = CONFIG, name: str = "lenet5", seed: int = 1):
     model = new_model(name)
-    records = list(fit(model, DeviceImages.load(data, "cpu"), split, config, seed))
+    records = list(fit(TrainingState(model, config, seed), DeviceImages.load(data, "cpu"), split))
     return model, records
 
 
@@ -75,6 +86,49 @@ def test_same_seed_same_bits(data: ImageData, split: Split, name: str, augment: 
     for a, b in zip(first[0].state_dict().values(), second[0].state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert first[1][0].train_loss != other[1][0].train_loss
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("name", "patience"), [("lenet5", 1), ("efficientnet_lite", 9)])
+def test_goes_on_from_any_epoch_with_the_same_bits(
+    data: ImageData, split: Split, name: str, patience: int, precision: str, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, precision=precision, augment=True, patience=patience, lr=1e-2)
+    whole, records = run(data, split, config, name)
+    images = DeviceImages.load(data, "cpu")
+    stopped = TrainingState(new_model(name), config, 1)
+    seen = []
+    for _ in records:  # each epoch, and what follows the last, by another process's state
+        state = TrainingState(new_model(name), config, seed=99)
+        if seen:
+            torch.rand(3)  # whatever a new process draws
+            state.load_state_dict(load_resume_file(tmp_path / "split.resume"))
+        else:
+            state = stopped
+        seen.append(next(fit(state, images, split)))
+        save_resume_file(tmp_path / "split.resume", state.state_dict())
+    state = TrainingState(new_model(name), config, seed=99)
+    state.load_state_dict(load_resume_file(tmp_path / "split.resume"))
+    assert list(fit(state, images, split)) == []  # it was done
+    for a, b in zip(records, seen, strict=True):
+        assert (a.epoch, a.lr, a.train_loss, a.improved) == (b.epoch, b.lr, b.train_loss, b.improved)
+        assert torch.equal(a.val.probability, b.val.probability)
+    best = [record for record in records if record.improved][-1]
+    assert state.best is not None and state.best_epoch == best.epoch
+    assert state.best.scores() == best.val.scores() and torch.equal(state.best.predicted, best.val.predicted)
+    for a, b in zip(whole.state_dict().values(), state.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_damaged_resume_file_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "split.resume"
+    assert load_resume_file(path) is None
+    save_resume_file(path, {"epoch": 3, "weights": torch.arange(1000.0)})
+    assert load_resume_file(path)["epoch"] == 3
+    content = path.read_bytes()
+    for damaged in (b"", content[:20], content[:-1], content[:500] + bytes([content[500] ^ 1]) + content[501:]):
+        path.write_bytes(damaged)
+        assert load_resume_file(path) is None
 
 
 def test_augmentation_is_switched_by_its_setting(data: ImageData, split: Split) -> None:

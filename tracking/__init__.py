@@ -4,16 +4,22 @@
 """
 
 from tracking.keys import EXPERIMENTS
-from tracking.runs import Run, child_run, parent_run
+from tracking.outages import persist
+from tracking.runs import Claim, Parent, Run, child_run, claim, close_dead_runs, parent_run
 from tracking.store import Store, StoreError, check_uri, open_store
 
 __all__ = [
     "EXPERIMENTS",
+    "Claim",
+    "Parent",
     "Run",
     "Store",
     "StoreError",
     "check_uri",
     "child_run",
+    "claim",
+    "close_dead_runs",
     "open_store",
     "parent_run",
+    "persist",
 ]

@@ -35,25 +35,29 @@ def ui(
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: take the server along
-    base = store.uri
-    if not base.startswith("http"):
-        base = f"http://127.0.0.1:{port}"
-        server = _serve(store, port)
+    if store.uri.startswith("http"):  # a server itself
+        _print_links(store, store.uri)
+        return
+    base = f"http://127.0.0.1:{port}"
+    server = _serve(store, port)
+    try:  # from here on nothing may leave the server behind
         if not _answers(server, f"{base}/health"):
             print(f"Error: no server on {base}; is the port taken? Name another with --port", file=sys.stderr)
             raise typer.Exit(1)
+        _print_links(store, base)
+        print("Ctrl-C ends the server", flush=True)
+        server.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _print_links(store: Store, address: str) -> None:
     for task in EXPERIMENTS:
         if store.experiment_id(task) is not None:
-            print(f"{task}  {store.runs_link(task, base)}", flush=True)
-    if store.uri != base:
-        print("Ctrl-C ends the server", flush=True)
-        try:
-            server.wait()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            server.terminate()
-            server.wait()
+            print(f"{task}  {store.runs_link(task, address)}", flush=True)
 
 
 def _serve(store: Store, port: int) -> "subprocess.Popen[bytes]":
@@ -75,7 +79,6 @@ def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
             time.sleep(0.3)
         else:
             return server.poll() is None  # else another program answers on that port
-    server.terminate()
     return False
 
 

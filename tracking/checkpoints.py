@@ -1,8 +1,10 @@
-"""Checkpoints: weights with everything that rebuilds and explains the model they belong to."""
+"""Checkpoints: weights with what rebuilds their model; and resume files, from which an interrupted split goes on."""
 
+import hashlib
 import io
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,3 +49,30 @@ class Checkpoint:
     def load(cls, path: Path) -> "Checkpoint":
         """Read a file back, onto the CPU; nothing in it is executed."""
         return cls(**torch.load(path, map_location="cpu", weights_only=True))
+
+
+def save_resume_file(path: Path, content: dict[str, Any]) -> None:
+    """Put what a split needs to go on (tensors, numbers, text, and lists and dicts of them) in place of the last.
+
+    The digest in front makes a file that a power cut left incomplete known as such; against a killed process the
+    rename suffices.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write(hashlib.sha256(buffer.getbuffer()).digest())
+        file.write(buffer.getbuffer())
+    partial.replace(path)
+
+
+def load_resume_file(path: Path) -> dict[str, Any] | None:
+    """Read a resume file back, onto the CPU; None where there is none or it is not whole."""
+    try:
+        digest, payload = (content := path.read_bytes())[:32], memoryview(content)[32:]
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(payload).digest() != digest:
+        return None
+    loaded: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return loaded

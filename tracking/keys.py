@@ -14,7 +14,7 @@ PARAMS = {
     "dataset": "published name, or the folder's; begins with SAMPLE for generated images",
     "protocol": "how the images are divided, with the shares of train:validation(:test)",
     "n_splits": "holdouts or folds of the whole protocol",
-    "leak_free": "whether near duplicates were kept on one side of each split",
+    "leak_free": "whether near duplicates were kept together, and none of a test image was trained on",
     "split": "which of them, from 0 (children only)",
     "n_train": "images trained on (children only)",
     "n_val": "images that choose the best epoch (children only)",
@@ -63,6 +63,8 @@ FINAL_METRICS = {
     "epochs_run": "epochs until the end or early stopping",
     "train_seconds": "wall time of all epochs",
     "images_per_second": "training and validation images that passed the model, per second of train_seconds",
+    "leaking_images": "validation and test images of which a near duplicate was trained on",
+    "leaking_test": "those of them that are in the test part",
 }
 # prefixes of a final metric on the parent, over its finished splits: mean, sd (ddof 1), ends of the 95 % interval
 MEAN, SD, LOW, HIGH = "mean/", "sd/", "low/", "high/"
@@ -92,11 +94,15 @@ TAGS = {
     "versions": "Python, torch, torchvision and scikit-learn",
     "superseded_by": "run that did the same split of the same model again later, in the same comparison group",
     "failure": "why the run has no result",
+    "owner": "process that does or did the work: its host, id, and when it started (Unix time)",
+    "heartbeat": "when that process last said that it is alive (Unix time)",
+    "file_digests": "SHA-256 of each file in the artifacts, as JSON (children only)",
 }
 
 CHECKPOINT = "checkpoint/best.pt"  # weights of the best epoch and what rebuilds the model (tracking.checkpoints)
 PREDICTIONS = "predictions.npz"  # val_ and test_ index, true, pred, prob, all at the best epoch
 SPLIT = "split.npz"  # train, val, test: sorted indices
+HISTORY = "history.json"  # the epochs' metrics, each with the time of its logging
 CONFUSION = "confusion.json"  # classes, and counts of val and test; rows are true classes
 CONFUSION_FIGURE = "confusion.png"
 THUMBNAILS = "thumbnails.npz"  # the images that were wrong with most confidence: index, pixels (uint8)

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sqlite3
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MLRUNS = Path(__file__).resolve().parent.parent / "mlruns"
+SCRATCH = "scratch-"  # prefix of folders in a store's state folder; the id of their process follows
 UI_ADDRESS = "http://127.0.0.1:5000"  # where `make ui` serves the default store
 
 
 class StoreError(Exception):
     """The result database cannot be used; the message is one sentence for the user."""
+
+
+class StoreAwayError(StoreError):
+    """The server does not answer, which may pass."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,22 @@ class Store:
     def database(self) -> Path | None:
         """The SQLite file, or None for a server."""
         return sqlite_path(self.uri)
+
+    @property
+    def state(self) -> Path:
+        """Folder of locks, resume files and scratch folders on this machine: beside a SQLite file, else in mlruns/."""
+        if self.database is not None:
+            return state_folder(self.database)
+        return MLRUNS / f"{re.sub(r'[^A-Za-z0-9]+', '-', self.label).strip('-')[-80:]}.state"
+
+    def lock(self) -> FileLock:
+        """Keep the other processes of this machine from deciding at the same time who does what."""
+        return _lock(self.state)
+
+    def scratch(self) -> "tempfile.TemporaryDirectory[str]":
+        """Make a folder for files on their way into the store; its name has the process, so that strays are known."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-", dir=self.state)
 
     @property
     def ui_command(self) -> str:
@@ -83,7 +105,7 @@ class Store:
                 if made := self.experiment_id(task):  # by another process, between the two calls
                     return made
                 raise
-        with _lock(self.database):  # two processes may come here at once
+        with self.lock():  # two processes may come here at once
             # a relative location would be resolved against each reader's working directory
             artifacts = (self.database.parent / "artifacts" / name).as_uri()
             return self.experiment_id(task) or str(self.client.create_experiment(name, artifact_location=artifacts))
@@ -187,8 +209,12 @@ def _client(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
+    # a server that is away is waited for in tracking.outages, which says so; MLflow would be silent for four minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
     for name in ("mlflow", "alembic"):  # otherwise each table that is made is announced
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what is raised as well
     return MlflowClient(uri)
 
 
@@ -202,9 +228,9 @@ def state_folder(database: Path) -> Path:
     return database.parent / f"{database.stem}.state"
 
 
-def _lock(database: Path) -> FileLock:
-    state_folder(database).mkdir(parents=True, exist_ok=True)
-    return FileLock(state_folder(database) / "create.lock")
+def _lock(state: Path) -> FileLock:
+    state.mkdir(parents=True, exist_ok=True)
+    return FileLock(state / "store.lock")
 
 
 def _create_sqlite(path: Path) -> None:
@@ -213,11 +239,13 @@ def _create_sqlite(path: Path) -> None:
     WAL mode, which persists in the file, lets readers and a writer work at once and makes a write three times as
     fast.
     """
-    with _lock(path):
+    state = state_folder(path)
+    with _lock(state):
         if path.exists():  # another process was first
             return
-        partial = state_folder(path) / "new.db"
-        partial.unlink(missing_ok=True)
+        for stray in state.glob("new.db*"):  # of one that was killed here, with its log
+            stray.unlink()
+        partial = state / "new.db"
         _client(f"sqlite:///{partial}").search_experiments(max_results=1)  # runs all migrations
         connection = sqlite3.connect(partial)
         connection.execute("PRAGMA journal_mode=WAL")
@@ -246,6 +274,6 @@ def _check_server(uri: str) -> None:
         pass  # it answers; whether we may use it shows at the first call
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise StoreError(
+        raise StoreAwayError(
             f"the tracking server {without_password(uri)} does not answer ({reason}); start it or name another"
         ) from None

@@ -1,0 +1,379 @@
+"""What is wrong with a data set: broken files, pictures that are there twice, two labels, test images in training.
+
+The report of `audit` is a dict for programs; `to_text` and `draw_contact_sheet` show the same to people. Its keys:
+
+=========================================  ============================================================================
+`task` `dataset` `folder` `digest`         what was audited; the digest is `ImageData.digest`
+`refusal`                                  why a run refuses these data, or null
+`parts`                                    images that decode: `train` and `test`, each number by class
+`original_size`                            `width` and `height` of the files in pixels, each `min` `median` `max`
+`undecodable`                              `file` and `reason` of each file that does not decode
+`exact_duplicate_groups`                   number of pictures that are there more than once with equal pixels
+`exact_duplicates`                         their images, a list for each
+`near_duplicate_groups`                    number of pictures that are there more than once, equal or nearly so
+`near_duplicate_images`                    number of images in these groups
+`two_label_groups` `across_parts_groups`   how many of the groups hold two classes; images of both train and test
+`near_duplicates`                          the groups: `images`, the largest `distance` of two hashes (bits) and the
+                                           smallest `correlation` of pixels that connect them, `two_labels`,
+                                           `across_parts`
+`test_images_also_in_train`                number of test images whose picture, with the same hash, is in training
+`test_images_with_near_duplicate_in_train` number of test images with any near duplicate in training
+`leaks`                                    these test images: `test` file, `train` files, `same_hash`
+`method`                                   the hash, and the limits of `distance` and `correlation`
+=========================================  ============================================================================
+
+An image is given by `index` (in `ImageData`), `part`, `class` and `file`; an image of Fashion-MNIST, which has no file
+of its own, by part and number in the published order, such as `test/17`. Pixels are compared as models see them.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from datasets import SOURCES, _one_sentence, find, load
+from datasets.duplicates import NearDuplicates, connect, equal_pixels, leaking, limits, near_duplicates
+from datasets.fashion_mnist import FOLDER as FASHION_MNIST
+from datasets.images import DatasetError, ImageData, _text, decode_files, list_folder
+
+Report = dict[str, Any]
+
+MAX_EXAMPLES = 3  # of each finding, in the text
+MAX_GROUPS = 60  # on a contact sheet
+MAX_THUMBNAILS = 6  # of one group
+SHEET_WIDTH, THUMBNAIL, GAP, LINE = 1_420, 128, 12, 14  # pixels: five pairs a row
+
+
+class _Images(NamedTuple):
+    """What was read, also where a run refuses it."""
+
+    folder: Path
+    data: ImageData
+    files: list[str]  # one for each image
+    sizes: np.ndarray  # (N, 2): width and height of the originals, in pixels
+    undecodable: list[dict[str, str]]
+    refusal: str | None
+
+
+def audit(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool = False) -> tuple[Report, ImageData]:
+    """Examine the images of a task.
+
+    Parameters and errors are those of `datasets.load`, but files that do not decode are no error, however many.
+
+    Returns
+    -------
+    report : dict
+        JSON values under the keys that the module's docstring lists.
+    data : ImageData
+        The images that decode.
+    """
+    with _one_sentence():
+        found = _read(task, data_dir, sample)
+    data = found.data
+    near = near_duplicates(data)
+    groups = connect(near.pairs, len(data.labels))
+    limit = limits(data.images.shape[1:])
+    exact = [_describe(found, members) for members in _members(equal_pixels(data.images))]
+    duplicates = [_describe_group(found, near, members) for members in _members(groups)]
+    leaks = _leaks(found, near, groups)
+    return {
+        "task": task,
+        "dataset": data.name,
+        "folder": str(found.folder),
+        "digest": data.digest,
+        "refusal": found.refusal,
+        "parts": count_classes(data),
+        "original_size": {name: _spread(found.sizes[:, axis]) for axis, name in enumerate(("width", "height"))},
+        "undecodable": found.undecodable,
+        "exact_duplicate_groups": len(exact),
+        "exact_duplicates": exact,
+        "near_duplicate_groups": len(duplicates),
+        "near_duplicate_images": sum(len(group["images"]) for group in duplicates),
+        "two_label_groups": sum(group["two_labels"] for group in duplicates),
+        "across_parts_groups": sum(group["across_parts"] for group in duplicates),
+        "near_duplicates": duplicates,
+        "test_images_also_in_train": sum(leak["same_hash"] for leak in leaks),
+        "test_images_with_near_duplicate_in_train": len(leaks),
+        "leaks": leaks,
+        "method": {"hash": "dHash, 64 bits", "distance": limit.distance, "correlation": limit.correlation},
+    }, data
+
+
+def count_classes(data: ImageData) -> dict[str, dict[str, int]]:
+    """Return the number of images by published part and class."""
+    parts = {"train": data.labels[: data.n_pool], "test": data.labels[data.n_pool :]}
+    return {
+        part: {name: int(np.sum(labels == label)) for label, name in enumerate(data.classes)}
+        for part, labels in parts.items()
+    }
+
+
+def count_table(parts: Mapping[str, Mapping[str, int]]) -> Table:
+    """Lay out what `count_classes` returns as a table, one row a class."""
+    table = Table("class", box=box.SIMPLE_HEAD)
+    for part in parts:
+        table.add_column(part, justify="right")
+    for name in parts["train"]:
+        table.add_row(escape(name), *(f"{counts[name]:,}" for counts in parts.values()))
+    table.add_section()
+    table.add_row("all", *(f"{sum(counts.values()):,}" for counts in parts.values()))
+    return table
+
+
+def to_text(report: Report) -> str:
+    """Return the counts of a report, and a few examples of each finding."""
+    written = io.StringIO()
+    console = Console(file=written, highlight=False)
+    console.print(f"{report['task']}: {report['dataset']} in {report['folder']}", markup=False, soft_wrap=True)
+    console.print(count_table(report["parts"]))
+    if all(report["original_size"].values()):
+        wide, high = (_range(spread) for spread in report["original_size"].values())
+        console.print(f"Originals are {wide} px wide and {high} px high.\n", soft_wrap=True)
+    for finding, examples in _findings(report):
+        console.print(finding, markup=False, soft_wrap=True)
+        for example in examples[:MAX_EXAMPLES]:
+            console.print(f"    {example}", markup=False, soft_wrap=True)
+        if len(examples) > MAX_EXAMPLES:
+            console.print(f"    and {len(examples) - MAX_EXAMPLES:,} more")
+    if report["refusal"]:
+        console.print(f"\nA run refuses these data: {report['refusal']}", markup=False, soft_wrap=True)
+    if report["near_duplicates"]:
+        console.print(
+            "\nAll of them: --format json. To look at them: --contact-sheet FILE.png. To keep near duplicates together "
+            "in a run, and those of test images out of training: --leak-free.",
+            soft_wrap=True,
+        )
+    return written.getvalue()
+
+
+def draw_contact_sheet(report: Report, data: ImageData, path: Path) -> None:
+    """Draw the groups of near duplicates as one PNG: two labels first, then across parts, then the least alike.
+
+    Parameters
+    ----------
+    report, data
+        As `audit` returns them.
+    path : Path
+        The file to write; its folder is made.
+
+    Notes
+    -----
+    At most `MAX_GROUPS` groups are drawn; a line below them says how many are not.
+    """
+    order = sorted(
+        report["near_duplicates"],
+        key=lambda group: (not group["two_labels"], not group["across_parts"], group["correlation"]),
+    )
+    tiles = [_draw_group(group, data.images) for group in order[:MAX_GROUPS]]
+    places, x, y = [], GAP, GAP
+    for tile in tiles:
+        if x > GAP and x + tile.width + GAP > SHEET_WIDTH:
+            x, y = GAP, y + tile.height + GAP
+        places.append((x, y))
+        x += tile.width + GAP
+    height = places[-1][1] + tiles[-1].height if tiles else GAP
+    sheet = Image.new("RGB", (SHEET_WIDTH, height + 2 * GAP + LINE), "white")
+    for tile, place in zip(tiles, places, strict=True):
+        sheet.paste(tile, place)
+    note = f"{report['dataset']}: {len(tiles):,} of {len(order):,} groups of near duplicates"
+    if len(order) > len(tiles):
+        note += f"; {len(order) - len(tiles):,} more are not shown"
+    ImageDraw.Draw(sheet).text((GAP, height + GAP), note, "black", ImageFont.load_default(LINE - 2))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")
+
+
+def _read(task: str, data_dir: str | os.PathLike[str] | None, sample: bool) -> _Images:
+    source = SOURCES[task]
+    root = find(task, data_dir, sample)
+    if source.name == FASHION_MNIST and (root / "raw").is_dir():
+        data = load(task, data_dir, sample)
+        parts = ("train", data.n_pool), ("test", len(data.labels) - data.n_pool)
+        numbers = [f"{part}/{number}" for part, count in parts for number in range(count)]
+        sizes = np.tile(data.images.shape[2:0:-1], (len(data.labels), 1))
+        return _Images(root, data, numbers, sizes, [], None)
+    listed = list_folder(root)
+    paths = [path for part in listed for files in part.values() for path in files]
+    names = [_text(path.relative_to(root).as_posix()) for path in paths]
+    loaded, refusal = _load(task, data_dir, sample)
+    failures: list[str | None] = [None] * len(paths)
+    if loaded is not None and not loaded.skipped:
+        data = loaded
+    else:  # which files do not decode
+        images, failures = decode_files(root, paths, source.image_size, source.channels)
+        if refusal and not any(failures):
+            raise DatasetError(refusal)
+        data = _keep_decoded(root.name, listed, images, failures)
+    good = [row for row, failure in enumerate(failures) if failure is None]
+    undecodable = [
+        {"file": name, "reason": failure.removeprefix(name)[2:-1]}  # "file (reason)"
+        for name, failure in zip(names, failures, strict=True)
+        if failure
+    ]
+    sizes = np.array([_original_size(paths[row]) for row in good]).reshape(-1, 2)
+    return _Images(root, data, [names[row] for row in good], sizes, undecodable, refusal)
+
+
+def _load(task: str, data_dir: str | os.PathLike[str] | None, sample: bool) -> tuple[ImageData | None, str | None]:
+    """Return the images as a run gets them, or why it gets none."""
+    try:
+        return load(task, data_dir, sample), None
+    except DatasetError as error:
+        return None, str(error)
+
+
+def _keep_decoded(
+    name: str,
+    listed: Sequence[Mapping[str, Sequence[Path]]],
+    images: np.ndarray,
+    failures: Sequence[str | None],
+) -> ImageData:
+    classes = tuple(listed[0])
+    labels = np.array([classes.index(label) for part in listed for label, files in part.items() for _ in files])
+    good = np.array([failure is None for failure in failures])
+    n_pool = int(good[: sum(map(len, listed[0].values()))].sum())
+    skipped = tuple(failure for failure in failures if failure)
+    return ImageData(name, images[good], labels[good].astype(np.int64), classes, n_pool, skipped)
+
+
+def _original_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as file:  # reads the header only
+        return file.size
+
+
+def _spread(values: np.ndarray) -> dict[str, float] | None:
+    if len(values) == 0:
+        return None
+    return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+
+
+def _range(spread: Mapping[str, float]) -> str:
+    if spread["min"] == spread["max"]:
+        return f"{spread['min']:,}"
+    return f"{spread['min']:,} to {spread['max']:,} (median {spread['median']:,g})"
+
+
+def _members(groups: np.ndarray) -> list[np.ndarray]:
+    """Indices of the images of each group of several, given a group's id for each image."""
+    order = np.argsort(groups, kind="stable")
+    pieces = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    return [piece for piece in pieces if len(piece) > 1]
+
+
+def _describe(found: _Images, members: np.ndarray) -> list[dict[str, Any]]:
+    data = found.data
+    return [
+        {
+            "index": int(index),
+            "part": "train" if index < data.n_pool else "test",
+            "class": data.classes[data.labels[index]],
+            "file": found.files[index],
+        }
+        for index in members
+    ]
+
+
+def _describe_group(found: _Images, near: NearDuplicates, members: np.ndarray) -> dict[str, Any]:
+    images = _describe(found, members)
+    inside = np.isin(near.pairs[:, 0], members)  # the other image of such a pair is in the group, too
+    return {
+        "images": images,
+        "distance": int(near.distance[inside].max()),
+        "correlation": float(near.correlation[inside].min()),
+        "two_labels": len({image["class"] for image in images}) > 1,
+        "across_parts": len({image["part"] for image in images}) > 1,
+    }
+
+
+def _leaks(found: _Images, near: NearDuplicates, groups: np.ndarray) -> list[dict[str, Any]]:
+    train, test = np.split(np.arange(len(groups)), [found.data.n_pool])
+    same = connect(near.pairs[near.distance == 0], len(groups))
+    also = set(leaking(same, train, test).tolist())
+    return [
+        {
+            "test": found.files[index],
+            "train": [found.files[other] for other in train[groups[train] == groups[index]]],
+            "same_hash": index in also,
+        }
+        for index in leaking(groups, train, test).tolist()
+    ]
+
+
+def _findings(report: Report) -> list[tuple[str, list[str]]]:
+    """The findings in words, each with its examples."""
+    n_test = sum(report["parts"]["test"].values())
+    duplicates = report["near_duplicates"]
+    leaked = [f"{leak['test']} = {' = '.join(leak['train'])}" for leak in report["leaks"]]
+    leaked_whole = [line for line, leak in zip(leaked, report["leaks"], strict=True) if leak["same_hash"]]
+    return [
+        (
+            f"Files that do not decode: {len(report['undecodable']):,}",
+            [f"{file['file']} ({file['reason']})" for file in report["undecodable"]],
+        ),
+        (
+            f"Pictures that are there more than once, with equal pixels: {report['exact_duplicate_groups']:,}",
+            [_equation(images) for images in report["exact_duplicates"]],
+        ),
+        (
+            f"Pictures that are there more than once, equal or nearly so: {report['near_duplicate_groups']:,}, "
+            f"as {report['near_duplicate_images']:,} images",
+            [_equation(group["images"]) for group in duplicates],
+        ),
+        (
+            f"Pictures that carry two labels: {report['two_label_groups']:,}",
+            [_equation(group["images"]) for group in duplicates if group["two_labels"]],
+        ),
+        (
+            f"Test images that are also in training, with the same hash: {report['test_images_also_in_train']:,} "
+            f"of {n_test:,}",
+            leaked_whole,
+        ),
+        (
+            "Test images that are also in training, equal or nearly so: "
+            f"{report['test_images_with_near_duplicate_in_train']:,} of {n_test:,}",
+            leaked,
+        ),
+    ]
+
+
+def _equation(images: Sequence[Mapping[str, Any]]) -> str:
+    return " = ".join(image["file"] for image in images)
+
+
+def _draw_group(group: Mapping[str, Any], images: np.ndarray) -> Image.Image:
+    """One group's images side by side, with what is known of them above and below."""
+    shown = group["images"][:MAX_THUMBNAILS]
+    step = THUMBNAIL + GAP // 2
+    tile = Image.new("RGB", (len(shown) * step, THUMBNAIL + 3 * LINE), "white")
+    pen, font = ImageDraw.Draw(tile), ImageFont.load_default(LINE - 4)
+    title = f"distance {group['distance']}, correlation {group['correlation']:.4f}"
+    flags = [name for key, name in (("two_labels", "two labels"), ("across_parts", "train and test")) if group[key]]
+    if hidden := len(group["images"]) - len(shown):
+        flags.append(f"{hidden} more")
+    pen.text((0, 0), title, "black", font)
+    pen.text((tile.width - GAP // 2, 0), ", ".join(flags), "firebrick", font, anchor="ra")
+    for column, image in enumerate(shown):
+        pixels = images[image["index"]]
+        thumbnail = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        tile.paste(thumbnail.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.NEAREST), (column * step, LINE))
+        for line, text in enumerate((f"{image['part']}: {image['class']}", Path(image["file"]).name)):
+            place = (column * step, THUMBNAIL + (1 + line) * LINE)
+            pen.text(place, _shorten(text, font), "black", font)
+    return tile
+
+
+def _shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """Cut a text in its middle to the width of a thumbnail."""
+    whole, kept = text, len(text)
+    while font.getlength(text) > THUMBNAIL:
+        kept -= 1
+        text = f"{whole[: (kept + 1) // 2]}…{whole[len(whole) - kept // 2 :]}"
+    return text

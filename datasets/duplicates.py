@@ -1,0 +1,208 @@
+"""Near duplicates: the same picture more than once, recompressed, resized, brightened or slightly edited.
+
+Two images are near duplicates if their perceptual hashes (64-bit dHash, Krawetz 2013) are close and their pixels
+agree. The hash alone reports coincidences: two trousers, or two cakes on white. Mirrored, turned and cropped copies
+are not found.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from datasets.images import DatasetError, ImageData
+
+METHOD = 1  # part of the cache's key, like the limits: raise it when the method changes
+
+
+class Limits(NamedTuple):
+    """How close two images must be."""
+
+    distance: int  # differing bits of the 64 of the hash, at most
+    correlation: float  # of the gray pixels, averaged down to at most 32x32, at least
+
+
+# Calibrated by eye on the three published data sets, on pairs found by correlation alone as well as by the hash.
+#
+# Photographs. Cats and dogs: 35 pairs correlate by 0.995 or more, all the same picture, at distance 0 to 4; no other
+# pair reaches 0.8. Muffins, within distance 8: 397 pairs from 0.995, 4 from 0.975 to 0.991 and 5 from 0.949 to 0.952,
+# at distance 0 to 7, all the same picture (recompressed, watermarked, stretched, retouched). Below the limit true and
+# false mix: 0.941 and 0.940 (the same under a watermark), 0.933 (two masks on white), 0.923 (a print on a blue and on
+# a black shirt), 0.909 (two muffins on white). Beyond distance 8 two cupcakes of one series reach 0.956.
+PHOTOGRAPHS = Limits(distance=8, correlation=0.945)
+# Small images, such as Fashion-MNIST. Garments in the same place on black correlate by more than 0.99 without being
+# the same, so the limit is close to 1. From 0.9995 there are 27 pairs, at distance 0 to 2: the same photograph, some
+# lighter or darker. Of the 15 down to 0.999, some are the same photograph with another print or stripe; below 0.998,
+# other trousers and bags begin. No two images are equal in all pixels.
+SMALL_IMAGES = Limits(distance=4, correlation=0.9995)
+SMALL = 64  # pixels: images with a shorter side below this are small
+THUMBNAIL = 32  # pixels: the side at which pixels are compared, where images are not smaller
+BLOCK = 64  # hashes that are compared with all others at once: few enough for the cache of a core
+CHUNK = 4096  # pairs whose pixels are compared at once: 32 MB
+
+
+class NearDuplicates(NamedTuple):
+    """Pairs of near duplicates; of images with equal pixels, each is paired with the first only."""
+
+    pairs: np.ndarray  # int64, shape (P, 2): indices of images, the smaller first, in order
+    distance: np.ndarray  # uint8, shape (P,): differing bits of the hashes
+    correlation: np.ndarray  # float32, shape (P,): of the gray pixels
+
+
+def limits(image_shape: tuple[int, ...]) -> Limits:
+    """The limits for images of shape (height, width, channels)."""
+    return SMALL_IMAGES if min(image_shape[:2]) < SMALL else PHOTOGRAPHS
+
+
+def duplicate_groups(data: ImageData) -> np.ndarray:
+    """Group the images of a data set that are near duplicates of each other, directly or through others.
+
+    Parameters
+    ----------
+    data : ImageData
+        Both published parts are searched. The result is kept in the cache folder.
+
+    Returns
+    -------
+    numpy.ndarray of int64, shape (N,)
+        For each image the index of the first image of its group, which is its own if it has no near duplicate.
+
+    Raises
+    ------
+    DatasetError
+        The cache folder cannot be written (no space, no permission).
+    """
+    return connect(near_duplicates(data).pairs, len(data.images))
+
+
+def leaking(groups: np.ndarray, train: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return those of the indices `others` of which a near duplicate is among the indices `train`.
+
+    Parameters
+    ----------
+    groups : numpy.ndarray of int64, shape (N,)
+        As `duplicate_groups` returns them.
+    train, others : numpy.ndarray of int64
+        Indices of images.
+
+    Returns
+    -------
+    numpy.ndarray of int64
+        In the order of `others`.
+    """
+    return others[np.isin(groups[others], groups[train])]
+
+
+def near_duplicates(data: ImageData) -> NearDuplicates:
+    """Find all pairs of near duplicates, or read them from the cache; see `duplicate_groups` for the errors."""
+    import datasets  # late: it imports this module
+
+    folder = Path(os.environ.get("CACHE_DIR") or datasets.DATA_DIR / "cache")
+    limit = limits(data.images.shape[1:])
+    entry = folder / f"near-duplicates-{METHOD}-{limit.distance}-{limit.correlation}-{data.digest[:32]}.npz"
+    if (known := _read_entry(entry)) is not None:
+        return known
+    found = _search(data.images, limit)
+    try:
+        _write_entry(entry, found)
+    except OSError as error:
+        raise DatasetError(
+            f"cannot write the cache of near duplicates to {folder}: {error.strerror or error}; "
+            "make room there or name another folder in CACHE_DIR"
+        ) from None
+    return found
+
+
+def connect(pairs: np.ndarray, n_images: int) -> np.ndarray:
+    """Return for each of `n_images` images the smallest index that pairs (int64, shape (P, 2)) connect it with."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), dtype=np.int8), tuple(pairs.T)), shape=(n_images, n_images))
+    component = connected_components(graph, directed=False)[1]
+    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
+    groups: np.ndarray = first[inverse]
+    return groups.astype(np.int64)
+
+
+def equal_pixels(images: np.ndarray) -> np.ndarray:
+    """Return for each of the images (uint8, shape (N, height, width, channels)) the first with the same pixels."""
+    first: dict[bytes, int] = {}
+    digests = (hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images)
+    return np.fromiter((first.setdefault(digest, i) for i, digest in enumerate(digests)), np.int64, len(images))
+
+
+def _search(images: np.ndarray, limit: Limits) -> NearDuplicates:
+    first = equal_pixels(images)
+    copies = np.flatnonzero(first != np.arange(len(images)))
+    originals = np.flatnonzero(first == np.arange(len(images)))
+    parts = [(first[copies], copies, np.zeros(len(copies), np.uint8), np.ones(len(copies), np.float32))]
+    hashes, pixels = _describe(images[originals] if len(copies) else images)
+    for i, j, distance in _candidates(hashes, limit.distance):
+        correlation = _correlate(pixels, i, j)
+        same = correlation >= limit.correlation
+        parts.append((originals[i[same]], originals[j[same]], distance[same], correlation[same]))
+    i, j, distance, correlation = (np.concatenate(column) for column in zip(*parts, strict=True))
+    pairs = np.column_stack([np.minimum(i, j), np.maximum(i, j)]).astype(np.int64)
+    order = np.lexsort(pairs.T[::-1])
+    return NearDuplicates(pairs[order], distance[order], correlation[order])
+
+
+def _describe(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes (uint64, shape (N,)), and small gray pixels (float32, (N, P)) with mean 0 and length 1."""
+    import imagehash
+
+    side = min(THUMBNAIL, *images.shape[1:3])
+    hashes = np.empty(len(images), dtype=np.uint64)
+    pixels = np.empty((len(images), side * side), dtype=np.float32)
+    for row, image in enumerate(images):
+        gray = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("L")
+        hashes[row] = np.packbits(imagehash.dhash(gray).hash).view(np.uint64)[0]
+        pixels[row] = np.asarray(gray.resize((side, side), Image.Resampling.BOX)).ravel()
+    pixels -= pixels.mean(axis=1, keepdims=True)
+    pixels /= np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)  # an even image correlates with none
+    return hashes, pixels
+
+
+def _candidates(hashes: np.ndarray, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield all pairs of rows within the distance, and the distances, a block of rows at a time."""
+    ones = np.bitwise_count(hashes)
+    order = np.argsort(ones, kind="stable")
+    ones = ones[order]
+    for start in range(0, len(order), BLOCK):
+        rows = order[start : start + BLOCK]
+        # hashes that differ in d bits differ by at most d in their number of ones: later rows are too far
+        stop = np.searchsorted(ones, ones[start + len(rows) - 1] + limit, side="right")
+        columns = order[start:stop]
+        distance = np.bitwise_count(hashes[rows, None] ^ hashes[columns])
+        row, column = np.nonzero(distance <= limit)
+        once = column > row
+        row, column = row[once], column[once]
+        yield rows[row], columns[column], distance[row, column]
+
+
+def _correlate(pixels: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(i), CHUNK)]
+    values = [np.einsum("pd,pd->p", pixels[i[chunk]], pixels[j[chunk]]) for chunk in chunks]
+    return np.concatenate([np.empty(0, np.float32), *values])
+
+
+def _read_entry(entry: Path) -> NearDuplicates | None:
+    try:
+        with np.load(entry, allow_pickle=False) as file:  # a zip file: its checksums are compared
+            return NearDuplicates(*(file[name] for name in NearDuplicates._fields))
+    except Exception:  # noqa: BLE001 - absent or damaged, on which zipfile and NumPy raise whatever they trip over
+        return None
+
+
+def _write_entry(entry: Path, found: NearDuplicates) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{entry.stem}-", dir=entry.parent) as partial:
+        whole = Path(partial) / entry.name
+        np.savez(whole, **found._asdict())
+        whole.replace(entry)

@@ -1,0 +1,106 @@
+"""Protocols that are killed, interrupted, started twice or started all at once, as their user meets it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import analysis
+import tracking
+from benchmarks.faults import differences, run_campaign, strays
+from tests.conftest import ROOT
+
+QUICK = ("--sample", "--epochs", "3", "--n-splits", "2", "-m", "lenet5", "--no-baselines")
+
+
+def start(task: str, uri: str, *options: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / f"{task}.py"), *options, "--tracking-uri", uri],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
+    )  # fmt: skip
+
+
+def test_kill_9_at_random_moments_changes_no_number(tmp_path: Path) -> None:
+    campaign = run_campaign("task3", QUICK, kills=5, seed=int(time.time()), folder=tmp_path)
+    assert campaign.kills >= 5
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_ends_the_run_in_order_and_the_same_command_goes_on(
+    signum: int, store_uri: str, tmp_path: Path
+) -> None:
+    options = ("--sample", "--epochs", "40", "--patience", "40", "--n-splits", "1", "-m", "lenet5", "--no-baselines")
+    process = start("task1", store_uri, *options)
+    deadline = time.monotonic() + 120
+    while (
+        time.monotonic() < deadline and process.poll() is None and not len(analysis.load_curves(["task1"], store_uri))
+    ):
+        time.sleep(0.1)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.endswith("Error: interrupted; the same command goes on where this one stopped\n")
+    assert "Traceback" not in errors
+    (run,) = analysis.load_runs(["task1"], store_uri).itertuples()
+    assert run.status == "KILLED"
+    done = len(analysis.load_curves(["task1"], store_uri))
+
+    printed, errors = start("task1", store_uri, *options).communicate(timeout=200)
+    assert "Traceback" not in errors and "lenet5 1/1" in " ".join(printed.split())
+    (again,) = analysis.load_runs(["task1"], store_uri).itertuples()
+    assert (again.run_id, again.status, again.epochs_run) == (run.run_id, "FINISHED", 40)
+    curves = analysis.load_curves(["task1"], store_uri)
+    assert 0 < done < 40 and curves["epoch"].tolist() == list(range(1, 41))
+    undisturbed = f"sqlite:///{tmp_path / 'undisturbed.db'}"
+    start("task1", undisturbed, *options).communicate(timeout=200)
+    paths = [Path(uri.removeprefix("sqlite:///")) for uri in (store_uri, undisturbed)]
+    assert differences("task1", *paths) == []
+
+
+def test_the_same_command_again_does_nothing_and_fresh_does_all(store_uri: str) -> None:
+    first, errors = start("task3", store_uri, *QUICK).communicate(timeout=200)
+    assert "kept" not in first and errors == ""
+    runs = analysis.load_runs(["task3"], store_uri)
+    again, _ = start("task3", store_uri, *QUICK).communicate(timeout=200)
+    assert "2 splits were finished before and are kept; --fresh runs them again" in again
+    assert again[again.index("task3:") :] == first[first.index("task3:") :]  # the same table
+    assert analysis.load_runs(["task3"], store_uri).equals(runs)
+    start("task3", store_uri, *QUICK, "--fresh").communicate(timeout=200)
+    after = analysis.load_runs(["task3"], store_uri)
+    assert len(after) == 4 and after["status"].eq("FINISHED").all()
+    assert after["superseded_by"].tolist()[:2] == after["run_id"].tolist()[2:]
+    assert after["test/loss"].tolist()[:2] == after["test/loss"].tolist()[2:]
+
+
+def test_two_processes_share_a_task_and_double_nothing(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    both = [start("task3", uri, *QUICK, "--n-splits", "4") for _ in range(2)]
+    printed = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    runs = analysis.load_runs(["task3"], uri)
+    assert sorted(runs["split"]) == [0, 1, 2, 3] and runs["status"].eq("FINISHED").all()
+    assert runs["parent_id"].nunique() == 1
+    store = tracking.open_store(uri)
+    parent = store.client.get_run(runs["parent_id"].iloc[0])
+    assert (parent.info.status, parent.data.metrics["n_splits"]) == ("FINISHED", 4)
+    assert strays(tmp_path / "mlflow.db") == []
+
+
+def test_different_tasks_at_once_on_a_fresh_store(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    os.environ["CACHE_DIR"] = str(tmp_path / "cache")  # all of them draw and decode, too
+    try:
+        started = [start(task, uri, *QUICK) for task in ("task1", "task2", "task3", "task1")]
+        printed = [process.communicate(timeout=400) for process in started]
+    finally:
+        del os.environ["CACHE_DIR"]
+    assert [process.returncode for process in started] == [0, 0, 0, 0], printed
+    runs = analysis.load_runs(["task1", "task2", "task3"], uri)
+    assert runs.groupby("task")["split"].apply(sorted).to_dict() == {task: [0, 1] for task in runs["task"].unique()}
+    assert runs["status"].eq("FINISHED").all() and runs["task"].nunique() == 3
+    assert not list((tmp_path / "cache").glob(".partial*"))

@@ -1,0 +1,52 @@
+"""Riding out a store that is away for a while: which failures pass, and waiting for them to."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from tracking.store import StoreAwayError
+
+T = TypeVar("T")
+PATIENCE = 300.0  # seconds that a store may be away when there is nothing else to do but wait for it
+FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between attempts, doubled after each
+LASTING = ("readonly", "read-only", "is full", "unable to open", "malformed", "no such table")  # SQLite's words
+
+
+def passes(error: BaseException) -> bool:
+    """Whether what went wrong may be right again by itself: a server that is away or too busy, a locked database."""
+    if isinstance(error, StoreAwayError):
+        return True
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, RequestException):  # of an upload of files
+        status = error.response.status_code if error.response is not None else 503
+    elif isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]  # MLflow gives every error one, be it from a server or not
+    else:
+        return False
+    return (status >= 500 or status == 429) and not any(word in str(error) for word in LASTING)
+
+
+def persist(action: Callable[[], T]) -> T:
+    """Do what can be done twice without harm, again and again while the store is away.
+
+    Raises
+    ------
+    Exception
+        The action's own, where it does not pass, or after `PATIENCE`.
+    """
+    deadline = time.monotonic() + PATIENCE
+    wait = FIRST_WAIT
+    while True:
+        try:
+            return action()
+        except Exception as error:  # MLflow's, those of requests, our own
+            if not passes(error) or time.monotonic() + wait > deadline:
+                raise
+            if wait == FIRST_WAIT:
+                reason = " ".join(str(error).split())[:200]
+                print(f"the result database is away ({reason}); trying again for {PATIENCE:.0f} s", file=sys.stderr)
+        time.sleep(wait)
+        wait = min(2 * wait, LONGEST_WAIT)

@@ -1,0 +1,74 @@
+"""Which process does a run, and whether it is still alive."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+import psutil
+
+from tracking.store import Store
+
+HEARTBEAT = 30.0  # seconds between two signs of life
+SILENCE = 300.0  # seconds without one after which a process on another machine is taken for dead
+SAME_START = 60.0  # seconds by which the start of one process may seem to move when the clock is set
+
+
+def signs_of_life() -> dict[str, str]:
+    """The tags of a run that this process begins or takes over."""
+    owner = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+    return {"owner": owner, "heartbeat": f"{time.time():.0f}"}
+
+
+def is_mine(tags: Mapping[str, str]) -> bool:
+    """Whether a run that is alive is this process's own."""
+    return tags["owner"].split()[:2] == [socket.gethostname(), str(os.getpid())]
+
+
+def is_alive(tags: Mapping[str, str]) -> bool:
+    """Whether the process that a run's tags name is at work: on this machine it is looked up, elsewhere it says so."""
+    try:
+        host, pid, started = tags["owner"].split()
+        heard = float(tags["heartbeat"])
+    except (KeyError, ValueError):
+        return False  # killed before runs had owners, or made by hand
+    if host != socket.gethostname():
+        return time.time() - heard < SILENCE
+    with contextlib.suppress(psutil.NoSuchProcess, ValueError):
+        moved = abs(psutil.Process(int(pid)).create_time() - float(started))
+        return moved < SAME_START and is_running(int(pid))  # else its number was given to another
+    return False
+
+
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of that number that still does something."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def describe(tags: Mapping[str, str]) -> str:
+    """The owner in words."""
+    host, pid, _ = tags["owner"].split()
+    return f"process {pid}" if host == socket.gethostname() else f"process {pid} on {host}"
+
+
+@contextlib.contextmanager
+def heartbeat(store: Store, run_id: str) -> Iterator[None]:
+    """Let a run say every 30 s that its process is alive, while the body works."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(HEARTBEAT):
+            with contextlib.suppress(Exception):  # a store that is away hears the next one
+                store.client.set_tag(run_id, "heartbeat", f"{time.time():.0f}")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=5)
