@@ -139,7 +139,26 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
     for split, count in done.groupby("split")["split_hash"].nunique().items():
         if count > 1:
             notes.append(f"Models were not scored on the same images in split {split}; they cannot be compared.")
+    notes += _leaks(done)
     shared = done["source_digest"].astype("str").str.split("-").str[0]
     if shared.nunique() > 1 or done.groupby("model")["source_digest"].nunique().gt(1).any():
         notes.append("Not all of these runs were made by the same version of the code.")
     return notes
+
+
+def _leaks(done: pd.DataFrame) -> list[str]:
+    """Say how many of the scored images have a near duplicate that was trained on, on average over the splits."""
+    splits = done.drop_duplicates("split")
+    leaking = {"test": splits["leaking_test"], "validation": splits["leaking_images"] - splits["leaking_test"]}
+    sizes = {"test": splits["n_test"], "validation": splits["n_val"]}
+    found = [
+        f"{counts.mean():.3g} of {sizes[part].mean():,.0f} {part} images"
+        for part, counts in leaking.items()
+        if counts.max() > 0
+    ]
+    if not found:
+        return []
+    return [
+        f"Scores are a little too good: a near duplicate of {' and '.join(found)} (mean over splits) was trained on; "
+        "--leak-free keeps them apart."
+    ]

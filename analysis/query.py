@@ -239,7 +239,7 @@ def _undamaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
-        raise StoreError(f"{path} is damaged; run its task again to have it written") from None
+        raise StoreError(f"{path} is damaged; run its task again with --fresh to have it written") from None
 
 
 def local_artifact(run: "str | pd.Series[Any]", name: str, tracking_uri: str | None = None) -> Path:
@@ -530,7 +530,7 @@ def _local_path(uri: str) -> Path | None:
 
 
 def _missing(run_id: str, name: str) -> StoreError:
-    return StoreError(f"run {run_id} has no {name}; run its task again to have it written")
+    return StoreError(f"run {run_id} has no {name}; run its task again with --fresh to have it written")
 
 
 @functools.cache

@@ -5,15 +5,14 @@
 in `SOURCES`; one that is a folder of images, given by `--data-dir`, needs no other code.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.duplicates import duplicate_groups, leaking
 from datasets.fashion_mnist import FOLDER as FASHION_MNIST
-from datasets.images import DatasetError, ImageData, cached, list_folder, read_folder
+from datasets.images import DatasetError, ImageData, cached, list_folder, one_sentence, read_folder
 from datasets.splits import RepeatedHoldout, Split, StratifiedKFold
 
 __all__ = [
@@ -74,7 +73,7 @@ def load(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool
     source = SOURCES[task]
     root = find(task, data_dir, sample)
     name = f"sample/{source.name}" if sample else root.name
-    with _one_sentence():
+    with one_sentence():
         return _read(source, root, name, Path(os.environ.get("CACHE_DIR") or DATA_DIR / "cache"))
 
 
@@ -88,7 +87,7 @@ def find(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool
 
     source = SOURCES[task]
     root = DATA_DIR / source.name
-    with _one_sentence():
+    with one_sentence():
         if sample:
             return generated.draw(task, DATA_DIR / "sample") / source.name
         if data_dir is not None and Path(data_dir).resolve() != DATA_DIR:
@@ -107,16 +106,6 @@ def find(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool
                 f"{source.name}/ or train/<class>/; or --sample for generated images"
             ) from None
     return root
-
-
-@contextlib.contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Turn what the file system says into a `DatasetError`."""
-    try:
-        yield
-    except OSError as error:
-        what = error.filename or "the data"
-        raise DatasetError(f"cannot use {what} ({error.strerror or error}); repair that and run again") from None
 
 
 def _find_in(folder: Path, source: Source) -> Path:

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from datasets import SOURCES, DatasetError, _one_sentence, find, load
+from datasets import SOURCES, DatasetError, find, load
 from datasets.audit import audit as examine
 from datasets.audit import count_classes, count_table, draw_contact_sheet, to_text
+from datasets.images import one_sentence
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -70,7 +71,7 @@ def audit(
     text = json.dumps(report, indent=2) + "\n" if as_json else to_text(report)
     if out is None:
         print(text, end="")
-    with _one_sentence():
+    with one_sentence():
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(text, encoding="utf-8")

@@ -39,10 +39,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from datasets import SOURCES, _one_sentence, find, load
+from datasets import SOURCES, find, load
 from datasets.duplicates import NearDuplicates, connect, equal_pixels, leaking, limits, near_duplicates
 from datasets.fashion_mnist import FOLDER as FASHION_MNIST
-from datasets.images import DatasetError, ImageData, _text, decode_files, list_folder
+from datasets.images import DatasetError, ImageData, decode_files, list_folder, one_sentence, readable_name
 
 Report = dict[str, Any]
 
@@ -75,7 +75,7 @@ def audit(task: str, data_dir: str | os.PathLike[str] | None = None, sample: boo
     data : ImageData
         The images that decode.
     """
-    with _one_sentence():
+    with one_sentence():
         found = _read(task, data_dir, sample)
     data = found.data
     near = near_duplicates(data)
@@ -202,7 +202,7 @@ def _read(task: str, data_dir: str | os.PathLike[str] | None, sample: bool) -> _
         return _Images(root, data, numbers, sizes, [], None)
     listed = list_folder(root)
     paths = [path for part in listed for files in part.values() for path in files]
-    names = [_text(path.relative_to(root).as_posix()) for path in paths]
+    names = [readable_name(path.relative_to(root).as_posix()) for path in paths]
     loaded, refusal = _load(task, data_dir, sample)
     failures: list[str | None] = [None] * len(paths)
     if loaded is not None and not loaded.skipped:

@@ -7,7 +7,6 @@ are not found.
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.images import DatasetError, ImageData
+from datasets.images import DatasetError, ImageData, building
 
+PAIRS = "pairs.npz"  # file of a cache entry
 METHOD = 1  # part of the cache's key, like the limits: raise it when the method changes
 
 
@@ -104,12 +104,15 @@ def near_duplicates(data: ImageData) -> NearDuplicates:
 
     folder = Path(os.environ.get("CACHE_DIR") or datasets.DATA_DIR / "cache")
     limit = limits(data.images.shape[1:])
-    entry = folder / f"near-duplicates-{METHOD}-{limit.distance}-{limit.correlation}-{data.digest[:32]}.npz"
+    entry = folder / f"near-duplicates-{METHOD}-{limit.distance}-{limit.correlation}-{data.digest[:32]}"
     if (known := _read_entry(entry)) is not None:
         return known
-    found = _search(data.images, limit)
     try:
-        _write_entry(entry, found)
+        with building(entry) as partial:
+            if (known := _read_entry(entry)) is not None:  # by another process, which this one waited for
+                return known
+            found = _search(data.images, limit)
+            np.savez(partial / PAIRS, **found._asdict())
     except OSError as error:
         raise DatasetError(
             f"cannot write the cache of near duplicates to {folder}: {error.strerror or error}; "
@@ -194,15 +197,7 @@ def _correlate(pixels: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 
 def _read_entry(entry: Path) -> NearDuplicates | None:
     try:
-        with np.load(entry, allow_pickle=False) as file:  # a zip file: its checksums are compared
+        with np.load(entry / PAIRS, allow_pickle=False) as file:  # a zip file: its checksums are compared
             return NearDuplicates(*(file[name] for name in NearDuplicates._fields))
     except Exception:  # noqa: BLE001 - absent or damaged, on which zipfile and NumPy raise whatever they trip over
         return None
-
-
-def _write_entry(entry: Path, found: NearDuplicates) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{entry.stem}-", dir=entry.parent) as partial:
-        whole = Path(partial) / entry.name
-        np.savez(whole, **found._asdict())
-        whole.replace(entry)

@@ -32,6 +32,17 @@ class DatasetError(Exception):
     """The data cannot be used; the message is one sentence for the user."""
 
 
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn what the file system says into a `DatasetError`."""
+    try:
+        yield
+    except OSError as error:
+        what = error.filename or "the data"
+        how = "free some space there" if error.errno in NO_ROOM else "repair that"
+        raise DatasetError(f"cannot use {what} ({error.strerror or error}); {how} and run again") from None
+
+
 @dataclass(frozen=True)
 class ImageData:
     """All images of a data set in memory.
@@ -98,7 +109,7 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(size, size, channels)
 
 
-def _text(name: str) -> str:
+def readable_name(name: str) -> str:
     """A file name as text that can be printed and compared: Unicode NFC, whatever is no text replaced."""
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
 
@@ -107,7 +118,7 @@ def _visible_files(folder: Path) -> list[Path]:
     """All files below a folder but hidden ones and those in hidden folders, in the order of their names."""
     os.scandir(folder).close()  # an unreadable folder is an error here; rglob passes over it in silence
     found = [path for path in folder.rglob("*") if not any(part[0] == "." for part in path.relative_to(folder).parts)]
-    return sorted(filter(Path.is_file, found), key=lambda path: _text(path.as_posix()))
+    return sorted(filter(Path.is_file, found), key=lambda path: readable_name(path.as_posix()))
 
 
 def _list_classes(part: Path) -> dict[str, list[Path]]:
@@ -116,7 +127,7 @@ def _list_classes(part: Path) -> dict[str, list[Path]]:
     for folder in part.iterdir():
         if folder.is_dir() and not folder.name.startswith("."):
             images = [path for path in _visible_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-            found[_text(folder.name)] = images
+            found[readable_name(folder.name)] = images
     return dict(sorted(found.items()))
 
 
@@ -179,7 +190,7 @@ def decode_files(
             images[row] = decode(files[row], size, channels)
         except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
             reason = str(error).replace(str(files[row]), "the file")
-            return _text(f"{files[row].relative_to(root)} ({error.__class__.__name__}: {reason})")
+            return readable_name(f"{files[row].relative_to(root)} ({error.__class__.__name__}: {reason})")
         return None
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

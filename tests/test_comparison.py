@@ -77,7 +77,8 @@ def log_model(
                 scores |= {f"{prefix}/f1_macro": f1_score(true, pred, average="macro"), f"{prefix}/loss": 1 - skill}
             sizes = {"split": number, "n_train": n_train, "n_val": n_val, "n_test": n_test}
             tags = TAGS | {"split_hash": f"h{number}", "fingerprint": f"{model}{number}{name}"}
-            with tracking.child_run(store, parent, f"{model} {number}", shared | sizes, tags) as child:
+            claimed = tracking.claim(parent, f"{model} {number}", shared | sizes, tags, fresh=True)
+            with tracking.child_run(claimed) as child:
                 if predictions:
                     folder = tmp / f"{model}{number}{len(other)}"
                     folder.mkdir(exist_ok=True)
@@ -258,6 +259,16 @@ def test_what_a_reader_must_know_is_said(store_uri: str, tmp_path: Path) -> None
     for changed in ("t-a", "s-b"):
         other = runs.assign(source_digest=runs["source_digest"].mask(first, changed))
         assert "version of the code" in what_is_wrong(other)[0]
+
+
+def test_a_table_warns_of_scored_images_whose_duplicates_were_trained_on(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert what_is_wrong(runs.assign(leaking_images=0.0, leaking_test=0.0)) == []
+    (test_only,) = what_is_wrong(runs.assign(leaking_images=3.0, leaking_test=3.0))
+    assert "a near duplicate of 3 of 10 test images (mean over splits) was trained on; --leak-free" in test_only
+    (both,) = what_is_wrong(runs.assign(leaking_images=[4.0, 4, 4, 5], leaking_test=3.0))
+    assert "of 3 of 10 test images and 1.25 of 8 validation images (mean over splits)" in both
 
 
 def test_a_repeated_split_counts_once_and_a_failed_one_not(store_uri: str, tmp_path: Path) -> None:

@@ -44,16 +44,18 @@ def filled(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     shutil.copy(empty_database, folder / "mlflow.db")
     store = tracking.open_store(f"sqlite:///{folder}/mlflow.db")
     with tracking.parent_run(store, "task3", "lenet5", PARAMS, TAGS) as parent:
-        with child(store, parent, 0) as run:  # a finished split
-            for epoch in (1, 2):
-                values = {key: epoch + number / 10 for number, key in enumerate(keys.EPOCH_METRICS)}
-                run.log_metrics(values, step=epoch)
+        with child(parent, 0) as run:  # a finished split
+            values = {key: number / 10 for number, key in enumerate(keys.EPOCH_METRICS)}
+            epochs = {epoch: {key: epoch + value for key, value in values.items()} for epoch in (1, 2)}
+            run.log_epochs(
+                [{"epoch": epoch, "time": 1000 * epoch, "metrics": metrics} for epoch, metrics in epochs.items()]
+            )
             run.log_metrics({key: 1 / (3 + number) for number, key in enumerate(keys.FINAL_METRICS)})
             files = folder / "files"
             files.mkdir()
             np.savez(files / keys.PREDICTIONS, **PREDICTIONS)
             run.log_files(files)
-        with child(store, parent, 1) as run:  # logged again, as by a run that was resumed, and with NaN
+        with child(parent, 1) as run:  # logged again, as by a run that was resumed, and with NaN
             for key, value, time, epoch in (
                 ("val/loss", 9.0, 1000, 1),
                 ("val/loss", 2.0, 2000, 1),  # newer
@@ -71,22 +73,23 @@ def filled(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
                 ("best_val/loss", -np.inf, 1000, 0),
             ):
                 store.client.log_metric(run.id, key, value, timestamp=time, step=epoch)
-        with pytest.raises(RuntimeError), child(store, parent, 2):
+        with pytest.raises(RuntimeError), child(parent, 2):
             raise RuntimeError('it\'s "broken": 100 %')
-        with child(store, parent, 3) as run:
-            run.log_metrics({"val/loss": 1.0}, step=1)
+        with child(parent, 3) as run:
+            run.log_epochs([{"epoch": 1, "time": 1000, "metrics": {"val/loss": 1.0}}])
         store.client.delete_run(run.id)
         store.client.create_run(  # still running, with hardly anything
             store.client.get_run(parent.id).info.experiment_id, tags={query.PARENT: parent.id}
         )
     with tracking.parent_run(store, "task1", "lenet5", PARAMS, TAGS | {"task": "task1"}) as parent:
-        with child(store, parent, 0, task="task1"):
+        with child(parent, 0, task="task1"):
             pass
     return folder
 
 
-def child(store: tracking.Store, parent: tracking.Run, split: int, **tags: str):
-    return tracking.child_run(store, parent, f"split {split}", PARAMS | {"split": split}, TAGS | tags)
+def child(parent: tracking.Parent, split: int, params: dict[str, object] = PARAMS, **tags: str):
+    own = TAGS | {"fingerprint": f"f{split}"} | tags
+    return tracking.child_run(tracking.claim(parent, f"split {split}", params | {"split": split}, own))
 
 
 @pytest.fixture
@@ -184,7 +187,7 @@ def test_types_do_not_depend_on_what_is_stored(filled: Path, store_uri: str, pat
 def test_a_param_that_does_not_parse(store_uri: str, path: str, key: str, value: str, kind: str) -> None:
     store = tracking.open_store(store_uri)
     with tracking.parent_run(store, "task3", "lenet5", PARAMS, TAGS) as parent:
-        with tracking.child_run(store, parent, "split 0", PARAMS | {"split": 0, key: value}, TAGS) as run:
+        with child(parent, 0, PARAMS | {key: value}) as run:
             pass
     with pytest.raises(StoreError, match=f"run {run.id} has {key} = '{value}', which is no {kind}"):
         query.load_runs(["task3"], store_uri)
@@ -245,13 +248,17 @@ def test_predictions(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not downloaded.is_relative_to(filled)
     assert query.local_artifact(row, keys.PREDICTIONS, uri(filled)) == downloaded  # not again
     pd.testing.assert_frame_equal(frame, query.load_predictions(row["run_id"], uri(filled)))
-    with pytest.raises(StoreError, match=f"run {row['run_id']} has no figures/a.png; run its task again to"):
+    with pytest.raises(
+        StoreError, match=f"run {row['run_id']} has no figures/a.png; run its task again with --fresh to"
+    ):
         query.local_artifact(row, "figures/a.png", uri(filled))
 
 
 def test_predictions_that_are_missing_or_damaged(filled: Path, tmp_path: Path) -> None:
     runs = query.load_runs(["task3"], uri(filled))
-    with pytest.raises(StoreError, match=f"run {runs['run_id'][1]} has no predictions.npz; run its task again to"):
+    with pytest.raises(
+        StoreError, match=f"run {runs['run_id'][1]} has no predictions.npz; run its task again with --fresh to"
+    ):
         query.load_predictions(runs.iloc[1])
     file = tmp_path / "artifacts" / keys.PREDICTIONS
     file.parent.mkdir()

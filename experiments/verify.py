@@ -1,0 +1,683 @@
+"""Deriving again what the result database says of a task's finished runs, from the files beside it.
+
+`verify` walks over the runs. A check compares one kind of thing that is stored with what a file, the data or the model
+says of it now, and notes what differs. A file that is missing or damaged is a difference, too, and ends that check.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import track
+from sklearn.metrics import confusion_matrix
+from torch import nn
+
+import analysis
+import datasets
+import models
+import tracking
+from analysis.groups import group_id
+from analysis.query import PREDICTED_PARTS, PREDICTION_TYPES
+from datasets import DatasetError, ImageData, Split
+from experiments import fingerprint, hardware, records
+from experiments.config import Task
+from experiments.protocol import make_splits
+from experiments.training import DeviceImages, Evaluation, evaluate
+from tracking import Store, StoreError, keys
+from tracking.checkpoints import Checkpoint
+from tracking.store import StoreAwayError
+
+T = TypeVar("T")
+LOSS_TOLERANCE = 1e-3  # nats, where the bits need not be the same
+AGREEMENT = 0.999  # of the predictions, likewise
+FILES = (
+    keys.CHECKPOINT, keys.CONFUSION, keys.CONFUSION_FIGURE, keys.HISTORY, keys.PREDICTIONS, keys.SPLIT, keys.THUMBNAILS
+)  # fmt: skip
+NEEDED_TAGS = ("task", "fingerprint", "split_hash", "dataset_digest", "source_digest", "hardware", "versions")
+SCORED = {"val": "best_val", "test": "test"}  # part of the predictions: prefix of its scores
+
+
+@dataclasses.dataclass
+class Report:
+    """What was checked of a task, and what differs.
+
+    Attributes
+    ----------
+    task : str
+    finished, runs : int
+        Finished runs that there are, and those that were checked.
+    numbers, predictions : int
+        How many of them were derived again.
+    exact, near : int
+        Runs whose model was evaluated where it must give the same bits, and elsewhere.
+    seconds : float
+        Wall time.
+    differences : list of str
+        One line each.
+    """
+
+    task: str
+    finished: int
+    runs: int
+    numbers: int = 0
+    predictions: int = 0
+    exact: int = 0
+    near: int = 0
+    seconds: float = 0.0
+    differences: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, findings: "Findings") -> None:
+        """Take in what was found out about a run."""
+        self.numbers += len(findings.numbers)
+        self.predictions += findings.predictions
+        self.exact += findings.exact is True
+        self.near += findings.exact is False
+        self.differences += findings.differences
+
+    def summary(self) -> str:
+        """Say in one line what was checked, and how strictly."""
+        limits = f"loss within {LOSS_TOLERANCE:g} and {AGREEMENT:.1%} of predictions"
+        tolerance = f"{limits}: other device, threads or versions"
+        match self.exact, self.near:
+            case 0, 0:
+                how = "no model was evaluated"
+            case _, 0:
+                how = "exact: same kind of device and threads"
+            case 0, _:
+                how = tolerance
+            case _:
+                how = f"{_count(self.exact, 'run')} exact; {_count(self.near, 'run')} by {tolerance}"
+        runs = _count(self.runs, "run") if self.runs == self.finished else f"{self.runs} of {self.finished} runs"
+        return (
+            f"{self.task}: {runs}, {self.numbers:,} numbers and {self.predictions:,} predictions derived again, "
+            f"{_count(len(self.differences), 'difference')} ({how}), {self.seconds:.0f} s"
+        )
+
+
+class Findings:
+    """What was derived again of one run.
+
+    Attributes
+    ----------
+    numbers : set of str
+        What they are called.
+    predictions : int
+    exact : bool or None
+        Whether its model must give the same bits here; None where it was not evaluated.
+    differences : dict of str to None
+        The lines, in order; each once, since several checks may trip over one file.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.numbers: set[str] = set()
+        self.predictions = 0
+        self.exact: bool | None = None
+        self.differences: dict[str, None] = {}
+
+    def differ(self, what: str) -> None:
+        """Note a difference."""
+        self.differences[f"{self.title}: {what}"] = None
+
+    def compare(self, key: str, stored: float | None, derived: float | None, source: str, tolerance: float = 0) -> None:
+        """Compare a number of the database with what `source` says; None is missing, and NaN equals nothing."""
+        if stored is None and derived is None:
+            return
+        self.numbers.add(key)
+        if stored is None or derived is None or not (stored == derived or abs(stored - derived) <= tolerance):
+            self.differ(f"{key} is {_show(stored)} in the database, {_show(derived)} {source}")
+
+    def compare_arrays(
+        self, name: str, stored: np.ndarray, derived: np.ndarray, source: str, agreement: float = 1
+    ) -> None:
+        """Compare an array of a file with what `source` says; that share of its values must be the same."""
+        if stored.dtype != derived.dtype or stored.shape != derived.shape:
+            self.differ(f"{name} has another shape or type than the values {source}")
+        elif np.count_nonzero(stored == derived) < math.floor(agreement * stored.size):
+            n = np.count_nonzero(stored != derived)
+            self.differ(f"{n:,} of {stored.size:,} values of {name} are not those {source}")
+
+
+class Rebuilt(NamedTuple):
+    """What a checkpoint holds."""
+
+    checkpoint: Checkpoint
+    card: models.ModelCard
+    model: nn.Module
+
+
+class Record:
+    """A run as the database has it.
+
+    Attributes
+    ----------
+    texts, tags : dict of str to str
+        Params as they are stored, and tags.
+    metrics : dict of str to float
+        Latest values.
+    points : dict of str to list of (step, time, value)
+        All that was logged, in order.
+    datasets : list of str
+        Digests of its data sets, 36 characters each.
+    """
+
+    def __init__(self, store: Store, run_id: str, title: str) -> None:
+        run = store.client.get_run(run_id)
+        self.store = store
+        self.status: str = run.info.status
+        self.texts: dict[str, str] = run.data.params
+        self.tags: dict[str, str] = run.data.tags
+        self.metrics: dict[str, float] = run.data.metrics
+        self.datasets = [entered.dataset.digest for entered in run.inputs.dataset_inputs] if run.inputs else []
+        self.findings = Findings(title)
+        self.points: dict[str, list[tuple[int, int, float]]] = {}
+        for key, latest in self.metrics.items():
+            history = store.client.get_metric_history(run_id, key)
+            self.points[key] = sorted((point.step, point.timestamp, point.value) for point in history)
+            newest = self.points[key][-1][2] if history else None
+            if latest != newest:
+                self.findings.differ(f"{key} is {_show(latest)} as the latest value, {_show(newest)} as logged")
+
+
+class SplitRecord(Record):
+    """A finished split. Its files are read when they are asked for: a `StoreError` where that is not possible.
+
+    Attributes
+    ----------
+    params : dict of str to int, float, bool or str
+        Of the type that they were logged with.
+    """
+
+    def __init__(self, store: Store, row: "pd.Series[Any]", title: str) -> None:
+        super().__init__(store, row["run_id"], title)
+        self.row = row
+        values = {key: row[key] for key in keys.PARAMS if not pd.isna(row[key])}
+        # json knows none of NumPy's numbers
+        self.params = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+
+    def path(self, name: str) -> Path:
+        """Where a file is on this machine."""
+        return analysis.local_artifact(self.row, name, self.store.uri)
+
+    def _read(self, name: str, parse: Callable[[Path], T]) -> T:
+        path = self.path(name)
+        try:
+            return parse(path)
+        except Exception as error:  # noqa: BLE001 - readers raise whatever a damaged file makes them trip over
+            raise StoreError(f"{name} is damaged ({type(error).__name__})") from None
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """Indices of its three parts."""
+        return self._read(keys.SPLIT, _read_split)
+
+    @functools.cached_property
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Arrays as `records.predictions_of` makes them."""
+        return self._read(keys.PREDICTIONS, _read_predictions)
+
+    @functools.cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """Entries as `records.epoch_entry` makes them."""
+        return self._read(keys.HISTORY, _read_history)
+
+    @functools.cached_property
+    def confusions(self) -> dict[str, Any]:
+        """Classes, and counts of `val` and `test`."""
+        return self._read(keys.CONFUSION, _read_confusions)
+
+    @functools.cached_property
+    def rebuilt(self) -> Rebuilt:
+        """The checkpoint, and the model that it describes, on the CPU."""
+        return self._read(keys.CHECKPOINT, _rebuild)
+
+
+def _read_split(path: Path) -> Split:
+    with np.load(path, allow_pickle=False) as arrays:
+        split = Split(*(arrays[part] for part in Split._fields))
+    if any(indices.dtype != np.int64 or indices.ndim != 1 for indices in split):
+        raise TypeError("indices are int64")
+    return split
+
+
+def _read_predictions(path: Path) -> dict[str, np.ndarray]:
+    predictions: dict[str, np.ndarray] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for part in PREDICTED_PARTS:
+            of_part = {f"{part}_{key}": arrays[f"{part}_{key}"] for key in PREDICTION_TYPES}
+            if [array.dtype for array in of_part.values()] != list(PREDICTION_TYPES.values()):
+                raise TypeError("labels are int64, probabilities float32")
+            if len({array.shape for array in of_part.values()}) > 1 or arrays[f"{part}_true"].ndim != 1:
+                raise ValueError("an image has one of each")
+            predictions |= of_part
+    return predictions
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    history: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    for entry in history:
+        if not keys.EPOCH_METRICS.keys() - {"lr"} <= entry["metrics"].keys():  # a baseline has no learning rate
+            raise ValueError("an epoch has all metrics")
+        if not all(map(math.isfinite, [entry["epoch"], entry["time"], *entry["metrics"].values()])):
+            raise ValueError("numbers are finite")
+    records.best_entry(history)  # there is one
+    return history
+
+
+def _read_confusions(path: Path) -> dict[str, Any]:
+    confusions: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not confusions["classes"]:
+        raise ValueError("there are classes")
+    return confusions
+
+
+def _rebuild(path: Path) -> Rebuilt:
+    checkpoint = Checkpoint.load(path)
+    if checkpoint.mean.shape != (checkpoint.arguments["in_channels"],) or checkpoint.std.shape != checkpoint.mean.shape:
+        raise ValueError("each channel has a mean and a standard deviation")
+    model = models.build(checkpoint.model, **checkpoint.arguments)
+    model.load_state_dict(checkpoint.state_dict)
+    return Rebuilt(checkpoint, models.describe(checkpoint.model, **checkpoint.arguments), model)
+
+
+class Material:
+    """A data set with what follows from it for all runs, on the device that evaluates them."""
+
+    def __init__(self, task: Task, data: ImageData, device: str) -> None:
+        _, _, size, channels = data.images.shape
+        self.task = task
+        self.data = data
+        self.device = device
+        self.model_arguments = {"in_channels": channels, "num_classes": len(data.classes), "image_size": size}
+        self.groups = datasets.duplicate_groups(data)
+        self._splits: dict[tuple[int, int, bool], list[Split]] = {}
+        try:
+            self.images = DeviceImages.load(data, device)
+        except torch.OutOfMemoryError:
+            raise DatasetError(f"{data.name} does not fit into the GPU's memory; use --device cpu") from None
+
+    def split(self, params: Mapping[str, Any]) -> Split:
+        """Make a run's split as the protocol does; a `StoreError` says why that is not possible."""
+        number: int = params["split"]
+        n_splits, seed, leak_free = key = params["n_splits"], params["seed"], params["leak_free"]
+        if params["protocol"] != self.task.protocol.name:
+            raise StoreError(f"protocol is {params['protocol']}, and {self.task.protocol.name} in {self.task.name}")
+        if not 0 <= number < n_splits:
+            raise StoreError(f"split {number} is none of 0 to {n_splits - 1}")
+        if key not in self._splits:
+            try:
+                protocol = dataclasses.replace(self.task.protocol, n_splits=n_splits)
+                task = dataclasses.replace(self.task, protocol=protocol)
+                self._splits[key] = make_splits(task, self.data, seed, self.groups if leak_free else None)
+            except (ValueError, DatasetError) as error:
+                raise StoreError(f"its split cannot be made from the data: {error}") from None
+        return self._splits[key][number]
+
+    def holds(self, split: Split) -> bool:
+        """Whether all of a split's indices are images."""
+        return all(((indices >= 0) & (indices < len(self.data.labels))).all() for indices in split)
+
+
+def verify(
+    task: Task,
+    device: str,
+    data_dir: Path | None = None,
+    tracking_uri: str | None = None,
+    sample_splits: int | None = None,
+) -> Report:
+    """Derive everything that is stored of a task's finished runs again, and compare.
+
+    Parameters
+    ----------
+    task : Task
+    device : str
+        That evaluates the models (`hardware.resolve`). Where it is of the kind that a run was made on, with the same
+        number of threads and versions, all must be equal to the last bit. Elsewhere the loss may differ by
+        `LOSS_TOLERANCE`, and `AGREEMENT` of the predictions must be the same.
+    data_dir : see `datasets.load`
+    tracking_uri : see `tracking.check_uri`
+    sample_splits : int, optional
+        Check only so many runs, always the same ones, of as many models as possible.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    StoreError
+        The store cannot be read, or has no finished run of the task.
+    """
+    started = time.perf_counter()
+    uri = tracking.check_uri(tracking_uri)
+    runs = analysis.load_runs([task.name], uri)
+    store = tracking.open_store(uri)
+    done = runs[runs["status"] == "FINISHED"]
+    if done.empty:
+        raise StoreError(f"{task.name} has no finished run in {store.label}; run experiments/{task.name}.py first")
+    chosen = done if sample_splits is None else _sample(done, sample_splits)
+    report = Report(task.name, len(done), len(chosen))
+    report.differences += _unequal_splits(runs)
+    parents = {}
+    for parent_id, of_parent in chosen.groupby("parent_id"):
+        parents[parent_id] = Record(store, str(parent_id), f"{of_parent['model'].iloc[0]}, all splits")
+        _check_summary(parents[parent_id], runs[runs["parent_id"] == parent_id])
+        report.add(parents[parent_id].findings)
+    walk = _with_material(task, chosen, data_dir, device, report)
+    bar = Console(stderr=True)
+    for row, material in track(walk, task.name, len(chosen), console=bar, disable=not bar.is_terminal, transient=True):
+        run = SplitRecord(store, row, _title(row, done))
+        _check_run(run, parents[row["parent_id"]], material)
+        report.add(run.findings)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _sample(runs: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Choose runs by lot, the same ones each time: one of each model, then a second of each, and so on."""
+    shuffled = runs.sample(frac=1, random_state=0)
+    rounds = shuffled.groupby("model").cumcount().to_numpy()
+    return shuffled.iloc[np.argsort(rounds, kind="stable")[:count]]
+
+
+def _title(row: "pd.Series[Any]", runs: pd.DataFrame) -> str:
+    """Name a run, by its id, too, where others did the same split of the same model."""
+    same = (runs["model"] == row["model"]) & (runs["split"] == row["split"])
+    return f"{row['model']} split {row['split']}" + (f" (run {row['run_id'][:8]})" if same.sum() > 1 else "")
+
+
+def _unequal_splits(runs: pd.DataFrame) -> Iterator[str]:
+    """Say where the models of a comparison group were not given the same images."""
+    for group in analysis.comparison_groups(runs):
+        for number, same in analysis.finished(group).groupby("split"):
+            if same["split_hash"].nunique(dropna=False) > 1:
+                names = ", ".join(same["model"])
+                yield f"split {number} of comparison group {group_id(group)}: {names} were not given the same images"
+
+
+def _with_material(
+    task: Task, runs: pd.DataFrame, data_dir: Path | None, device: str, report: Report
+) -> "Iterator[tuple[pd.Series[Any], Material | None]]":
+    """Yield each run with its data, one data set after the other; with None where they cannot be had."""
+    for name, on_name in runs.groupby(runs["dataset"].fillna("")):
+        material: Material | None = None
+        problem = ""
+        try:
+            material = Material(task, _load(task, str(name), data_dir), device)
+        except DatasetError as error:
+            problem = str(error)
+        for digest, on_data in on_name.groupby(on_name["dataset_digest"].fillna("")):
+            fits = material is not None and material.data.digest == digest
+            if not fits:
+                found = problem or f"what is there has the digest {material.data.digest[:12] if material else ''}"
+                report.differences.append(
+                    f"{_count(len(on_data), 'run')} could not be evaluated: the data are {name or 'unknown'} with the "
+                    f"digest {str(digest)[:12]}, and {found}"
+                )
+            for _, row in on_data.iterrows():
+                yield row, material if fits else None
+
+
+def _load(task: Task, name: str, data_dir: Path | None) -> ImageData:
+    sample = name.startswith(keys.SAMPLE)
+    if not sample and data_dir is None and name != datasets.SOURCES[task.name].name:
+        raise DatasetError("they are no published data; name their folder in --data-dir")
+    return datasets.load(task.name, data_dir, sample)
+
+
+def _check_run(run: SplitRecord, parent: Record, material: Material | None) -> None:
+    """Make all checks of a split's run that are possible."""
+    checks: list[Callable[[], None]] = [functools.partial(_check_files, run)]
+    missing = [key for key in keys.PARAMS if key not in run.params] + [k for k in NEEDED_TAGS if k not in run.tags]
+    if missing:
+        run.findings.differ(f"it has no {', '.join(missing)}, without which nothing follows from its files")
+    else:
+        checks += [functools.partial(_check_params, run, parent)]
+        checks += [functools.partial(check, run) for check in CHECKS]
+        if material is not None:
+            checks += [functools.partial(check, run, material) for check in DATA_CHECKS]
+    for check in checks:
+        try:
+            check()
+        except StoreAwayError:
+            raise
+        except StoreError as error:
+            run.findings.differ(str(error))
+
+
+def _check_files(run: SplitRecord) -> None:
+    """Compare each file with the digest that was noted before it was copied into the store."""
+    try:
+        digests = dict(json.loads(run.tags["file_digests"]))
+    except KeyError:
+        raise StoreError(
+            "it has no file_digests, so nothing proves its files; run its task again with --fresh"
+        ) from None
+    except (TypeError, ValueError):
+        raise StoreError("its file_digests cannot be read; run its task again with --fresh") from None
+    for name in FILES:
+        if name not in digests:
+            run.findings.differ(f"file_digests lacks {name}")
+    for name, digest in digests.items():
+        try:
+            if hashlib.sha256(run.path(name).read_bytes()).hexdigest() != digest:
+                run.findings.differ(f"{name} is not the file that was logged: its SHA-256 is another")
+        except OSError as error:
+            run.findings.differ(f"{name} cannot be read ({error.strerror})")
+        except StoreAwayError:
+            raise
+        except StoreError as error:
+            run.findings.differ(str(error))
+
+
+def _check_params(run: SplitRecord, parent: Record) -> None:
+    """Compare the params with the parent's and with the fingerprint, which is a digest of them all."""
+    shared = {key: value for key, value in run.params.items() if key not in keys.CHILD_PARAMS}
+    for key in shared.keys() - {"device"}:  # of several GPUs, another one may have begun
+        if run.texts[key] != parent.texts.get(key):
+            run.findings.differ(f"{key} is {run.texts[key]}, in its parent run {parent.texts.get(key, 'missing')}")
+    tags = run.tags
+    configuration = fingerprint.configuration_fingerprint(shared, tags["dataset_digest"], tags["source_digest"])
+    own = fingerprint.digest([configuration, run.params["split"], tags["split_hash"]])
+    if tags["fingerprint"] != own or parent.tags.get("fingerprint") != configuration:
+        run.findings.differ("fingerprint does not follow from params, data, source and split: one of them was changed")
+    if run.datasets != [tags["dataset_digest"][:36]]:
+        run.findings.differ("the data set that was entered has another digest than dataset_digest")
+
+
+def _check_split(run: SplitRecord) -> None:
+    """Check that the parts are what the database says, and have no image in common."""
+    split = run.split
+    if fingerprint.split_hash(split) != run.tags["split_hash"]:
+        run.findings.differ(f"{keys.SPLIT} is not the split that split_hash was made of")
+    for part, indices in split._asdict().items():
+        run.findings.compare(f"n_{part}", run.params[f"n_{part}"], len(indices), f"in {keys.SPLIT}")
+        if (np.diff(indices) <= 0).any():
+            run.findings.differ(f"{part} in {keys.SPLIT} is not sorted, or has an image twice")
+    for (one, ours), (other, theirs) in itertools.combinations(split._asdict().items(), 2):
+        if n := len(np.intersect1d(ours, theirs)):
+            run.findings.differ(f"{keys.SPLIT} has {_count(n, 'image')} of {other} in {one}, too")
+
+
+def _check_epochs(run: SplitRecord) -> None:
+    """Compare the curves, point by point, with the history."""
+    history = {entry["epoch"]: entry for entry in run.history}
+    if list(history) != list(range(1, len(run.history) + 1)):
+        run.findings.differ(f"{keys.HISTORY} does not have each epoch once, from 1")
+    for key in keys.EPOCH_METRICS:
+        logged: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
+        for epoch, at, value in run.points.get(key, []):
+            logged[epoch].append((at, value))
+        for epoch in sorted(logged.keys() | history):
+            title, points, entry = f"{key} of epoch {epoch}", logged[epoch], history.get(epoch)
+            derived = entry["metrics"].get(key) if entry else None
+            run.findings.compare(title, points[-1][1] if points else None, derived, f"in {keys.HISTORY}")
+            if len(points) > 1:
+                run.findings.differ(f"{title} was logged {len(points)} times")
+            elif points and entry and points[0][0] != entry["time"]:
+                run.findings.differ(f"{title} has another time than in {keys.HISTORY}")
+
+
+def _check_final_metrics(run: SplitRecord) -> None:
+    """Compare the final metrics that follow from the history; and that there are no others than expected."""
+    derived = records.final_metrics(run.history, None, run.split, {})
+    for key, value in derived.items():
+        run.findings.compare(key, run.metrics.get(key), value, f"from {keys.HISTORY}")
+    for key in run.metrics.keys() - keys.EPOCH_METRICS.keys() - keys.FINAL_METRICS.keys():
+        run.findings.differ(f"the metric {key} follows from nothing")
+    for key in keys.FINAL_METRICS:
+        if len(run.points.get(key, [])) > 1:
+            run.findings.differ(f"{key} was logged {len(run.points[key])} times")
+    if not run.params["n_test"]:
+        for key in (f"test/{score}" for score in keys.SCORES):
+            run.findings.compare(key, run.metrics.get(key), None, "since there is no test part")
+
+
+def _check_predictions(run: SplitRecord) -> None:
+    """Compare the predictions' images with the split, their counts with the file, their scores with the database."""
+    classes = len(run.confusions["classes"])
+    for part, prefix in SCORED.items():
+        index, true, predicted = (run.predictions[f"{part}_{key}"] for key in ("index", "true", "pred"))
+        name = f"{part}_index in {keys.PREDICTIONS}"
+        run.findings.compare_arrays(name, index, getattr(run.split, part), f"of {part} in {keys.SPLIT}")
+        if any(((labels < 0) | (labels >= classes)).any() for labels in (true, predicted)):
+            run.findings.differ(f"{part} in {keys.PREDICTIONS} has labels that are no class")
+            continue
+        counts = confusion_matrix(true, predicted, labels=range(classes)) if len(true) else None
+        if run.confusions.get(part) != (None if counts is None else counts.tolist()):
+            run.findings.differ(f"the counts of {part} in {keys.CONFUSION} are not those of {keys.PREDICTIONS}")
+        if counts is None:
+            continue
+        scores = Evaluation(math.nan, counts, torch.from_numpy(predicted), torch.empty(0)).scores()
+        for score in ("accuracy", "f1_micro", "f1_macro"):  # the loss takes the probability of the true class
+            key = f"{prefix}/{score}"
+            run.findings.compare(key, run.metrics.get(key), scores[score], f"from {keys.PREDICTIONS}")
+
+
+def _check_checkpoint(run: SplitRecord) -> None:
+    """Compare what the checkpoint says of itself, and what its model is."""
+    checkpoint, card, _ = run.rebuilt
+    source = f"in {keys.CHECKPOINT}"
+    if checkpoint.model != run.params["model"]:
+        run.findings.differ(f"model is {run.params['model']} in the database, {checkpoint.model} {source}")
+    for key, derived in (("best_epoch", checkpoint.epoch), ("best_val/loss", checkpoint.score)):
+        run.findings.compare(key, run.metrics.get(key), derived, source)
+    for key, derived in (("parameters", card.parameters), ("macs", card.macs)):
+        run.findings.compare(key, run.params[key], derived, f"of the model {source}")
+
+
+def _check_protocol(run: SplitRecord, material: Material) -> None:
+    """Compare the split with what the protocol makes of the data."""
+    if run.tags["task"] != material.task.name:
+        run.findings.differ(f"it is tagged as a run of {run.tags['task']}")
+    for part, indices in material.split(run.params)._asdict().items():
+        name, stored = f"{part} in {keys.SPLIT}", getattr(run.split, part)
+        run.findings.compare_arrays(name, stored, indices, "that the protocol draws from the data")
+
+
+def _check_leaks(run: SplitRecord, material: Material) -> None:
+    """Count the near duplicates across the split's parts again."""
+    if not material.holds(run.split):
+        run.findings.differ(f"{keys.SPLIT} has indices that are no images")
+        return
+    for key, count in records.count_leaks(material.groups, run.split).items():
+        run.findings.compare(key, run.metrics.get(key), count, "from the images")
+
+
+def _check_model(run: SplitRecord, material: Material) -> None:
+    """Evaluate the checkpoint's model again, and compare its scores and every prediction."""
+    checkpoint, split, findings = run.rebuilt.checkpoint, run.split, run.findings
+    if run.confusions["classes"] != list(material.data.classes):
+        findings.differ(f"the classes in {keys.CONFUSION} are not those of the data")
+    if checkpoint.arguments != material.model_arguments:
+        raise StoreError(f"the model in {keys.CHECKPOINT} is for other images or classes than those of the data")
+    if not material.holds(split):
+        return  # as the check before said
+    for name, moment in zip(("mean", "std"), material.images.normalisation(split.train), strict=True):
+        stored, source = getattr(checkpoint, name), "that follow from the training images"
+        findings.compare_arrays(f"{name} in {keys.CHECKPOINT}", stored.numpy(), moment.cpu().numpy(), source)
+    results = _evaluate(run, material)
+    exact = findings.exact = _same_bits(run, material.device)
+    findings.predictions = len(split.val) + len(split.test)
+    source = f"from {keys.CHECKPOINT}"
+    for part, result in results.items():
+        for score, value in result.scores().items() if result else ():
+            if exact or score == "loss":
+                key = f"{SCORED[part]}/{score}"
+                findings.compare(key, run.metrics.get(key), value, source, 0 if exact else LOSS_TOLERANCE)
+    for name, derived in records.predictions_of(split, material.data.labels, results).items():
+        # no tolerance is set for probabilities: the loss speaks for them
+        agreement = 1 if exact else {"pred": AGREEMENT, "prob": 0}.get(name.split("_")[1], 1)
+        findings.compare_arrays(f"{name} in {keys.PREDICTIONS}", run.predictions[name], derived, source, agreement)
+
+
+def _evaluate(run: SplitRecord, material: Material) -> dict[str, Evaluation | None]:
+    """Evaluate as the run did: its precision, its normalisation, its number of threads."""
+    checkpoint, _, model = run.rebuilt
+    precision = run.params["precision"]
+    hardware.prepare(dataclasses.replace(material.task.training, device=material.device, precision=precision))
+    threads = torch.get_num_threads()
+    mean, std = checkpoint.mean.to(material.device), checkpoint.std.to(material.device)
+    try:
+        if _has_threads(run.params["threads"]):
+            torch.set_num_threads(run.params["threads"])
+        model.to(device=material.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return {
+            part: evaluate(model, material.images, indices, mean, std, precision) if len(indices) else None
+            for part, indices in (("val", run.split.val), ("test", run.split.test))
+        }
+    except RuntimeError as error:  # images of another size, a device without memory
+        raise StoreError(f"its model cannot be evaluated: {' '.join(str(error).split())[:200]}") from None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _has_threads(count: int) -> bool:
+    return 1 <= count <= (os.cpu_count() or 1)
+
+
+def _same_bits(run: SplitRecord, device: str) -> bool:
+    """Whether a run's model must give the same bits on a device."""
+    kind = torch.device(device).type
+    return (
+        run.params["device"].split(":")[0] == kind
+        and (kind != "cpu" or _has_threads(run.params["threads"]))
+        and run.tags["hardware"] == hardware.describe_device(device)
+        and run.tags["versions"] == fingerprint.versions()
+    )
+
+
+CHECKS = (_check_split, _check_epochs, _check_final_metrics, _check_predictions, _check_checkpoint)
+DATA_CHECKS = (_check_protocol, _check_leaks, _check_model)
+
+
+def _check_summary(parent: Record, children: pd.DataFrame) -> None:
+    """Compare a parent's metrics with what follows from its splits, unless a process is at work on them."""
+    if parent.status == "RUNNING":
+        return
+    evidence = analysis.Evidence(children, parent.store.uri)
+    summary = analysis.summarise(evidence, parent.texts["model"])
+    derived = {key: float(value) for key, value in summary.items() if math.isfinite(value)}
+    for key in sorted(derived.keys() | parent.metrics):
+        parent.findings.compare(key, parent.metrics.get(key), derived.get(key), "from its splits")
+
+
+def _show(value: float | None) -> str:
+    return "missing" if value is None else repr(value)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
