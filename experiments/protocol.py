@@ -68,8 +68,13 @@ class Protocol:
     @property
     def model_arguments(self) -> dict[str, int]:
         """What `models.build` needs besides the name."""
-        _, _, size, channels = self.data.images.shape
-        return {"in_channels": channels, "num_classes": len(self.data.classes), "image_size": size}
+        return model_arguments(self.data)
+
+
+def model_arguments(data: ImageData) -> dict[str, int]:
+    """What `models.build` needs besides the name, for a data set."""
+    _, _, size, channels = data.images.shape
+    return {"in_channels": channels, "num_classes": len(data.classes), "image_size": size}
 
 
 def make_splits(task: Task, data: ImageData, seed: int, groups: np.ndarray | None = None) -> list[Split]:

@@ -34,7 +34,7 @@ from analysis.query import PREDICTED_PARTS, PREDICTION_TYPES
 from datasets import DatasetError, ImageData, Split
 from experiments import fingerprint, hardware, records
 from experiments.config import Task
-from experiments.protocol import make_splits
+from experiments.protocol import make_splits, model_arguments
 from experiments.training import DeviceImages, Evaluation, evaluate
 from tracking import Store, StoreError, keys
 from tracking.checkpoints import Checkpoint
@@ -297,11 +297,10 @@ class Material:
     """A data set with what follows from it for all runs, on the device that evaluates them."""
 
     def __init__(self, task: Task, data: ImageData, device: str) -> None:
-        _, _, size, channels = data.images.shape
         self.task = task
         self.data = data
         self.device = device
-        self.model_arguments = {"in_channels": channels, "num_classes": len(data.classes), "image_size": size}
+        self.model_arguments = model_arguments(data)
         self.groups = datasets.duplicate_groups(data)
         self._splits: dict[tuple[int, int, bool], list[Split]] = {}
         try:
@@ -344,8 +343,8 @@ def verify(
     ----------
     task : Task
     device : str
-        That evaluates the models (`hardware.resolve`). Where it is of the kind that a run was made on, with the same
-        number of threads and versions, all must be equal to the last bit. Elsewhere the loss may differ by
+        That evaluates the models (`hardware.resolve`). Where it is a CPU of the kind that a run was made on, with the
+        same number of threads and versions, all must be equal to the last bit. Elsewhere the loss may differ by
         `LOSS_TOLERANCE`, and `AGREEMENT` of the predictions must be the same.
     data_dir : see `datasets.load`
     tracking_uri : see `tracking.check_uri`
@@ -650,11 +649,10 @@ def _has_threads(count: int) -> bool:
 
 
 def _same_bits(run: SplitRecord, device: str) -> bool:
-    """Whether a run's model must give the same bits on a device."""
-    kind = torch.device(device).type
+    """Whether a run's model must give the same bits on a device: a GPU's libraries choose algorithms by timing them."""
     return (
-        run.params["device"].split(":")[0] == kind
-        and (kind != "cpu" or _has_threads(run.params["threads"]))
+        run.params["device"] == device == "cpu"
+        and _has_threads(run.params["threads"])
         and run.tags["hardware"] == hardware.describe_device(device)
         and run.tags["versions"] == fingerprint.versions()
     )

@@ -31,16 +31,11 @@ def test_kill_9_at_random_moments_changes_no_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_ends_the_run_in_order_and_the_same_command_goes_on(
-    signum: int, store_uri: str, tmp_path: Path
-) -> None:
-    options = ("--sample", "--epochs", "40", "--patience", "40", "--n-splits", "1", "-m", "lenet5", "--no-baselines")
+def test_interrupt_ends_the_run_in_order_and_the_same_command_goes_on(signum: int, store_uri: str) -> None:
+    options = ("--sample", "--epochs", "20", "--patience", "20", "--n-splits", "1", "-m", "lenet5", "--no-baselines")
     process = start("task1", store_uri, *options)
-    deadline = time.monotonic() + 120
-    while (
-        time.monotonic() < deadline and process.poll() is None and not len(analysis.load_curves(["task1"], store_uri))
-    ):
-        time.sleep(0.1)
+    while process.poll() is None and not len(analysis.load_curves(["task1"], store_uri)):
+        time.sleep(0.05)
     process.send_signal(signum)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -48,18 +43,13 @@ def test_interrupt_ends_the_run_in_order_and_the_same_command_goes_on(
     assert "Traceback" not in errors
     (run,) = analysis.load_runs(["task1"], store_uri).itertuples()
     assert run.status == "KILLED"
-    done = len(analysis.load_curves(["task1"], store_uri))
+    assert 0 < len(analysis.load_curves(["task1"], store_uri)) < 20
 
     printed, errors = start("task1", store_uri, *options).communicate(timeout=200)
     assert "Traceback" not in errors and "lenet5 1/1" in " ".join(printed.split())
     (again,) = analysis.load_runs(["task1"], store_uri).itertuples()
-    assert (again.run_id, again.status, again.epochs_run) == (run.run_id, "FINISHED", 40)
-    curves = analysis.load_curves(["task1"], store_uri)
-    assert 0 < done < 40 and curves["epoch"].tolist() == list(range(1, 41))
-    undisturbed = f"sqlite:///{tmp_path / 'undisturbed.db'}"
-    start("task1", undisturbed, *options).communicate(timeout=200)
-    paths = [Path(uri.removeprefix("sqlite:///")) for uri in (store_uri, undisturbed)]
-    assert differences("task1", *paths) == []
+    assert (again.run_id, again.status, again.epochs_run) == (run.run_id, "FINISHED", 20)
+    assert analysis.load_curves(["task1"], store_uri)["epoch"].tolist() == list(range(1, 21))
 
 
 def test_the_same_command_again_does_nothing_and_fresh_does_all(store_uri: str) -> None:
