@@ -18,6 +18,7 @@ from analysis.query import load_classes, load_predictions
 from analysis.statistics import TTest
 from tracking import StoreError
 from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, PARTS, SCORES, SD
+from tracking.store import StoreAwayError
 
 METRICS = tuple(f"{part}/{score}" for part in PARTS for score in SCORES)
 BETTER, WORSE = "better", "worse"
@@ -105,6 +106,8 @@ class Evidence:
         """Predictions of all splits of a model; None, with an entry in `problems`, where some cannot be read."""
         try:
             return pd.concat([self.predictions(run, part) for _, run in self.of(model).iterrows()])
+        except StoreAwayError:
+            raise
         except StoreError as error:
             self.problems[model] = f"Left out where predictions are needed: {model}, since {error}."
             return None
@@ -152,6 +155,8 @@ class Evidence:
         variance = float(np.var(scores, ddof=1)) if n > 1 and np.isfinite(scores).all() else np.nan
         try:
             se, df, method = self._standard_error(metric, scores, sides)
+        except StoreAwayError:
+            raise  # it may be back in a moment, and then there is a standard error
         except (ValueError, StoreError) as error:
             nothing = TTest(mean, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan)
             return Estimate(nothing, n, variance, problem=str(error))

@@ -14,6 +14,7 @@ from rich.table import Table
 from analysis.comparison import Evidence, default_metric
 from analysis.groups import NEEDED, group_id, list_groups
 from analysis.tables import NOT_BEATEN, ResultTable, score_table
+from tracking import persist
 
 if TYPE_CHECKING:
     from tracking import Store
@@ -187,7 +188,7 @@ def print_scores(store: "Store", runs: pd.DataFrame, group: pd.DataFrame) -> Non
     console.out(render([table], "text", console.width), end="")
     print_groups(runs, group)
     console.print(f"numbers    {store.label}")
-    console.print(f"in the UI  {store.runs_link(task)}")
+    console.print(f"in the UI  {persist(lambda: store.runs_link(task))}")
     if store.ui_command:
         console.print(f"           once it is served: {store.ui_command}")
 

@@ -148,7 +148,7 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
 
 def _leaks(done: pd.DataFrame) -> list[str]:
     """Say how many of the scored images have a near duplicate that was trained on, on average over the splits."""
-    splits = done.drop_duplicates("split")
+    splits = done.groupby("split")[["leaking_images", "leaking_test", "n_val", "n_test"]].max()
     leaking = {"test": splits["leaking_test"], "validation": splits["leaking_images"] - splits["leaking_test"]}
     sizes = {"test": splits["n_test"], "validation": splits["n_val"]}
     found = [

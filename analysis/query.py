@@ -29,15 +29,14 @@ import numpy as np
 import pandas as pd
 
 from tracking import EXPERIMENTS, Store, StoreError, check_uri, open_store
-from tracking.keys import CLASSES, EPOCH_METRICS, FINAL_METRICS, PARAMS, PREDICTIONS, TAGS, THUMBNAILS
-from tracking.store import check_exists, sqlite_path, without_password
+from tracking.keys import CLASSES, EPOCH_METRICS, FINAL_METRICS, PARAMS, PARENT, PREDICTIONS, TAGS, THUMBNAILS
+from tracking.store import StoreAwayError, check_exists, sqlite_path, without_password
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment as MlflowExperiment
     from mlflow.entities import Run as MlflowRun
 
 SCHEMA = "dc11669786a5"  # alembic version of the databases of mlflow 3.17.2, which the SQL below was written for
-PARENT = "mlflow.parentRunId"
 EXPERIMENT = "e.experiment_id, e.name, e.lifecycle_stage, e.artifact_location"  # fields of _Experiment in SQL
 
 TIMES = ("start_time", "end_time")
@@ -437,7 +436,7 @@ def _sqlite(path: Path) -> Iterator[Execute]:
 @contextlib.contextmanager
 def _postgresql(uri: str) -> Iterator[Execute]:
     from sqlalchemy import NullPool, create_engine, text
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     try:
         engine = create_engine(uri, poolclass=NullPool)
@@ -446,7 +445,8 @@ def _postgresql(uri: str) -> Iterator[Execute]:
             yield lambda query, values: list(connection.execute(text(query), values))
     except (SQLAlchemyError, ImportError) as error:  # a driver that is not installed
         reason = " ".join(str(getattr(error, "orig", error)).split())[:300]
-        raise StoreError(f"cannot read the result database {without_password(uri)}: {reason}") from None
+        kind = StoreAwayError if isinstance(error, OperationalError) else StoreError
+        raise kind(f"cannot read the result database {without_password(uri)}: {reason}") from None
 
 
 def _experiments(reader: _Reader, tasks: Sequence[str]) -> list[_Experiment]:

@@ -2,8 +2,9 @@
 
 What      one task script is run to its end, and again with SIGKILL at a random moment, the same command after each
           kill, until it is done; then once more on a new store, until there were enough kills. After each kill the
-          database has to be whole. At the end of each round every split has to be FINISHED, with the same params, the
-          same epochs (each once), final metrics and files, bit for bit, times excepted; and no other file may be left
+          database has to be whole. At the end of each round all runs, parents too, have to be FINISHED, none twice,
+          with the same params, epochs (each once), final metrics and files, bit for bit, times excepted; and no other
+          file may be left
 Time      about 10 s a kill on 2 cores
 
     python benchmarks/faults.py --kills 60
@@ -13,7 +14,6 @@ Time      about 10 s a kill on 2 cores
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -30,13 +30,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import analysis
+from mlflow.entities import Metric
+
+from experiments.records import file_digests
 from tracking import keys, open_store
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOCOL = ("--n-splits", "2", "--epochs", "4", "-m", "lenet5", "-m", "resnetcnn")
+PROTOCOL = ("--n-splits", "2", "--epochs", "6", "-m", "lenet5")
+MOMENTS = (0.15, 0.6)  # of the time that the undisturbed run takes, a third of which is its start
 TIMES = ("epoch_seconds", "train_seconds", "images_per_second")
-FILES_WITH_TIMES = (keys.HISTORY,)
+FILES_WITH_TIMES = (keys.HISTORY, keys.FIGURES)
 
 
 @dataclass
@@ -92,7 +95,7 @@ class Campaign:
         while True:
             process = self.start(store)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                if process.wait(timeout=self.rng.uniform(0.2, 1) * seconds) != 0:
+                if process.wait(timeout=self.rng.uniform(*MOMENTS) * seconds) != 0:
                     raise SystemExit((self.folder / "output.txt").read_text())
                 break
             os.killpg(process.pid, signal.SIGKILL)
@@ -115,45 +118,66 @@ def what_was_done(store: Path, task: str) -> str:
     """Say how far a killed protocol had come, after a look at whether its database is whole."""
     if not store.exists():
         return "no database yet"
-    with contextlib.closing(sqlite3.connect(store)) as connection:
-        [[whole]] = connection.execute("PRAGMA integrity_check")
-        assert whole == "ok", whole
-        epochs = connection.execute("SELECT COUNT(*) FROM metrics WHERE key = 'val/loss'").fetchone()[0]
-    statuses = analysis.load_runs([task], uri(store))["status"].value_counts()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in store.parent.glob("mlflow.db*"):  # a copy: to open the database would fold its log into it
+            shutil.copy(path, folder)
+        with contextlib.closing(sqlite3.connect(Path(folder) / store.name)) as connection:
+            [[whole]] = connection.execute("PRAGMA integrity_check")
+            assert whole == "ok", whole
+            epochs = connection.execute("SELECT COUNT(*) FROM metrics WHERE key = 'val/loss'").fetchone()[0]
+            query = "SELECT status, COUNT(*) FROM runs JOIN params USING (run_uuid) WHERE key = 'split' GROUP BY status"
+            statuses = dict(connection.execute(query).fetchall())
     at_work = "in a split" if statuses.get("RUNNING") else "between splits"
     return f"{at_work}, {statuses.get('FINISHED', 0)} splits done, {epochs} epochs logged"
 
 
 def differences(task: str, reference: Path, store: Path) -> list[str]:
-    """Compare all that two stores hold of a task, times excepted; one line a difference."""
-    found = []
-    ours, expected = (analysis.load_runs([task], uri(path)) for path in (store, reference))
-    for run in ours.itertuples():
-        if run.status == "RUNNING":
-            found.append(f"{run.model} split {run.split} is still RUNNING")
-    key = ["model", "split"]
-    ours, expected = (runs[runs["status"] == "FINISHED"].sort_values(key).reset_index() for runs in (ours, expected))
-    if ours[key].to_numpy().tolist() != expected[key].to_numpy().tolist():
-        return [*found, f"splits done: {ours[key].to_numpy().tolist()}"]
-    same = [*keys.PARAMS, *(name for name in keys.FINAL_METRICS if name not in TIMES), "fingerprint", "split_hash"]
-    found += [f"{name} differs" for name in same if not ours[name].equals(expected[name])]
-    digests = [runs["file_digests"].map(json.loads).tolist() for runs in (ours, expected)]
-    for row, (mine, theirs) in enumerate(zip(*digests, strict=True)):
-        for name in mine.keys() | theirs.keys() - set(FILES_WITH_TIMES):
-            if mine.get(name) != theirs.get(name) and name not in FILES_WITH_TIMES:
-                found.append(f"{name} of {ours['model'][row]} split {ours['split'][row]} differs")
-    curves = [history(path, task, runs["run_id"].tolist()) for path, runs in ((store, ours), (reference, expected))]
-    return found + (["the epochs differ, or one stands twice"] if curves[0] != curves[1] else [])
+    """Compare all runs that two stores hold of a task, with their files, times excepted; one line a difference."""
+    ours, expected = (contents(task, path) for path in (store, reference))
+    found = [f"{name} is missing" for name in expected.keys() - ours.keys()]
+    for name, mine in ours.items():
+        theirs = expected.get(name, {})
+        found += [f"{name}: {key} differs" for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
+    return found
 
 
-def history(store: Path, task: str, run_ids: Sequence[str]) -> list[list[tuple[str, int, float]]]:
-    """Every point of every epoch metric of some runs as the database has it, times excepted, sorted."""
-    client = open_store(uri(store)).client
-    logged = [key for key in keys.EPOCH_METRICS if key not in TIMES]
-    return [
-        sorted((key, point.step, point.value) for key in logged for point in client.get_metric_history(run_id, key))
-        for run_id in run_ids
-    ]
+def contents(task: str, store: Path) -> dict[str, dict[str, object]]:
+    """What a store holds of each run of a task, parents too, that must not depend on the time or on kills.
+
+    Of two runs with one name the second is counted, so that a run that stands twice is a difference.
+    """
+    opened = open_store(uri(store))
+    runs = opened.client.search_runs([opened.experiment_id(task)], max_results=1000)
+    held: dict[str, dict[str, object]] = {}
+    for run in sorted(runs, key=lambda run: run.info.start_time):
+        name = run.info.run_name
+        while name in held:
+            name += " again"
+        points = {key: opened.client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+        parent = keys.PARENT not in run.data.tags  # its metrics are written after each split, by whoever came to it
+        held[name] = {
+            "status": run.info.status,
+            **run.data.params,
+            **{key: run.data.tags.get(key) for key in ("fingerprint", "split_hash", "failure", "superseded_by")},
+            **{
+                key: [run.data.metrics[key]] if parent else [(point.step, point.value) for point in sorted_(history)]
+                for key, history in points.items()
+                if not key.endswith(TIMES)
+            },
+            **files(Path(run.info.artifact_uri.removeprefix("file://"))),
+        }
+    return held
+
+
+def sorted_(history: Sequence[Metric]) -> list[Metric]:
+    """Points of a metric by step."""
+    return sorted(history, key=lambda point: (point.step, point.value))
+
+
+def files(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a run, but for those that hold times; figures of a comparison show some."""
+    digests = file_digests(folder)
+    return {name: digest for name, digest in digests.items() if not name.startswith(FILES_WITH_TIMES)}
 
 
 def strays(store: Path) -> list[str]:

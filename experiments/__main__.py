@@ -11,6 +11,7 @@ import typer
 from datasets import DatasetError
 from experiments.config import Task, TrainingConfig
 from tracking import EXPERIMENTS, StoreError
+from tracking.store import in_one_line
 
 SHOWN = 50  # differences that are printed
 
@@ -67,7 +68,7 @@ def verify(
         try:
             report = verify_task(task, device, data_dir, tracking_uri, sample_splits)
         except (StoreError, DatasetError, OSError, MlflowException) as error:
-            print(f"Error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+            print(f"Error: {in_one_line(error)}", file=sys.stderr)
             failed = True
             continue
         for line in report.differences[:SHOWN]:

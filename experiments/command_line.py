@@ -14,6 +14,7 @@ import typer
 from datasets import DatasetError
 from experiments.config import Task, TrainingConfig
 from tracking import StoreError
+from tracking.store import in_one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +105,11 @@ def _resolve(task: Task, options: RunOptions, config: TrainingConfig) -> tuple[T
 
 def _run(task: Task, config: TrainingConfig, chosen: list[int], options: RunOptions) -> int:
     """Run the protocol and return the exit code; what goes wrong is said in one sentence."""
-    # Ctrl-C and a polite kill end a run in the same order
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # a polite kill and a closed terminal end a run in the same order as Ctrl-C
+    for name in ("SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)
+        if signum and signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(signum, signal.default_int_handler)
     try:
         from mlflow.exceptions import MlflowException
 
@@ -119,7 +123,7 @@ def _run(task: Task, config: TrainingConfig, chosen: list[int], options: RunOpti
     except (DatasetError, StoreError) as error:
         return _fail(str(error))
     except (OSError, MlflowException) as error:  # a full disk or a store that went away, while results were written
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error)
         return _fail(
             f"the results cannot be written ({reason}); repair that, and the same command goes on where this "
             "one stopped"

@@ -94,6 +94,6 @@ def _percent(result: Evaluation) -> str:
 def left_alone(finished: int, elsewhere: Sequence[str]) -> None:
     """Say what was not run: splits that were finished before, and those that another process does."""
     if finished:
-        console.print(f"{finished} splits were finished before and are kept; --fresh runs them again")
+        console.print(f"finished before and kept: {finished} split{'s' * (finished > 1)}; --fresh trains again")
     if elsewhere:
         console.print(f"left to others: {', '.join(elsewhere)}", markup=False, soft_wrap=True)

@@ -1,13 +1,13 @@
 """The protocol loop: every model of a task on every split, each tracked as a run. The one place where all meet."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 import analysis
@@ -29,8 +29,8 @@ from experiments.training import (
     split_seed,
 )
 from models.layers import LayerStack
-from tracking import Claim, Parent, Run, Store, keys
-from tracking.checkpoints import Checkpoint, save_resume_file
+from tracking import Claim, Parent, Run, Store
+from tracking.checkpoints import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,21 @@ class Protocol:
     def model_arguments(self) -> dict[str, int]:
         """What `models.build` needs besides the name."""
         return model_arguments(self.data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One model on one split, with all params and tags of its run."""
+
+    card: models.ModelCard
+    number: int
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """What its run is called."""
+        return f"{self.card.name} split {self.number}"
 
 
 def model_arguments(data: ImageData) -> dict[str, int]:
@@ -139,81 +154,97 @@ def run(
     cards = [models.describe(name, **protocol.model_arguments) for name in names]
     # all of them now, from the source that is running: files may be edited while it runs
     shared = [shared_record(protocol, card) for card in cards]
-    outcomes = [run_model(protocol, card, params, tags) for card, (params, tags) in zip(cards, shared, strict=True)]
+    jobs = [
+        [make_job(protocol, card, number, *record) for number in options.chosen]
+        for card, record in zip(cards, shared, strict=True)
+    ]
+    if options.fresh:
+        begin_again(protocol, [job for of_model in jobs for job in of_model])
+    outcomes = [run_model(protocol, of_model, *record) for of_model, record in zip(jobs, shared, strict=True)]
     display.left_alone(sum(outcome.skipped for outcome in outcomes), [line for o in outcomes for line in o.elsewhere])
     conclude(protocol, outcomes)
     return [failure for outcome in outcomes for failure in outcome.failures]
 
 
+def begin_again(protocol: Protocol, jobs: Sequence[Job]) -> None:
+    """Let all these splits be done again; at once, so that an interrupted command need not be told so again."""
+    for job in jobs:
+        tracking.persist(functools.partial(tracking.begin_again, protocol.store, protocol.task.name, job.tags))
+
+
 @dataclasses.dataclass
 class Outcome:
-    """What became of a model's splits: how many were done now and before, who else is at work, and what failed."""
+    """What became of a model's splits: how many were finished before, who else is at work, and what failed."""
 
     parent_id: str
-    done: int = 0
     skipped: int = 0
     elsewhere: list[str] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
 
 
 def conclude(protocol: Protocol, outcomes: Sequence[Outcome]) -> None:
-    """Print the table of the comparison group that these runs belong to, and log its figures if they may be new."""
-    runs, store = load_children(protocol), protocol.store
+    """Print the table of the comparison group that these runs belong to, and log its figures where they are older."""
+    store = protocol.store
+    runs = tracking.persist(lambda: analysis.load_runs([protocol.task.name], store.uri))
     parents = [outcome.parent_id for outcome in outcomes]
     groups = [group for group in analysis.comparison_groups(runs) if group["parent_id"].isin(parents).any()]
     if not groups or analysis.finished(groups[0]).empty:
         return  # every split failed, and is named with its reason
     analysis.print_scores(store, runs, groups[0])
-    new = any(outcome.done for outcome in outcomes)
-    if new or not all(Run(store, run_id).has_files(keys.FIGURES) for run_id in parents):
+    shown = fingerprint.digest(sorted(analysis.finished(groups[0])["run_id"]))
+    owners = [Run(store, run_id) for run_id in groups[0]["parent_id"].unique()]
+    if any(owner.tag("figures_of") != shown for owner in owners):
         tracking.persist(lambda: records.log_figures(store, analysis.Evidence(groups[0], store.uri)))
+        for owner in owners:
+            owner.set_tag("figures_of", shown)
 
 
-def load_children(protocol: Protocol, parent_id: str | None = None) -> pd.DataFrame:
-    """Read the runs of the task's splits, or of one parent's, and wait for a store that is away."""
-    task, uri = protocol.task.name, protocol.store.uri
-    return tracking.persist(lambda: analysis.load_runs([task], uri, parent_id))
-
-
-def run_model(
-    protocol: Protocol, card: models.ModelCard, params: Mapping[str, Any], tags: Mapping[str, str]
-) -> Outcome:
-    """Train one model on the chosen splits, but for those that are finished or in other hands."""
-    with tracking.parent_run(protocol.store, protocol.task.name, card.name, params, tags) as parent:
+def run_model(protocol: Protocol, jobs: Sequence[Job], params: Mapping[str, Any], tags: Mapping[str, str]) -> Outcome:
+    """Train one model on its splits, but for those that are finished or in other hands."""
+    name = jobs[0].card.name
+    with tracking.parent_run(protocol.store, protocol.task.name, name, params, tags) as parent:
         outcome = Outcome(parent.id)
-        for number in protocol.options.chosen:
-            title = f"{card.name} split {number}"
-            claimed = tracking.claim(
-                parent, title, *split_record(protocol, number, params, tags), protocol.options.fresh
-            )
-            if claimed.run is None:
-                if claimed.owner:
-                    outcome.elsewhere.append(f"{title} ({claimed.owner})")
-                outcome.skipped += not claimed.owner
-                continue
-            if not parent.begun:
-                parent.begin()
-                records.log_model_card(parent, card, protocol.data)
-                records.log_dataset(parent, protocol.data)
-            try:
-                run_split(protocol, claimed, card.name, number)
-                outcome.done += 1
-            except TrainingDivergedError as error:
-                outcome.failures.append(f"{title}: {error}")
-            except torch.OutOfMemoryError:
-                outcome.failures.append(f"{title} does not fit into the GPU's memory; lower --batch-size")
-            log_summary(protocol, parent, card.name)
+        left: list[tuple[Job, Claim]] = []  # to other machines, which may have died
+        for job in jobs:
+            claimed = tracking.claim(parent, job.title, job.params, job.tags)
+            if claimed.elsewhere:
+                left.append((job, claimed))
+            else:
+                do_or_leave(protocol, parent, job, claimed, outcome)
+        for job, theirs in left:
+            claimed = tracking.wait_and_claim(parent, job.title, job.params, job.tags, theirs)
+            do_or_leave(protocol, parent, job, claimed, outcome)
         if not parent.begun:
-            log_summary(protocol, parent, card.name)  # whoever did the last split may not have come to it
-        if outcome.failures:
-            parent.failure = "; ".join(outcome.failures)
+            log_summary(protocol, parent, name)  # whoever did the last split may not have come to it
+        parent.failure = "; ".join(outcome.failures)
     return outcome
+
+
+def do_or_leave(protocol: Protocol, parent: Parent, job: Job, claimed: Claim, outcome: Outcome) -> None:
+    """Do a split that is ours; note what became of it."""
+    if not claimed.is_ours:
+        if claimed.owner:
+            outcome.elsewhere.append(f"{job.title} ({claimed.owner})")
+        else:
+            outcome.skipped += 1
+        return
+    try:
+        run_split(protocol, parent, job, claimed)
+    except TrainingDivergedError as error:
+        outcome.failures.append(f"{job.title}: {error}")
+    except torch.OutOfMemoryError:
+        outcome.failures.append(f"{job.title} does not fit into the GPU's memory; lower --batch-size")
+    log_summary(protocol, parent, job.card.name)
 
 
 def log_summary(protocol: Protocol, parent: Parent, name: str) -> None:
     """Write what the comparison table says of a model's splits so far to its parent, unless it stands there."""
-    evidence = analysis.Evidence(load_children(protocol, parent.id), protocol.store.uri)
-    summary = {key: value for key, value in analysis.summarise(evidence, name).items() if math.isfinite(value)}
+
+    def summarise() -> dict[str, float]:
+        runs = analysis.load_runs([protocol.task.name], protocol.store.uri, parent.id)
+        return analysis.summarise(analysis.Evidence(runs, protocol.store.uri), name)
+
+    summary = {key: value for key, value in tracking.persist(summarise).items() if math.isfinite(value)}
     if not summary.items() <= parent.metrics.items():
         parent.log_metrics(summary)
         parent.metrics |= summary
@@ -246,18 +277,19 @@ def shared_record(protocol: Protocol, card: models.ModelCard) -> tuple[dict[str,
     return params, tags
 
 
-def split_record(
-    protocol: Protocol, number: int, params: Mapping[str, Any], tags: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Params and tags of one split's run, from those that it shares with its parent."""
+def make_job(
+    protocol: Protocol, card: models.ModelCard, number: int, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> Job:
+    """Add what is a split's own to the params and tags that it shares with its parent."""
     split = protocol.splits[number]
     hashed = fingerprint.split_hash(split)
     sizes = {"n_train": len(split.train), "n_val": len(split.val), "n_test": len(split.test)}
     own_fingerprint = fingerprint.digest([tags["fingerprint"], number, hashed])
-    return {**params, "split": number, **sizes}, {**tags, "split_hash": hashed, "fingerprint": own_fingerprint}
+    own_tags = {**tags, "split_hash": hashed, "fingerprint": own_fingerprint}
+    return Job(card, number, {**params, "split": number, **sizes}, own_tags)
 
 
-def run_split(protocol: Protocol, claimed: Claim, name: str, number: int) -> None:
+def run_split(protocol: Protocol, parent: Parent, job: Job, claimed: Claim) -> None:
     """Train and evaluate one model on one split, from where it was interrupted if it was.
 
     Raises
@@ -265,19 +297,25 @@ def run_split(protocol: Protocol, claimed: Claim, name: str, number: int) -> Non
     TrainingDivergedError
         The run is FAILED then.
     """
+    card, name = job.card, job.card.name
     with (
-        tracking.child_run(claimed) as child,
-        display.SplitBar(f"{name} split {number}", protocol.config.epochs) as bar,
+        tracking.child_run(protocol.store, claimed) as child,
+        display.SplitBar(job.title, protocol.config.epochs) as bar,
     ):
+        if not parent.begun:
+            parent.begin()
+            records.log_model_card(parent, card, protocol.data)
+            records.log_dataset(parent, protocol.data)
         records.log_dataset(child, protocol.data)
-        images, split = protocol.images, protocol.splits[number]
-        seed = split_seed(protocol.config.seed, number)
+        images, split = protocol.images, protocol.splits[job.number]
+        seed = split_seed(protocol.config.seed, job.number)
         model = initialise(lambda: models.build(name, **protocol.model_arguments), seed, protocol.config.device)
         if name in models.BASELINES:
             history, best = fit_and_log_baseline(protocol, child, name, model, split, bar)
         else:
             state = TrainingState(model, protocol.config, seed)
-            history, best = train_and_log(protocol, child, state, claimed, split, bar)
+            keep = functools.partial(tracking.save_progress, claimed, job.tags)
+            history, best = train_and_log(protocol, child, state, split, claimed.saved, keep, bar)
         mean, std = images.normalisation(split.train)
         test = evaluate(model, images, split.test, mean, std, protocol.config.precision) if len(split.test) else None
         weights = {key: value.cpu() for key, value in model.state_dict().items()}
@@ -303,18 +341,24 @@ def fit_and_log_baseline(
 
 
 def train_and_log(
-    protocol: Protocol, child: Run, state: TrainingState, claimed: Claim, split: Split, bar: display.SplitBar
+    protocol: Protocol,
+    child: Run,
+    state: TrainingState,
+    split: Split,
+    saved: Mapping[str, Any] | None,
+    keep: Callable[[Sequence[Any], Mapping[str, Any]], None],
+    bar: display.SplitBar,
 ) -> tuple[list[dict[str, Any]], Evaluation]:
-    """Train a network to its end, and keep and log each epoch as it ends; return the same."""
+    """Train a network to its end, `keep` and log each epoch as it ends; return history and best validation."""
     history: list[dict[str, Any]] = []
-    if claimed.saved:
-        history = claimed.saved["history"]
-        state.load_state_dict(claimed.saved["state"])
+    if saved:
+        history = list(saved["history"])
+        state.load_state_dict(saved["state"])
         bar.update(history)
     for record in fit(state, protocol.images, split):
         history.append(records.epoch_entry(record))
         # first to the disk: the store may be away, and what it has must never be more than can go on
-        save_resume_file(claimed.resume_file, {"history": history, "state": state.state_dict()})
+        keep(history, state.state_dict())
         child.log_epochs(history)
         bar.update(history)
     child.log_epochs(history, wait=True)

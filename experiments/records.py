@@ -116,6 +116,8 @@ def log_artifacts(
         np.savez_compressed(folder / keys.PREDICTIONS, **predictions)  # type: ignore[arg-type]
         np.savez_compressed(folder / keys.SPLIT, train=split.train, val=split.val, test=split.test)
         numbers = {"classes": data.classes, **{part: counts.tolist() for part, counts in confusions.items()}}
+        # the loss follows from no file but the checkpoint, and from that not everywhere to the last bit
+        numbers["loss"] = {part: result.loss for part, result in results.items() if result}
         (folder / keys.CONFUSION).write_text(json.dumps(numbers), encoding="utf-8")
         (folder / keys.HISTORY).write_text(json.dumps(history), encoding="utf-8")
         part = "test" if "test" in confusions else "val"

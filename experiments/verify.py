@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,24 +23,20 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from sklearn.metrics import confusion_matrix
-from torch import nn
 
 import analysis
 import datasets
-import models
 import tracking
 from analysis.groups import group_id
-from analysis.query import PREDICTED_PARTS, PREDICTION_TYPES
 from datasets import DatasetError, ImageData, Split
 from experiments import fingerprint, hardware, records
 from experiments.config import Task
 from experiments.protocol import make_splits, model_arguments
+from experiments.stored import Findings, Record, SplitRecord
 from experiments.training import DeviceImages, Evaluation, evaluate
-from tracking import Store, StoreError, keys
-from tracking.checkpoints import Checkpoint
+from tracking import StoreError, keys
 from tracking.store import StoreAwayError
 
-T = TypeVar("T")
 LOSS_TOLERANCE = 1e-3  # nats, where the bits need not be the same
 AGREEMENT = 0.999  # of the predictions, likewise
 FILES = (
@@ -79,7 +75,7 @@ class Report:
     seconds: float = 0.0
     differences: list[str] = dataclasses.field(default_factory=list)
 
-    def add(self, findings: "Findings") -> None:
+    def add(self, findings: Findings) -> None:
         """Take in what was found out about a run."""
         self.numbers += len(findings.numbers)
         self.predictions += findings.predictions
@@ -105,192 +101,6 @@ class Report:
             f"{self.task}: {runs}, {self.numbers:,} numbers and {self.predictions:,} predictions derived again, "
             f"{_count(len(self.differences), 'difference')} ({how}), {self.seconds:.0f} s"
         )
-
-
-class Findings:
-    """What was derived again of one run.
-
-    Attributes
-    ----------
-    numbers : set of str
-        What they are called.
-    predictions : int
-    exact : bool or None
-        Whether its model must give the same bits here; None where it was not evaluated.
-    differences : dict of str to None
-        The lines, in order; each once, since several checks may trip over one file.
-    """
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.numbers: set[str] = set()
-        self.predictions = 0
-        self.exact: bool | None = None
-        self.differences: dict[str, None] = {}
-
-    def differ(self, what: str) -> None:
-        """Note a difference."""
-        self.differences[f"{self.title}: {what}"] = None
-
-    def compare(self, key: str, stored: float | None, derived: float | None, source: str, tolerance: float = 0) -> None:
-        """Compare a number of the database with what `source` says; None is missing, and NaN equals nothing."""
-        if stored is None and derived is None:
-            return
-        self.numbers.add(key)
-        if stored is None or derived is None or not (stored == derived or abs(stored - derived) <= tolerance):
-            self.differ(f"{key} is {_show(stored)} in the database, {_show(derived)} {source}")
-
-    def compare_arrays(
-        self, name: str, stored: np.ndarray, derived: np.ndarray, source: str, agreement: float = 1
-    ) -> None:
-        """Compare an array of a file with what `source` says; that share of its values must be the same."""
-        if stored.dtype != derived.dtype or stored.shape != derived.shape:
-            self.differ(f"{name} has another shape or type than the values {source}")
-        elif np.count_nonzero(stored == derived) < math.floor(agreement * stored.size):
-            n = np.count_nonzero(stored != derived)
-            self.differ(f"{n:,} of {stored.size:,} values of {name} are not those {source}")
-
-
-class Rebuilt(NamedTuple):
-    """What a checkpoint holds."""
-
-    checkpoint: Checkpoint
-    card: models.ModelCard
-    model: nn.Module
-
-
-class Record:
-    """A run as the database has it.
-
-    Attributes
-    ----------
-    texts, tags : dict of str to str
-        Params as they are stored, and tags.
-    metrics : dict of str to float
-        Latest values.
-    points : dict of str to list of (step, time, value)
-        All that was logged, in order.
-    datasets : list of str
-        Digests of its data sets, 36 characters each.
-    """
-
-    def __init__(self, store: Store, run_id: str, title: str) -> None:
-        run = store.client.get_run(run_id)
-        self.store = store
-        self.status: str = run.info.status
-        self.texts: dict[str, str] = run.data.params
-        self.tags: dict[str, str] = run.data.tags
-        self.metrics: dict[str, float] = run.data.metrics
-        self.datasets = [entered.dataset.digest for entered in run.inputs.dataset_inputs] if run.inputs else []
-        self.findings = Findings(title)
-        self.points: dict[str, list[tuple[int, int, float]]] = {}
-        for key, latest in self.metrics.items():
-            history = store.client.get_metric_history(run_id, key)
-            self.points[key] = sorted((point.step, point.timestamp, point.value) for point in history)
-            newest = self.points[key][-1][2] if history else None
-            if latest != newest:
-                self.findings.differ(f"{key} is {_show(latest)} as the latest value, {_show(newest)} as logged")
-
-
-class SplitRecord(Record):
-    """A finished split. Its files are read when they are asked for: a `StoreError` where that is not possible.
-
-    Attributes
-    ----------
-    params : dict of str to int, float, bool or str
-        Of the type that they were logged with.
-    """
-
-    def __init__(self, store: Store, row: "pd.Series[Any]", title: str) -> None:
-        super().__init__(store, row["run_id"], title)
-        self.row = row
-        values = {key: row[key] for key in keys.PARAMS if not pd.isna(row[key])}
-        # json knows none of NumPy's numbers
-        self.params = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
-
-    def path(self, name: str) -> Path:
-        """Where a file is on this machine."""
-        return analysis.local_artifact(self.row, name, self.store.uri)
-
-    def _read(self, name: str, parse: Callable[[Path], T]) -> T:
-        path = self.path(name)
-        try:
-            return parse(path)
-        except Exception as error:  # noqa: BLE001 - readers raise whatever a damaged file makes them trip over
-            raise StoreError(f"{name} is damaged ({type(error).__name__})") from None
-
-    @functools.cached_property
-    def split(self) -> Split:
-        """Indices of its three parts."""
-        return self._read(keys.SPLIT, _read_split)
-
-    @functools.cached_property
-    def predictions(self) -> dict[str, np.ndarray]:
-        """Arrays as `records.predictions_of` makes them."""
-        return self._read(keys.PREDICTIONS, _read_predictions)
-
-    @functools.cached_property
-    def history(self) -> list[dict[str, Any]]:
-        """Entries as `records.epoch_entry` makes them."""
-        return self._read(keys.HISTORY, _read_history)
-
-    @functools.cached_property
-    def confusions(self) -> dict[str, Any]:
-        """Classes, and counts of `val` and `test`."""
-        return self._read(keys.CONFUSION, _read_confusions)
-
-    @functools.cached_property
-    def rebuilt(self) -> Rebuilt:
-        """The checkpoint, and the model that it describes, on the CPU."""
-        return self._read(keys.CHECKPOINT, _rebuild)
-
-
-def _read_split(path: Path) -> Split:
-    with np.load(path, allow_pickle=False) as arrays:
-        split = Split(*(arrays[part] for part in Split._fields))
-    if any(indices.dtype != np.int64 or indices.ndim != 1 for indices in split):
-        raise TypeError("indices are int64")
-    return split
-
-
-def _read_predictions(path: Path) -> dict[str, np.ndarray]:
-    predictions: dict[str, np.ndarray] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for part in PREDICTED_PARTS:
-            of_part = {f"{part}_{key}": arrays[f"{part}_{key}"] for key in PREDICTION_TYPES}
-            if [array.dtype for array in of_part.values()] != list(PREDICTION_TYPES.values()):
-                raise TypeError("labels are int64, probabilities float32")
-            if len({array.shape for array in of_part.values()}) > 1 or arrays[f"{part}_true"].ndim != 1:
-                raise ValueError("an image has one of each")
-            predictions |= of_part
-    return predictions
-
-
-def _read_history(path: Path) -> list[dict[str, Any]]:
-    history: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    for entry in history:
-        if not keys.EPOCH_METRICS.keys() - {"lr"} <= entry["metrics"].keys():  # a baseline has no learning rate
-            raise ValueError("an epoch has all metrics")
-        if not all(map(math.isfinite, [entry["epoch"], entry["time"], *entry["metrics"].values()])):
-            raise ValueError("numbers are finite")
-    records.best_entry(history)  # there is one
-    return history
-
-
-def _read_confusions(path: Path) -> dict[str, Any]:
-    confusions: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if not confusions["classes"]:
-        raise ValueError("there are classes")
-    return confusions
-
-
-def _rebuild(path: Path) -> Rebuilt:
-    checkpoint = Checkpoint.load(path)
-    if checkpoint.mean.shape != (checkpoint.arguments["in_channels"],) or checkpoint.std.shape != checkpoint.mean.shape:
-        raise ValueError("each channel has a mean and a standard deviation")
-    model = models.build(checkpoint.model, **checkpoint.arguments)
-    model.load_state_dict(checkpoint.state_dict)
-    return Rebuilt(checkpoint, models.describe(checkpoint.model, **checkpoint.arguments), model)
 
 
 class Material:
@@ -337,7 +147,7 @@ def verify(
     tracking_uri: str | None = None,
     sample_splits: int | None = None,
 ) -> Report:
-    """Derive everything that is stored of a task's finished runs again, and compare.
+    """Derive everything that is stored of a task's finished runs again, and compare; but not of superseded ones.
 
     Parameters
     ----------
@@ -365,6 +175,7 @@ def verify(
     runs = analysis.load_runs([task.name], uri)
     store = tracking.open_store(uri)
     done = runs[runs["status"] == "FINISHED"]
+    done = done[~done["superseded_by"].isin(done["run_id"])]  # what was superseded is in no table
     if done.empty:
         raise StoreError(f"{task.name} has no finished run in {store.label}; run experiments/{task.name}.py first")
     chosen = done if sample_splits is None else _sample(done, sample_splits)
@@ -560,10 +371,11 @@ def _check_predictions(run: SplitRecord) -> None:
             run.findings.differ(f"the counts of {part} in {keys.CONFUSION} are not those of {keys.PREDICTIONS}")
         if counts is None:
             continue
-        scores = Evaluation(math.nan, counts, torch.from_numpy(predicted), torch.empty(0)).scores()
-        for score in ("accuracy", "f1_micro", "f1_macro"):  # the loss takes the probability of the true class
-            key = f"{prefix}/{score}"
-            run.findings.compare(key, run.metrics.get(key), scores[score], f"from {keys.PREDICTIONS}")
+        loss = run.confusions.get("loss", {}).get(part, run.metrics.get(f"{prefix}/loss"))  # older files have none
+        scores = Evaluation(loss, counts, torch.from_numpy(predicted), torch.empty(0)).scores()
+        for score, value in scores.items():
+            key, source = f"{prefix}/{score}", keys.CONFUSION if score == "loss" else keys.PREDICTIONS
+            run.findings.compare(key, run.metrics.get(key), value, f"from {source}")
 
 
 def _check_checkpoint(run: SplitRecord) -> None:
@@ -671,10 +483,6 @@ def _check_summary(parent: Record, children: pd.DataFrame) -> None:
     derived = {key: float(value) for key, value in summary.items() if math.isfinite(value)}
     for key in sorted(derived.keys() | parent.metrics):
         parent.findings.compare(key, parent.metrics.get(key), derived.get(key), "from its splits")
-
-
-def _show(value: float | None) -> str:
-    return "missing" if value is None else repr(value)
 
 
 def _count(number: int, what: str) -> str:

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 for name in ("DATA_DIR", "CACHE_DIR", "MLFLOW_TRACKING_URI"):  # a user's own settings are not the tests'
     os.environ.pop(name, None)
+# tests run a process a core; in a network that uses several, too, threads would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 REAL_DATA = ROOT.parent / "shared" / "data"
 
 

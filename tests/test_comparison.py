@@ -77,8 +77,9 @@ def log_model(
                 scores |= {f"{prefix}/f1_macro": f1_score(true, pred, average="macro"), f"{prefix}/loss": 1 - skill}
             sizes = {"split": number, "n_train": n_train, "n_val": n_val, "n_test": n_test}
             tags = TAGS | {"split_hash": f"h{number}", "fingerprint": f"{model}{number}{name}"}
-            claimed = tracking.claim(parent, f"{model} {number}", shared | sizes, tags, fresh=True)
-            with tracking.child_run(claimed) as child:
+            tracking.begin_again(store, "task3", tags)
+            claimed = tracking.claim(parent, f"{model} {number}", shared | sizes, tags)
+            with tracking.child_run(store, claimed) as child:
                 if predictions:
                     folder = tmp / f"{model}{number}{len(other)}"
                     folder.mkdir(exist_ok=True)

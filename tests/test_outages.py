@@ -16,7 +16,6 @@ import analysis
 import tracking
 from tests.test_tracking import HISTORY, TAGS, claim, open_parent, scores
 from tracking import keys, outages
-from tracking.checkpoints import save_resume_file
 
 
 class Line:
@@ -99,7 +98,7 @@ def test_epochs_are_kept_while_the_server_is_away_and_sent_in_order(line: Line, 
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / keys.HISTORY).write_text("[]")
     with open_parent(store) as parent:
-        with tracking.child_run(claim(parent, 0)) as run:
+        with tracking.child_run(store, claim(parent, 0)) as run:
             run.log_epochs(HISTORY[:1])
             line.cut()
             run.log_epochs(HISTORY[:2])  # training goes on
@@ -127,16 +126,16 @@ def test_a_server_that_stays_away_leaves_what_the_next_start_goes_on_from(line: 
     with pytest.raises(Exception, match="Max retries|refused|reset|aborted") as raised:
         with open_parent(store, tags=tags) as parent:
             claimed = claim(parent, 0, tags=tags)
-            with tracking.child_run(claimed) as run:
+            with tracking.child_run(store, claimed) as run:
                 line.cut()
-                save_resume_file(claimed.resume_file, {"history": HISTORY})
+                tracking.save_progress(claimed, tags, HISTORY, {})
                 run.log_epochs(HISTORY, wait=True)
     assert outages.passes(raised.value)
     line.mend()
     with open_parent(store, tags=tags) as parent:
         again = claim(parent, 0, tags=tags)
-        assert again.run is not None and again.run.id == run.id and again.saved == {"history": HISTORY}
-        with tracking.child_run(again) as run:
+        assert again.is_ours and again.run_id == run.id and again.saved["history"] == HISTORY
+        with tracking.child_run(store, again) as run:
             run.log_epochs(again.saved["history"], wait=True)
     assert len(store.client.get_metric_history(run.id, "val/loss")) == 3
     assert store.client.get_run(parent.id).info.status == "FINISHED"

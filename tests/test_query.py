@@ -79,7 +79,7 @@ def filled(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             run.log_epochs([{"epoch": 1, "time": 1000, "metrics": {"val/loss": 1.0}}])
         store.client.delete_run(run.id)
         store.client.create_run(  # still running, with hardly anything
-            store.client.get_run(parent.id).info.experiment_id, tags={query.PARENT: parent.id}
+            store.client.get_run(parent.id).info.experiment_id, tags={keys.PARENT: parent.id}
         )
     with tracking.parent_run(store, "task1", "lenet5", PARAMS, TAGS | {"task": "task1"}) as parent:
         with child(parent, 0, task="task1"):
@@ -89,7 +89,7 @@ def filled(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def child(parent: tracking.Parent, split: int, params: dict[str, object] = PARAMS, **tags: str):
     own = TAGS | {"fingerprint": f"f{split}"} | tags
-    return tracking.child_run(tracking.claim(parent, f"split {split}", params | {"split": split}, own))
+    return tracking.child_run(parent.store, tracking.claim(parent, f"split {split}", params | {"split": split}, own))
 
 
 @pytest.fixture

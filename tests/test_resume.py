@@ -11,7 +11,7 @@ import pytest
 
 import analysis
 import tracking
-from benchmarks.faults import differences, run_campaign, strays
+from benchmarks.faults import run_campaign, strays
 from tests.conftest import ROOT
 
 QUICK = ("--sample", "--epochs", "3", "--n-splits", "2", "-m", "lenet5", "--no-baselines")
@@ -57,7 +57,7 @@ def test_the_same_command_again_does_nothing_and_fresh_does_all(store_uri: str) 
     assert "kept" not in first and errors == ""
     runs = analysis.load_runs(["task3"], store_uri)
     again, _ = start("task3", store_uri, *QUICK).communicate(timeout=200)
-    assert "2 splits were finished before and are kept; --fresh runs them again" in again
+    assert "finished before and kept: 2 splits; --fresh trains again" in again
     assert again[again.index("task3:") :] == first[first.index("task3:") :]  # the same table
     assert analysis.load_runs(["task3"], store_uri).equals(runs)
     start("task3", store_uri, *QUICK, "--fresh").communicate(timeout=200)

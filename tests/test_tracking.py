@@ -19,8 +19,9 @@ import analysis
 import models
 import tracking
 from tests.conftest import ROOT
-from tracking import StoreError, keys, owners
-from tracking.checkpoints import Checkpoint, save_resume_file
+from tracking import StoreError, keys, owners, runs
+from tracking.checkpoints import Checkpoint
+from tracking.store import StoreAwayError, in_one_line
 
 PARAMS = {"model": "lenet5", "dataset": "d", "device": "cpu", **dict.fromkeys(keys.GROUP_PARAMS, 1)}
 TAGS = {"task": "task3", "fingerprint": "f" * 64, "dataset_digest": "0" * 64, "source_digest": "s", "git_commit": "c"}
@@ -30,19 +31,22 @@ def scores(value: float) -> dict[str, float]:
     return {"test/accuracy": value, "best_val/accuracy": value, "best_epoch": 1, "train_seconds": 2.0}
 
 
-def do(parent: tracking.Parent, split: int, value: float, params=PARAMS, tags=TAGS, fresh: bool = False) -> str | None:
+def do(parent: tracking.Parent, split: int, value: float, params=PARAMS, tags=TAGS) -> str | None:
     """Do a split's run, and return its id; None where there was nothing to do."""
-    claimed = claim(parent, split, params, tags, fresh)
-    if claimed.run is None:
+    claimed = claim(parent, split, params, tags)
+    if not claimed.is_ours:
         return None
-    with tracking.child_run(claimed) as run:
+    with tracking.child_run(parent.store, claimed) as run:
         run.log_metrics(scores(value))
     return run.id
 
 
-def claim(parent: tracking.Parent, split: int, params=PARAMS, tags=TAGS, fresh: bool = False) -> tracking.Claim:
-    own_tags = tags | {"fingerprint": f"{tags['fingerprint']}{split}"}
-    return tracking.claim(parent, f"split {split}", params | {"split": split}, own_tags, fresh)
+def claim(parent: tracking.Parent, split: int, params=PARAMS, tags=TAGS) -> tracking.Claim:
+    return tracking.claim(parent, f"split {split}", params | {"split": split}, own_tags(split, tags))
+
+
+def own_tags(split: int, tags=TAGS) -> dict[str, str]:
+    return tags | {"fingerprint": f"{tags['fingerprint']}{split}"}
 
 
 def open_parent(store: tracking.Store, params=PARAMS, tags=TAGS) -> contextlib.AbstractContextManager[tracking.Parent]:
@@ -58,7 +62,7 @@ def test_a_parent_is_found_again_and_finished_splits_are_left(store_uri: str) ->
         assert again.id == parent.id  # the same configuration is the same parent
         assert do(again, 0, 0.7) is None
         broken = claim(again, 2)
-        with pytest.raises(RuntimeError), tracking.child_run(broken):
+        with pytest.raises(RuntimeError), tracking.child_run(store, broken):
             raise RuntimeError("out of order")
         again.log_metrics({"mean/test/accuracy": 0.6, "low/test/accuracy": 0.5, "n_splits": 2})
     with open_parent(store, tags=TAGS | {"fingerprint": "g"}) as other:
@@ -71,22 +75,23 @@ def test_a_parent_is_found_again_and_finished_splits_are_left(store_uri: str) ->
     assert runs["status"].tolist() == ["FINISHED", "FINISHED", "FAILED"]
     assert runs["failure"].iloc[-1] == "out of order"
     with open_parent(store) as once_more:
-        assert do(once_more, 2, 0.9) == broken.run.id  # what failed is tried again, in its run
+        assert do(once_more, 2, 0.9) == broken.run_id  # what failed is tried again, in its run
     assert analysis.load_runs(["task3"], store_uri)["status"].eq("FINISHED").all()
-    assert "failure" not in store.client.get_run(broken.run.id).data.tags
+    assert "failure" not in store.client.get_run(broken.run_id).data.tags
 
 
-def test_fresh_begins_again_and_counts_when_it_has_finished(store_uri: str) -> None:
+def test_what_is_to_be_done_again_counts_until_it_has_been(store_uri: str) -> None:
     store = tracking.open_store(store_uri)
     with open_parent(store) as parent:
         old = do(parent, 0, 0.1)
-        with pytest.raises(KeyboardInterrupt), tracking.child_run(claim(parent, 0, fresh=True)) as interrupted:
+        tracking.begin_again(store, "task3", own_tags(0))
+        with pytest.raises(KeyboardInterrupt), tracking.child_run(store, claim(parent, 0)) as interrupted:
             raise KeyboardInterrupt
         runs = analysis.load_runs(["task3"], store_uri)
-        assert runs["superseded_by"].tolist()[0] == interrupted.id
         assert analysis.finished(runs)["run_id"].tolist() == [old]  # still the result
-        assert do(parent, 0, 0.2) == interrupted.id  # without the option what was begun goes on
+        assert do(parent, 0, 0.2) == interrupted.id  # what was begun goes on
         assert do(parent, 0, 0.3) is None
+    assert superseded(store, [old, interrupted.id]) == [interrupted.id, None]
     runs = analysis.load_runs(["task3"], store_uri)
     assert analysis.finished(runs)["test/accuracy"].tolist() == [0.2]
 
@@ -112,7 +117,7 @@ def test_interrupted_runs_are_killed_and_go_on(store_uri: str) -> None:
     store = tracking.open_store(store_uri)
     with pytest.raises(KeyboardInterrupt), open_parent(store) as parent:
         parent.begin()
-        with tracking.child_run(claim(parent, 0)):
+        with tracking.child_run(store, claim(parent, 0)):
             raise KeyboardInterrupt
     assert store.client.get_run(parent.id).info.status == "KILLED"
     assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["KILLED"]
@@ -129,13 +134,13 @@ def test_an_epoch_is_never_logged_twice(store_uri: str) -> None:
     store = tracking.open_store(store_uri)
     with open_parent(store) as parent:
         claimed = claim(parent, 0)
-        with pytest.raises(KeyboardInterrupt), tracking.child_run(claimed) as run:
+        with pytest.raises(KeyboardInterrupt), tracking.child_run(store, claimed) as run:
             run.log_epochs(HISTORY[:1])
-            save_resume_file(claimed.resume_file, {"history": HISTORY[:2]})  # killed before the second was logged
+            tracking.save_progress(claimed, TAGS, HISTORY[:2], {})  # killed before the second was logged
             raise KeyboardInterrupt
         again = claim(parent, 0)
-        assert (again.run.id, again.saved) == (run.id, {"history": HISTORY[:2]})
-        with tracking.child_run(again) as run:
+        assert (again.run_id, again.saved["history"]) == (run.id, HISTORY[:2])
+        with tracking.child_run(store, again) as run:
             run.log_epochs(HISTORY)
             run.log_metrics(scores(0.5), timestamp=1003)
             run.log_metrics(scores(0.5), timestamp=1003)
@@ -148,16 +153,16 @@ def test_a_run_with_more_epochs_than_its_resume_file_is_left_and_begun_anew(stor
     store = tracking.open_store(store_uri)
     with open_parent(store) as parent:
         claimed = claim(parent, 0)
-        with pytest.raises(KeyboardInterrupt), tracking.child_run(claimed) as run:
+        with pytest.raises(KeyboardInterrupt), tracking.child_run(store, claimed) as run:
             run.log_epochs(HISTORY)
             raise KeyboardInterrupt
         for saved in (None, HISTORY[:2]):  # it was lost; it is of before
             if saved:
-                save_resume_file(claimed.resume_file, {"history": saved})
+                tracking.save_progress(claimed, TAGS, saved, {})
             again = claim(parent, 0)
-            assert again.run.id != run.id
+            assert again.run_id != run.id
             assert (again.saved and again.saved["history"]) == saved
-            with contextlib.suppress(KeyboardInterrupt), tracking.child_run(again):
+            with contextlib.suppress(KeyboardInterrupt), tracking.child_run(store, again):
                 raise KeyboardInterrupt
 
 
@@ -169,7 +174,7 @@ from tests import test_tracking as t
 store = tracking.open_store({uri!r})
 with t.open_parent(store) as parent:
     parent.begin()
-    with tracking.child_run(t.claim(parent, 0)), store.scratch():
+    with tracking.child_run(store, t.claim(parent, 0)), store.scratch():
         print("at work", flush=True)
         sys.stdin.read()
 """
@@ -183,7 +188,7 @@ def test_a_live_process_is_left_alone_and_a_killed_one_is_taken_over(store_uri: 
     tracking.close_dead_runs(store, "task3")
     with open_parent(store) as parent:
         claimed = claim(parent, 0)
-        assert claimed.run is None and claimed.owner == f"process {other.pid}"
+        assert not claimed.is_ours and claimed.owner == f"process {other.pid}"
         assert do(parent, 1, 0.5) is not None
     assert store.client.get_run(parent.id).info.status == "RUNNING"  # since the other still is
     statuses = analysis.load_runs(["task3"], store_uri).set_index("split")["status"]
@@ -203,18 +208,75 @@ def test_a_live_process_is_left_alone_and_a_killed_one_is_taken_over(store_uri: 
     other.communicate()
 
 
-def test_runs_on_other_machines_are_told_by_their_heartbeat(store_uri: str) -> None:
+def test_runs_on_other_machines_are_told_by_their_heartbeat(store_uri: str, monkeypatch) -> None:
     store = tracking.open_store(store_uri)
     with open_parent(store) as parent:
-        run = claim(parent, 0).run
-        store.client.set_tag(run.id, "owner", "elsewhere 17 1700000000")
-        assert claim(parent, 0).owner == "process 17 on elsewhere"
+        run_id = claim(parent, 0).run_id
+        store.client.set_tag(run_id, "owner", "elsewhere 17 1700000000")
+        theirs = claim(parent, 0)
+        assert (theirs.is_ours, theirs.owner, theirs.elsewhere) == (False, "process 17 on elsewhere", True)
         tracking.close_dead_runs(store, "task3")
-        assert store.client.get_run(run.id).info.status == "RUNNING"
-        store.client.set_tag(run.id, "heartbeat", f"{time.time() - 2 * owners.SILENCE:.0f}")
+        assert store.client.get_run(run_id).info.status == "RUNNING"
+        # it gives a sign of life while it is waited for; then it gives none
+        beat = threading.Timer(1.5, store.client.set_tag, (run_id, "heartbeat", f"{time.time() + 5:.0f}"))
+        beat.start()
+        assert not tracking.wait_and_claim(parent, "split 0", {**PARAMS, "split": 0}, own_tags(0), theirs).is_ours
+        monkeypatch.setattr(owners, "SILENCE", 8.0)
+        mine = tracking.wait_and_claim(parent, "split 0", {**PARAMS, "split": 0}, own_tags(0), theirs)
+        assert (mine.is_ours, mine.run_id) == (True, run_id)
+        store.client.set_tag(run_id, "owner", "elsewhere 17 1700000000")
+        store.client.set_tag(run_id, "heartbeat", f"{time.time() - 9:.0f}")
         tracking.close_dead_runs(store, "task3")
-        assert store.client.get_run(run.id).info.status == "KILLED"
-        assert do(parent, 0, 0.5) == run.id
+        assert store.client.get_run(run_id).info.status == "KILLED"
+        assert do(parent, 0, 0.5) == run_id
+
+
+def test_what_other_versions_or_hardware_began_is_begun_anew(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    with open_parent(store) as parent:
+        old = TAGS | {"versions": "torch 1", "hardware": "chip"}
+        claimed = claim(parent, 0, tags=old)
+        with pytest.raises(KeyboardInterrupt), tracking.child_run(store, claimed) as run:
+            tracking.save_progress(claimed, old, HISTORY, {})
+            run.log_epochs(HISTORY)
+            raise KeyboardInterrupt
+        again = claim(parent, 0, tags=old | {"versions": "torch 2"})
+        assert again.is_ours and again.run_id != run.id and again.saved is None
+
+
+def test_a_claim_that_is_interrupted_or_repeated_leaves_one_run(store_uri: str, monkeypatch) -> None:
+    store = tracking.open_store(store_uri)
+    complete, errors = runs._complete, [StoreAwayError("for a moment"), KeyboardInterrupt()]
+
+    def fail_first(*arguments: object) -> None:
+        if arguments[2].get("split") == 0 and errors:
+            raise errors.pop(0)
+        complete(*arguments)
+
+    monkeypatch.setattr(runs, "_complete", fail_first)
+    with open_parent(store) as parent:
+        with pytest.raises(KeyboardInterrupt):
+            claim(parent, 0)
+        assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["KILLED"]
+        do(parent, 0, 0.5)
+    assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["FINISHED"]
+    assert store.client.get_run(parent.id).info.status == "FINISHED"
+
+
+def test_finished_splits_of_a_deleted_parent_are_kept(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    with open_parent(store) as deleted:
+        do(deleted, 0, 0.5)
+    store.client.delete_run(deleted.id)
+    with open_parent(store) as parent:
+        assert parent.id != deleted.id and do(parent, 0, 0.6) is None
+    assert analysis.load_runs(["task3"], store_uri, parent.id)["test/accuracy"].tolist() == [0.5]
+
+
+def test_passwords_are_hidden_wherever_a_store_is_named() -> None:
+    text = "API request to http://user:secret@host:5000/api failed; postgresql://h/db?user=u&password=secret&x=1"
+    hidden = in_one_line(ValueError(text))
+    assert "secret" not in hidden and "http://user:***@host:5000/api" in hidden and "password=***&x=1" in hidden
 
 
 def test_a_process_number_given_again_is_another_process() -> None:

@@ -355,6 +355,13 @@ def test_a_final_metric_that_is_off_by_one_bit_is_found(victim: Victim) -> None:
         assert any(line.startswith(f"lenet5 split 0: {key} is {value!r} in the database, ") for line in differences)
 
 
+def test_a_loss_that_is_off_by_one_bit_is_found_elsewhere_too(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "describe_device", lambda device: "another processor")
+    for table in ("metrics", "latest_metrics"):
+        victim.set(table, "test/loss", float(np.nextafter(victim.run["test/loss"], math.inf)))
+    assert any(f"from {keys.CONFUSION}" in line for line in victim.verify().differences)
+
+
 def test_an_epoch_that_is_off_by_one_bit_is_found(victim: Victim) -> None:
     victim.execute(
         "UPDATE metrics SET value = value * (1 + 3e-16) WHERE run_uuid = :run AND key = 'val/loss' AND step = 1"
@@ -391,11 +398,14 @@ def test_runs_that_did_not_finish_and_parents_at_work_are_left_alone(victim: Vic
     assert (report.finished, report.runs, report.differences) == (5, 5, [])
 
 
-def test_a_superseded_run_is_verified_too(victim: Victim) -> None:
-    victim.execute("INSERT INTO tags (run_uuid, key, value) VALUES (:run, 'superseded_by', 'another')")
+def test_a_run_is_verified_unless_another_superseded_it(victim: Victim) -> None:
+    victim.execute("INSERT INTO tags (run_uuid, key, value) VALUES (:run, 'superseded_by', 'a run that was deleted')")
     change_a_count(victim)
     report = victim.verify()
     assert report.runs == 6 and len(report.differences) == 1
+    other = analysis.load_runs(["task3"], victim.uri)["run_id"].loc[lambda ids: ids != victim.run["run_id"]].iloc[0]
+    victim.execute(f"UPDATE tags SET value = '{other}' WHERE run_uuid = :run AND key = 'superseded_by'")
+    assert victim.verify().runs == 5
 
 
 def test_elsewhere_a_model_may_differ_a_little(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,18 @@
 
 from tracking.keys import EXPERIMENTS
 from tracking.outages import persist
-from tracking.runs import Claim, Parent, Run, child_run, claim, close_dead_runs, parent_run
+from tracking.runs import (
+    Claim,
+    Parent,
+    Run,
+    begin_again,
+    child_run,
+    claim,
+    close_dead_runs,
+    parent_run,
+    save_progress,
+    wait_and_claim,
+)
 from tracking.store import Store, StoreError, check_uri, open_store
 
 __all__ = [
@@ -15,6 +26,7 @@ __all__ = [
     "Run",
     "Store",
     "StoreError",
+    "begin_again",
     "check_uri",
     "child_run",
     "claim",
@@ -22,4 +34,6 @@ __all__ = [
     "open_store",
     "parent_run",
     "persist",
+    "save_progress",
+    "wait_and_claim",
 ]

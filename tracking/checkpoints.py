@@ -60,10 +60,14 @@ def save_resume_file(path: Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(hashlib.sha256(buffer.getbuffer()).digest())
-        file.write(buffer.getbuffer())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(hashlib.sha256(buffer.getbuffer()).digest())
+            file.write(buffer.getbuffer())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # on a full disk it would only be in the way
+        raise
 
 
 def load_resume_file(path: Path) -> dict[str, Any] | None:

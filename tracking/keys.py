@@ -92,18 +92,22 @@ TAGS = {
     "git_commit": "commit of the working tree, with -dirty where files differ from it",
     "hardware": "name of the processor or GPU",
     "versions": "Python, torch, torchvision and scikit-learn",
-    "superseded_by": "run that did the same split of the same model again later, in the same comparison group",
+    "superseded_by": "run that did the same split of the same model again later, in the same group; or AGAIN",
     "failure": "why the run has no result",
     "owner": "process that does or did the work: its host, id, and when it started (Unix time)",
     "heartbeat": "when that process last said that it is alive (Unix time)",
+    "figures_of": "digest of the ids of the runs that the figures show (parents only)",
     "file_digests": "SHA-256 of each file in the artifacts, as JSON (children only)",
 }
+
+AGAIN = "a run that is to come"  # superseded_by of what --fresh has not come to yet: it counts until then
+PARENT = "mlflow.parentRunId"  # MLflow's own tag
 
 CHECKPOINT = "checkpoint/best.pt"  # weights of the best epoch and what rebuilds the model (tracking.checkpoints)
 PREDICTIONS = "predictions.npz"  # val_ and test_ index, true, pred, prob, all at the best epoch
 SPLIT = "split.npz"  # train, val, test: sorted indices
 HISTORY = "history.json"  # the epochs' metrics, each with the time of its logging
-CONFUSION = "confusion.json"  # classes, and counts of val and test; rows are true classes
+CONFUSION = "confusion.json"  # classes; counts of val and test, rows are true classes; and their mean loss
 CONFUSION_FIGURE = "confusion.png"
 THUMBNAILS = "thumbnails.npz"  # the images that were wrong with most confidence: index, pixels (uint8)
 CLASSES = "classes.json"  # class names by label (parents)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tracking.store import StoreAwayError
+from tracking.store import StoreAwayError, in_one_line
 
 T = TypeVar("T")
 PATIENCE = 300.0  # seconds that a store may be away when there is nothing else to do but wait for it
@@ -46,7 +46,7 @@ def persist(action: Callable[[], T]) -> T:
             if not passes(error) or time.monotonic() + wait > deadline:
                 raise
             if wait == FIRST_WAIT:
-                reason = " ".join(str(error).split())[:200]
+                reason = in_one_line(error)
                 print(f"the result database is away ({reason}); trying again for {PATIENCE:.0f} s", file=sys.stderr)
         time.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT)

@@ -2,14 +2,14 @@
 
 import contextlib
 import os
-import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 
 import psutil
 
-from tracking.store import Store
+from tracking.store import Store, host
 
 HEARTBEAT = 30.0  # seconds between two signs of life
 SILENCE = 300.0  # seconds without one after which a process on another machine is taken for dead
@@ -18,28 +18,28 @@ SAME_START = 60.0  # seconds by which the start of one process may seem to move 
 
 def signs_of_life() -> dict[str, str]:
     """The tags of a run that this process begins or takes over."""
-    owner = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+    owner = f"{host()} {os.getpid()} {psutil.Process().create_time():.0f}"
     return {"owner": owner, "heartbeat": f"{time.time():.0f}"}
-
-
-def is_mine(tags: Mapping[str, str]) -> bool:
-    """Whether a run that is alive is this process's own."""
-    return tags["owner"].split()[:2] == [socket.gethostname(), str(os.getpid())]
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:
     """Whether the process that a run's tags name is at work: on this machine it is looked up, elsewhere it says so."""
     try:
-        host, pid, started = tags["owner"].split()
+        machine, pid, started = tags["owner"].split()
         heard = float(tags["heartbeat"])
     except (KeyError, ValueError):
         return False  # killed before runs had owners, or made by hand
-    if host != socket.gethostname():
+    if machine != host():
         return time.time() - heard < SILENCE
     with contextlib.suppress(psutil.NoSuchProcess, ValueError):
         moved = abs(psutil.Process(int(pid)).create_time() - float(started))
         return moved < SAME_START and is_running(int(pid))  # else its number was given to another
     return False
+
+
+def is_others(tags: Mapping[str, str]) -> bool:
+    """Whether a process is at work on a run, and it is not this one."""
+    return is_alive(tags) and tags["owner"].split()[:2] != [host(), str(os.getpid())]
 
 
 def is_running(pid: int) -> bool:
@@ -51,8 +51,22 @@ def is_running(pid: int) -> bool:
 
 def describe(tags: Mapping[str, str]) -> str:
     """The owner in words."""
-    host, pid, _ = tags["owner"].split()
-    return f"process {pid}" if host == socket.gethostname() else f"process {pid} on {host}"
+    machine, pid, _ = tags["owner"].split()
+    return f"process {pid}" if machine == host() else f"process {pid} on {machine}"
+
+
+def is_elsewhere(tags: Mapping[str, str]) -> bool:
+    """Whether a run that is alive is said to be on another machine: only its heartbeat can tell."""
+    return tags["owner"].split()[0] != host()
+
+
+def wait_for_sign(store: Store, run_id: str) -> None:
+    """Wait until a run on another machine has said that it is alive, or has been silent for too long."""
+    tags = first = store.client.get_run(run_id).data.tags
+    print(f"waiting for a sign of life of {describe(first)}, for {SILENCE:.0f} s at most", file=sys.stderr)
+    while is_alive(tags) and tags["heartbeat"] == first["heartbeat"]:
+        time.sleep(1)
+        tags = store.client.get_run(run_id).data.tags
 
 
 @contextlib.contextmanager

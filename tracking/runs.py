@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking import owners
-from tracking.keys import EPOCH_METRICS, FINAL_METRICS, GROUP_PARAMS, PARAMS, SUMMARY_METRICS, TAGS
+from tracking.keys import AGAIN, EPOCH_METRICS, FINAL_METRICS, GROUP_PARAMS, PARAMS, PARENT, SUMMARY_METRICS, TAGS
 from tracking.outages import passes, persist
-from tracking.store import SCRATCH, Store, StoreError
+from tracking.store import SCRATCH, Store, StoreError, host, in_one_line
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 EPOCHS_A_CALL = 100  # MLflow takes at most 1,000 metrics in one call
-NEXT_ATTEMPT = 10.0  # seconds after which a store that was away is asked again during training
-PARENT = "mlflow.parentRunId"
+NEXT_ATTEMPT = 10.0  # seconds, at least, after which a store that was away is asked again during training
+MADE_WITH = ("hardware", "versions")  # tags that the last bits depend on
 
 
 class Run:
@@ -59,7 +59,7 @@ class Run:
         """
         if wait:
             persist(lambda: self._send(history))
-        elif time.monotonic() >= self._away_until:
+        elif (started := time.monotonic()) >= self._away_until:
             try:
                 self._send(history)
             except Exception as error:  # MLflow's, those of requests
@@ -67,7 +67,8 @@ class Run:
                     raise
                 if not self._away_until:
                     print("the result database is away; training goes on, epochs are kept for it", file=sys.stderr)
-                self._away_until = time.monotonic() + NEXT_ATTEMPT
+                now = time.monotonic()
+                self._away_until = now + max(NEXT_ATTEMPT, 5 * (now - started))  # where it takes long to fail
 
     def _send(self, history: Sequence[Mapping[str, Any]]) -> None:
         from mlflow.entities import Metric
@@ -83,9 +84,10 @@ class Run:
         """Copy the files of a folder to the run's artifacts, or to a folder in them."""
         persist(lambda: self.store.client.log_artifacts(self.id, str(folder), into))
 
-    def has_files(self, folder: str) -> bool:
-        """Whether there are files in a folder of the run's artifacts."""
-        return bool(persist(lambda: self.store.client.list_artifacts(self.id, folder)))
+    def tag(self, key: str) -> str | None:
+        """Read a tag; None where there is none."""
+        value: str | None = persist(lambda: self.store.client.get_run(self.id)).data.tags.get(key)
+        return value
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag."""
@@ -114,7 +116,7 @@ class Parent(Run):
     def begin(self) -> None:
         """Say that this process works on it."""
         if not self.begun:
-            persist(lambda: _take(self.store, self.id))
+            persist(lambda: _take(self.store, self.id, {}))
             self.begun = True
 
     def end(self, status: str, reason: str = "") -> None:
@@ -122,7 +124,7 @@ class Parent(Run):
         children = self.store.client.search_runs(
             [self.experiment], f"tags.`{PARENT}` = '{self.id}' and status = 'RUNNING'"
         )
-        if any(owners.is_alive(child.data.tags) for child in children):
+        if any(owners.is_others(child.data.tags) for child in children):
             return
         if self.begun or self.status != "FINISHED":  # else it is as another command left it
             _end(self.store, self.id, status, reason)
@@ -155,9 +157,11 @@ def parent_run(
             same = f"tags.fingerprint = '{tags['fingerprint']}'"
             for found in store.client.search_runs([experiment], same):
                 if PARENT not in found.data.tags:
-                    _complete(store, found, params)
-                    return found
-            return _create(store, experiment, name, params, tags)
+                    break
+            else:
+                found = store.client.get_run(_create(store, experiment, name, tags))
+            _complete(store, found, params)
+            return found
 
     parent = Parent(store, persist(find_or_make))
     try:
@@ -175,23 +179,28 @@ class Claim:
 
     Attributes
     ----------
-    run : Run or None
-        Ours to do; None where it is finished, or another process does it.
-    owner : str
-        That process, in words.
+    run_id : str
+    is_ours : bool
+        Whether it is ours to do; otherwise it is finished, or another process does it.
     resume_file : pathlib.Path
         Where the run's state is kept until it is finished.
     saved : dict or None
         What the resume file holds, for a run that goes on.
+    owner : str
+        The other process, in words.
+    elsewhere : bool
+        Whether that is on another machine.
     """
 
-    run: Run | None
-    owner: str
+    run_id: str
+    is_ours: bool
     resume_file: Path
     saved: dict[str, Any] | None = None
+    owner: str = ""
+    elsewhere: bool = False
 
 
-def claim(parent: Parent, name: str, params: Mapping[str, Any], tags: Mapping[str, str], fresh: bool = False) -> Claim:
+def claim(parent: Parent, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Claim:
     """Claim the split of a model with this fingerprint, in the run that was interrupted or in a new one.
 
     Parameters
@@ -201,64 +210,94 @@ def claim(parent: Parent, name: str, params: Mapping[str, Any], tags: Mapping[st
         The run's name in the UI.
     params, tags : mapping
         The parent's, with the split's own.
-    fresh : bool
-        Begin a new run even where one is finished or can go on. What is finished counts until the new one is.
 
     Returns
     -------
     Claim
     """
-    from tracking.checkpoints import load_resume_file  # imports torch
-
     store = parent.store
-    resume_file = store.state / f"{tags['fingerprint']}.resume"
+    resume_file = resume_path(store, tags)
+    taken: list[str] = []  # by an attempt that failed after it
 
     def decide() -> Claim:
         with store.lock():
             runs = store.client.search_runs([parent.experiment], f"tags.fingerprint = '{tags['fingerprint']}'")
             for run in runs:
-                if (
-                    run.info.status == "RUNNING"
-                    and owners.is_alive(run.data.tags)
-                    and not owners.is_mine(run.data.tags)
-                ):
-                    return Claim(None, owners.describe(run.data.tags), resume_file)
-            ids = {run.info.run_id for run in runs}
-            done = [run for run in runs if run.info.status == "FINISHED"]
-            current = [run for run in done if run.data.tags.get("superseded_by") not in ids]
-            if fresh or current:
-                resume_file.unlink(missing_ok=True)
-            if current and not fresh:
-                if "superseded_by" in current[0].data.tags:  # by other code, before this came back
-                    _supersede_others(store, current[0])
-                return Claim(None, "", resume_file)
-            saved = load_resume_file(resume_file)
-            open_runs = [] if fresh else [run for run in runs if run not in done]  # newest first
-            going_on = [run for run in open_runs if _logged(store, run.info.run_id) <= _epochs(saved)]
-            if going_on:
-                _complete(store, going_on[0], params)
-                _take(store, going_on[0].info.run_id)
-                return Claim(Run(store, going_on[0].info.run_id), "", resume_file, saved)
-            run = _create(store, parent.experiment, name, params, {**tags, PARENT: parent.id})
-            for older in done:
-                store.client.set_tag(older.info.run_id, "superseded_by", run.info.run_id)
-            return Claim(Run(store, run.info.run_id), "", resume_file, saved)
+                if run.info.status == "RUNNING" and owners.is_others(run.data.tags):
+                    owner, elsewhere = owners.describe(run.data.tags), owners.is_elsewhere(run.data.tags)
+                    return Claim(run.info.run_id, False, resume_file, owner=owner, elsewhere=elsewhere)
+            ids = {AGAIN, *(run.info.run_id for run in runs)}
+            for run in runs:
+                if run.info.status == "FINISHED" and run.data.tags.get("superseded_by") not in ids:
+                    resume_file.unlink(missing_ok=True)
+                    _keep(store, parent, run)
+                    return Claim(run.info.run_id, False, resume_file)
+            saved = _load_saved(resume_file, tags)
+            for run in runs:  # newest first
+                if run.info.status != "FINISHED" and _logged(store, run.info.run_id) <= _epochs(saved):
+                    taken.append(run.info.run_id)
+                    _complete(store, run, params)
+                    _take(store, run.info.run_id, {**tags, PARENT: parent.id})
+                    return Claim(run.info.run_id, True, resume_file, saved)
+            taken.append(_create(store, parent.experiment, name, {**tags, PARENT: parent.id}))
+            _complete(store, store.client.get_run(taken[-1]), params)
+            return Claim(taken[-1], True, resume_file, saved)
 
-    return persist(decide)
+    try:
+        return persist(decide)
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # the store itself may be what failed
+            for run_id in taken:
+                _end(store, run_id, *_what_ended_it(error))
+        raise
+
+
+def wait_and_claim(parent: Parent, name: str, params: Mapping[str, Any], tags: Mapping[str, str], left: Claim) -> Claim:
+    """Claim a split again that was left to a process on another machine, if it gives no sign of life."""
+    persist(lambda: owners.wait_for_sign(parent.store, left.run_id))
+    return claim(parent, name, params, tags)
+
+
+def begin_again(store: Store, task: str, tags: Mapping[str, str]) -> None:
+    """Let the split with this fingerprint be done again. What is finished counts until the new run is."""
+    experiment = store.make_experiment(task)
+    with store.lock():
+        resume_path(store, tags).unlink(missing_ok=True)
+        same = f"tags.fingerprint = '{tags['fingerprint']}' and status = 'FINISHED'"
+        for run in store.client.search_runs([experiment], same):
+            if "superseded_by" not in run.data.tags:
+                store.client.set_tag(run.info.run_id, "superseded_by", AGAIN)
+
+
+def resume_path(store: Store, tags: Mapping[str, str]) -> Path:
+    """Where the state of the split with this fingerprint is kept until it is finished."""
+    return store.state / f"{tags['fingerprint']}.resume"
+
+
+def save_progress(claimed: Claim, tags: Mapping[str, str], history: Sequence[Any], state: Mapping[str, Any]) -> None:
+    """Keep what a split needs to go on after its last epoch, and where it was made: only there it goes on."""
+    from tracking.checkpoints import save_resume_file  # imports torch
+
+    made = {key: tags.get(key) for key in MADE_WITH}
+    save_resume_file(claimed.resume_file, {"history": list(history), "state": dict(state), "made": made})
+
+
+def _load_saved(resume_file: Path, tags: Mapping[str, str]) -> dict[str, Any] | None:
+    from tracking.checkpoints import load_resume_file  # imports torch
+
+    saved = load_resume_file(resume_file)
+    return saved if saved and saved["made"] == {key: tags.get(key) for key in MADE_WITH} else None
 
 
 @contextlib.contextmanager
-def child_run(claimed: Claim) -> Iterator[Run]:
+def child_run(store: Store, claimed: Claim) -> Iterator[Run]:
     """Do the run that was claimed; when it has finished, older runs of its split in its comparison group are marked.
 
     Yields
     ------
     Run
     """
-    run = claimed.run
-    if run is None:
-        raise ValueError("only a run of one's own can be done")
-    store = run.store
+    run = Run(store, claimed.run_id)
     try:
         with owners.heartbeat(store, run.id):
             yield run
@@ -291,7 +330,8 @@ def close_dead_runs(store: Store, task: str) -> None:
             if run.info.run_id not in needed:
                 _end(store, run.info.run_id, "KILLED", "its process ended without a word")
         for folder in store.state.glob(f"{SCRATCH}*"):
-            if not owners.is_running(int(folder.name.removeprefix(SCRATCH).split("-")[0])):
+            pid, machine, _ = folder.name.removeprefix(SCRATCH).split("@")
+            if machine == host() and not owners.is_running(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -305,32 +345,37 @@ def _logged(store: Store, run_id: str) -> set[tuple[int, int]]:
     return {(point.step, point.timestamp) for point in history}
 
 
-def _create(
-    store: Store, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
-) -> "MlflowRun":
-    _check_keys(params, PARAMS)
+def _create(store: Store, experiment: str, name: str, tags: Mapping[str, str]) -> str:
     _check_keys((tag for tag in tags if not tag.startswith("mlflow.")), TAGS)
     run = store.client.create_run(experiment, tags={**tags, **owners.signs_of_life()}, run_name=name)
-    _complete(store, run, params)
-    return run
+    return str(run.info.run_id)
 
 
 def _complete(store: Store, run: "MlflowRun", params: Mapping[str, Any]) -> None:
     """Log the params that a run lacks: all of a new one, none but of one that was killed as it began."""
     from mlflow.entities import Param
 
+    _check_keys(params, PARAMS)
     if missing := [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]:
         store.client.log_batch(run.info.run_id, params=missing)
 
 
-def _take(store: Store, run_id: str) -> None:
-    """Make a run that had ended this process's."""
+def _take(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
+    """Make a run that had ended this process's, with the tags that it would have given it."""
     from mlflow.entities import RunTag
 
-    tags = [RunTag(key, value) for key, value in owners.signs_of_life().items()]
-    store.client.log_batch(run_id, tags=tags)
+    fresh = {**tags, **owners.signs_of_life()}
+    store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in fresh.items()])
     store.client.update_run(run_id, status="RUNNING")
     _explain(store, run_id, "")
+
+
+def _keep(store: Store, parent: Parent, run: "MlflowRun") -> None:
+    """Let a finished run count where it does not any more: its parent was deleted, or other code came after it."""
+    if run.data.tags[PARENT] != parent.id:
+        store.client.set_tag(run.info.run_id, PARENT, parent.id)
+    if "superseded_by" in run.data.tags:
+        _supersede_others(store, run)
 
 
 def _end(store: Store, run_id: str, status: str, reason: str = "") -> None:
@@ -348,7 +393,7 @@ def _explain(store: Store, run_id: str, reason: str) -> None:
 
 def _what_ended_it(error: BaseException) -> tuple[str, str]:
     """Status and reason: KILLED on Ctrl-C, FAILED on anything else."""
-    return ("KILLED", "interrupted") if isinstance(error, KeyboardInterrupt) else ("FAILED", str(error) or repr(error))
+    return ("KILLED", "interrupted") if isinstance(error, KeyboardInterrupt) else ("FAILED", in_one_line(error))
 
 
 def _supersede_others(store: Store, run: "MlflowRun") -> None:
@@ -358,7 +403,8 @@ def _supersede_others(store: Store, run: "MlflowRun") -> None:
     query = f"{same} and tags.dataset_digest = '{tags['dataset_digest']}' and status = 'FINISHED'"
     for other in store.client.search_runs([run.info.experiment_id], query):
         kind, own_kind = (each.data.params["device"].split(":")[0] for each in (other, run))
-        if other.info.run_id != run.info.run_id and kind == own_kind and "superseded_by" not in other.data.tags:
+        counts = other.data.tags.get("superseded_by") in (None, AGAIN)
+        if other.info.run_id != run.info.run_id and kind == own_kind and counts:
             store.client.set_tag(other.info.run_id, "superseded_by", run.info.run_id)
     if "superseded_by" in tags:
         store.client.delete_tag(run.info.run_id, "superseded_by")

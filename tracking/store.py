@@ -5,6 +5,7 @@ import http.client
 import logging
 import os
 import re
+import socket
 import sqlite3
 import tempfile
 import urllib.error
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MLRUNS = Path(__file__).resolve().parent.parent / "mlruns"
-SCRATCH = "scratch-"  # prefix of folders in a store's state folder; the id of their process follows
+SCRATCH = "scratch-"  # prefix of folders in a store's state folder; process id and host follow
 UI_ADDRESS = "http://127.0.0.1:5000"  # where `make ui` serves the default store
 
 
@@ -72,7 +73,7 @@ class Store:
     def scratch(self) -> "tempfile.TemporaryDirectory[str]":
         """Make a folder for files on their way into the store; its name has the process, so that strays are known."""
         self.state.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-", dir=self.state)
+        return tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}@{host()}@", dir=self.state)
 
     @property
     def ui_command(self) -> str:
@@ -185,7 +186,7 @@ def open_store(uri: str | None = None, create: bool = False) -> Store:
         client = _client(uri)
         client.search_experiments(max_results=1)  # the first use is what finds a store that cannot be opened
     except Exception as error:  # noqa: BLE001 - MLflow's, SQLAlchemy's, a missing driver's, OSError
-        reason = " ".join(str(error).split())[:300] or error.__class__.__name__
+        reason = in_one_line(error)
         if "out-of-date database schema" in reason:  # MLflow's words for any other schema, be it newer
             reason = (
                 "another version of MLflow made it; install that version, or let the newer one upgrade a copy of it"
@@ -200,9 +201,16 @@ def check_exists(database: Path) -> None:
         raise StoreError(f"there is no result database at {database}; run a task first, or name one in --tracking-uri")
 
 
-def without_password(uri: str) -> str:
-    """Return a URI with its password, if any, hidden."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+def without_password(text: str) -> str:
+    """Return a URI, or a text that quotes some, with the passwords hidden."""
+    return re.sub(
+        r"(://[^:/@\s]*):[^@/\s]*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}:***@" if m[1] else f"{m[2]}***", text
+    )
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, without line breaks and passwords, and not more than fits a sentence."""
+    return without_password(" ".join(str(error).split()))[:300] or error.__class__.__name__
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -212,10 +220,21 @@ def _client(uri: str) -> "MlflowClient":
     # a server that is away is waited for in tracking.outages, which says so; MLflow would be silent for four minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # with a server, lines between our own
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name in ("mlflow", "alembic"):  # otherwise each table that is made is announced
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what is raised as well
     return MlflowClient(uri)
+
+
+def host() -> str:
+    """Name this machine; a container that numbers its processes on its own is one, even if it shares the name."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())  # Linux: "pid:[4026531836]" outside of containers
+        return name if "4026531836" in namespace else f"{name}.{re.sub(r'[^0-9]', '', namespace)}"
+    return name
 
 
 def sqlite_path(uri: str) -> Path | None:

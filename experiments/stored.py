@@ -1,0 +1,212 @@
+"""A run as the database and its files have it, and what was found out about it."""
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+import analysis
+import models
+from analysis.query import PREDICTED_PARTS, PREDICTION_TYPES
+from datasets import Split
+from experiments import records
+from tracking import Store, StoreError, keys
+from tracking.checkpoints import Checkpoint
+
+T = TypeVar("T")
+
+
+class Findings:
+    """What was derived again of one run.
+
+    Attributes
+    ----------
+    numbers : set of str
+        What they are called.
+    predictions : int
+    exact : bool or None
+        Whether its model must give the same bits here; None where it was not evaluated.
+    differences : dict of str to None
+        The lines, in order; each once, since several checks may trip over one file.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.numbers: set[str] = set()
+        self.predictions = 0
+        self.exact: bool | None = None
+        self.differences: dict[str, None] = {}
+
+    def differ(self, what: str) -> None:
+        """Note a difference."""
+        self.differences[f"{self.title}: {what}"] = None
+
+    def compare(self, key: str, stored: float | None, derived: float | None, source: str, tolerance: float = 0) -> None:
+        """Compare a number of the database with what `source` says; None is missing, and NaN equals nothing."""
+        if stored is None and derived is None:
+            return
+        self.numbers.add(key)
+        if stored is None or derived is None or not (stored == derived or abs(stored - derived) <= tolerance):
+            self.differ(f"{key} is {_show(stored)} in the database, {_show(derived)} {source}")
+
+    def compare_arrays(
+        self, name: str, stored: np.ndarray, derived: np.ndarray, source: str, agreement: float = 1
+    ) -> None:
+        """Compare an array of a file with what `source` says; that share of its values must be the same."""
+        if stored.dtype != derived.dtype or stored.shape != derived.shape:
+            self.differ(f"{name} has another shape or type than the values {source}")
+        elif np.count_nonzero(stored == derived) < math.floor(agreement * stored.size):
+            n = np.count_nonzero(stored != derived)
+            self.differ(f"{n:,} of {stored.size:,} values of {name} are not those {source}")
+
+
+class Rebuilt(NamedTuple):
+    """What a checkpoint holds."""
+
+    checkpoint: Checkpoint
+    card: models.ModelCard
+    model: nn.Module
+
+
+class Record:
+    """A run as the database has it.
+
+    Attributes
+    ----------
+    texts, tags : dict of str to str
+        Params as they are stored, and tags.
+    metrics : dict of str to float
+        Latest values.
+    points : dict of str to list of (step, time, value)
+        All that was logged, in order.
+    datasets : list of str
+        Digests of its data sets, 36 characters each.
+    """
+
+    def __init__(self, store: Store, run_id: str, title: str) -> None:
+        run = store.client.get_run(run_id)
+        self.store = store
+        self.status: str = run.info.status
+        self.texts: dict[str, str] = run.data.params
+        self.tags: dict[str, str] = run.data.tags
+        self.metrics: dict[str, float] = run.data.metrics
+        self.datasets = [entered.dataset.digest for entered in run.inputs.dataset_inputs] if run.inputs else []
+        self.findings = Findings(title)
+        self.points: dict[str, list[tuple[int, int, float]]] = {}
+        for key, latest in self.metrics.items():
+            history = store.client.get_metric_history(run_id, key)
+            self.points[key] = sorted((point.step, point.timestamp, point.value) for point in history)
+            newest = self.points[key][-1][2] if history else None
+            if latest != newest:
+                self.findings.differ(f"{key} is {_show(latest)} as the latest value, {_show(newest)} as logged")
+
+
+class SplitRecord(Record):
+    """A finished split. Its files are read when they are asked for: a `StoreError` where that is not possible.
+
+    Attributes
+    ----------
+    params : dict of str to int, float, bool or str
+        Of the type that they were logged with.
+    """
+
+    def __init__(self, store: Store, row: "pd.Series[Any]", title: str) -> None:
+        super().__init__(store, row["run_id"], title)
+        self.row = row
+        values = {key: row[key] for key in keys.PARAMS if not pd.isna(row[key])}
+        # json knows none of NumPy's numbers
+        self.params = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+
+    def path(self, name: str) -> Path:
+        """Where a file is on this machine."""
+        return analysis.local_artifact(self.row, name, self.store.uri)
+
+    def _read(self, name: str, parse: Callable[[Path], T]) -> T:
+        path = self.path(name)
+        try:
+            return parse(path)
+        except Exception as error:  # noqa: BLE001 - readers raise whatever a damaged file makes them trip over
+            raise StoreError(f"{name} is damaged ({type(error).__name__})") from None
+
+    @functools.cached_property
+    def split(self) -> Split:
+        """Indices of its three parts."""
+        return self._read(keys.SPLIT, _read_split)
+
+    @functools.cached_property
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Arrays as `records.predictions_of` makes them."""
+        return self._read(keys.PREDICTIONS, _read_predictions)
+
+    @functools.cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """Entries as `records.epoch_entry` makes them."""
+        return self._read(keys.HISTORY, _read_history)
+
+    @functools.cached_property
+    def confusions(self) -> dict[str, Any]:
+        """Classes, and counts of `val` and `test`."""
+        return self._read(keys.CONFUSION, _read_confusions)
+
+    @functools.cached_property
+    def rebuilt(self) -> Rebuilt:
+        """The checkpoint, and the model that it describes, on the CPU."""
+        return self._read(keys.CHECKPOINT, _rebuild)
+
+
+def _read_split(path: Path) -> Split:
+    with np.load(path, allow_pickle=False) as arrays:
+        split = Split(*(arrays[part] for part in Split._fields))
+    if any(indices.dtype != np.int64 or indices.ndim != 1 for indices in split):
+        raise TypeError("indices are int64")
+    return split
+
+
+def _read_predictions(path: Path) -> dict[str, np.ndarray]:
+    predictions: dict[str, np.ndarray] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for part in PREDICTED_PARTS:
+            of_part = {f"{part}_{key}": arrays[f"{part}_{key}"] for key in PREDICTION_TYPES}
+            if [array.dtype for array in of_part.values()] != list(PREDICTION_TYPES.values()):
+                raise TypeError("labels are int64, probabilities float32")
+            if len({array.shape for array in of_part.values()}) > 1 or arrays[f"{part}_true"].ndim != 1:
+                raise ValueError("an image has one of each")
+            predictions |= of_part
+    return predictions
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    history: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    for entry in history:
+        if not keys.EPOCH_METRICS.keys() - {"lr"} <= entry["metrics"].keys():  # a baseline has no learning rate
+            raise ValueError("an epoch has all metrics")
+        if not all(map(math.isfinite, [entry["epoch"], entry["time"], *entry["metrics"].values()])):
+            raise ValueError("numbers are finite")
+    records.best_entry(history)  # there is one
+    return history
+
+
+def _read_confusions(path: Path) -> dict[str, Any]:
+    confusions: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not confusions["classes"]:
+        raise ValueError("there are classes")
+    return confusions
+
+
+def _rebuild(path: Path) -> Rebuilt:
+    checkpoint = Checkpoint.load(path)
+    if checkpoint.mean.shape != (checkpoint.arguments["in_channels"],) or checkpoint.std.shape != checkpoint.mean.shape:
+        raise ValueError("each channel has a mean and a standard deviation")
+    model = models.build(checkpoint.model, **checkpoint.arguments)
+    model.load_state_dict(checkpoint.state_dict)
+    return Rebuilt(checkpoint, models.describe(checkpoint.model, **checkpoint.arguments), model)
+
+
+def _show(value: float | None) -> str:
+    return "missing" if value is None else repr(value)
