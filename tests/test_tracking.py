@@ -107,6 +107,10 @@ def test_a_split_run_again_by_other_code_supersedes_the_older_run_until_that_com
     with open_parent(store, *settings[0]) as parent:
         assert do(parent, 0, 0.5, *settings[0]) is None
     assert superseded(store, ids) == [None, ids[0], None]
+    tracking.begin_again(store, "task3", own_tags(0, settings[1][1]))  # what others superseded can be done again, too
+    with open_parent(store, *settings[1]) as parent:
+        newest = do(parent, 0, 0.5, *settings[1])
+    assert newest is not None and superseded(store, ids) == [newest, newest, None]
 
 
 def superseded(store: tracking.Store, ids: list[str]) -> list[str | None]:

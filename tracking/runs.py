@@ -264,8 +264,10 @@ def begin_again(store: Store, task: str, tags: Mapping[str, str]) -> None:
     with store.lock():
         resume_path(store, tags).unlink(missing_ok=True)
         same = f"tags.fingerprint = '{tags['fingerprint']}' and status = 'FINISHED'"
-        for run in store.client.search_runs([experiment], same):
-            if "superseded_by" not in run.data.tags:
+        runs = store.client.search_runs([experiment], same)
+        ids = [run.info.run_id for run in runs]
+        for run in runs:
+            if run.data.tags.get("superseded_by") not in ids:
                 store.client.set_tag(run.info.run_id, "superseded_by", AGAIN)
 
 
