@@ -100,7 +100,7 @@ def test_all_keys_of_a_child_are_there(task: str, finished) -> None:
     assert set(run.data.params) == set(keys.PARAMS)
     assert "auto" not in run.data.params.values()
     assert set(run.data.metrics) == set(keys.EPOCH_METRICS) | set(keys.FINAL_METRICS)
-    assert set(keys.TAGS) - {"superseded_by", "failure"} <= set(run.data.tags)
+    assert set(keys.TAGS) - {"superseded_by", "failure", "figures_of"} <= set(run.data.tags)
     data = datasets.load(task, sample=True)
     assert run.data.tags["dataset_digest"] == data.digest
     assert run.inputs.dataset_inputs[0].dataset.digest == data.digest[:36]
@@ -108,6 +108,7 @@ def test_all_keys_of_a_child_are_there(task: str, finished) -> None:
     assert parent.inputs.dataset_inputs[0].dataset.digest == data.digest[:36]
     shared = set(keys.PARAMS) - set(keys.CHILD_PARAMS)
     assert parent.data.params == {key: run.data.params[key] for key in shared}
+    assert "figures_of" in parent.data.tags
     files = {file.path for file in store.client.list_artifacts(parent.info.run_id)}
     assert files == {keys.CLASSES, keys.MODEL_CARD, keys.FIGURES}
 
