@@ -5,11 +5,10 @@ What      one task script is run to its end, and again with SIGKILL at a random 
           database has to be whole. At the end of each round all runs, parents too, have to be FINISHED, none twice,
           with the same params, epochs (each once), final metrics and files, bit for bit, times excepted; and no other
           file may be left
-Time      about 10 s a kill on 2 cores
+Time      about 20 s a kill on 2 cores
 
     python benchmarks/faults.py --kills 60
     python benchmarks/faults.py --kills 30 --task task3 --data-dir DIR
-
 """
 
 import argparse
