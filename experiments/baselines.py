@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Split
-from experiments.training import Batches, DeviceImages, EpochRecord, evaluate
+from experiments.training import DeviceImages, EpochRecord, Part, evaluate
 from models.layers import LayerStack
 
 PENALTIES = (1e4, 1e3, 1e2, 1e1)  # L2 penalty of the linear model, from strong to weak
@@ -38,11 +38,12 @@ def fit_baseline(name: str, model: LayerStack, data: DeviceImages, split: Split,
     started = time.perf_counter()
     mean, std = data.normalisation(split.train)
     if name == "majority":
-        counts = torch.bincount(data.labels[torch.from_numpy(split.train)], minlength=data.num_classes)
+        rows = torch.from_numpy(split.train).to(data.device)
+        counts = torch.bincount(data.labels[rows], minlength=data.num_classes)
         _fill(model.layers[-1], logits=(counts / counts.sum()).log())
     else:
-        batches = Batches(data, mean, std)
-        weight, bias = _logistic_regression(*(_features(model, batches, part) for part in (split.train, split.val)))
+        parts = (Part(data, indices, mean, std, torch.float32) for indices in (split.train, split.val))
+        weight, bias = _logistic_regression(*(_features(model, part) for part in parts))
         _fill(model.layers[-1], weight=weight, bias=bias)
     train, val = (evaluate(model, data, part, mean, std, precision) for part in (split.train, split.val))
     seconds = time.perf_counter() - started
@@ -56,12 +57,10 @@ def _fill(layer: nn.Module, **values: Tensor) -> None:
 
 
 @torch.inference_mode()
-def _features(model: LayerStack, batches: Batches, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _features(model: LayerStack, part: Part) -> tuple[np.ndarray, np.ndarray]:
     """What the model's last layer sees of some images, shape (n, features), and their labels."""
     front = nn.Sequential(*model.layers[:-1])
-    rows = torch.from_numpy(indices).to(batches.data.pixels.device)
-    parts = [front(batches.plain(batch)[0]).cpu() for batch in torch.split(rows, 512)]
-    return torch.cat(parts).numpy(), batches.data.labels[rows].cpu().numpy()
+    return torch.cat([front(x).cpu() for x in part.slices(512)]).numpy(), part.labels.cpu().numpy()
 
 
 def _logistic_regression(

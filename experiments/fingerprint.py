@@ -27,6 +27,7 @@ SHARED_SOURCES = (
     "experiments/hardware.py",
     "experiments/metrics.py",
     "experiments/training.py",
+    "models/execution.py",
 )
 
 

@@ -5,9 +5,12 @@ import dataclasses
 import platform
 import sys
 
+import psutil
 import torch
 
 from experiments.config import Precision, TrainingConfig
+
+DEVICE_MEMORY = 0.5  # share of a device's memory that a data set may take before it is streamed from the host
 
 
 class UnusableDeviceError(ValueError):
@@ -47,23 +50,32 @@ def _best_precision(device: torch.device) -> Precision:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def prepare(config: TrainingConfig) -> None:
+def prepare() -> None:
     """Set the process up for speed; called once, before the first large tensor.
 
-    On a GPU fp32 means fp32: convolutions would use the shorter TF32 otherwise.
+    On a GPU fp32 means fp32: convolutions would use the shorter TF32 otherwise. On a CPU numbers too small for a normal
+    float count as zero: some take a hundred times as long.
 
     glibc gives every large block back to the system when it is freed, and the next one is faulted in page by page
     again: a third of the training time of a small network on a CPU. With these thresholds freed memory is kept for
     the next tensor, at the same peak. Elsewhere than on glibc nothing happens.
     """
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_flush_denormal(True)
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         mmap_max, top_pad, trim_threshold = -4, -2, -1  # names of malloc.h
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 256 * 2**20)
+        mallopt(trim_threshold, -1)  # never
+        mallopt(top_pad, 64 * 2**20)
+
+
+def memory_of(device: str) -> int:
+    """All the memory of a device, in bytes."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return int(psutil.virtual_memory().total)
 
 
 def describe_device(device: str) -> str:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 import analysis
 import models
 from analysis.query import PREDICTED_PARTS, PREDICTION_TYPES
 from datasets import Split
 from experiments import records
+from models.layers import LayerStack
 from tracking import Store, StoreError, keys
 from tracking.checkpoints import Checkpoint
 
@@ -71,7 +71,7 @@ class Rebuilt(NamedTuple):
 
     checkpoint: Checkpoint
     card: models.ModelCard
-    model: nn.Module
+    model: LayerStack
 
 
 class Record:

@@ -1,13 +1,14 @@
 """Training and evaluation of one model on one split: `fit` yields one record an epoch and knows of no tracker.
 
-All images stay on the device as uint8; a batch is a gather by index. Per epoch the host plans the order (and the
-augmentation) with one generator, sends it in one copy, and reads loss and confusion matrix back once.
+Images are on the device, normalised once a split; a batch is a gather by index. Per epoch the host plans the order (and
+the augmentation) with one generator, sends it in one copy, and reads loss and confusion matrix back once. How layers
+are computed is chosen in models/execution.py, by device and kind of layer.
 """
 
-import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,12 +18,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from datasets import ImageData, Split
-from experiments import metrics
+from experiments import hardware, metrics
 from experiments.config import TrainingConfig
+from models.execution import Inference, Training
+from models.layers import LayerStack
 
 Network = TypeVar("Network", bound=nn.Module)
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-EVALUATION_PIXELS = {"cpu": 512 * 28 * 28, "cuda": 4096 * 28 * 28}  # a batch: fits the cache; fills the card
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# pixels and images of a batch of evaluation: what fits the cache, but enough to share a convolution's weights; what
+# fills the card
+EVALUATION_BATCH = {"cpu": (256 * 28 * 28, 32), "cuda": (4096 * 28 * 28, 128)}
+CLOSE_CALLS = 64  # one in so many images, those with the smallest margins, is decided in fp32
 
 
 class TrainingDivergedError(Exception):
@@ -31,33 +37,56 @@ class TrainingDivergedError(Exception):
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """A data set on the device.
+    """A data set as training and evaluation use it.
 
     Attributes
     ----------
     pixels : Tensor of uint8, shape (N, height, width, channels)
+        On the device; where they are too many for it (`resident` is false), in the host's memory.
     labels : Tensor of int64, shape (N,)
+        On the device.
     moments : Tensor of int64, shape (2, N, channels)
-        Sum and sum of squares of each image's pixels, from which every split's normalisation follows exactly.
+        Sum and sum of squares of each image's pixels, from which every split's normalisation follows exactly; on the
+        device.
     num_classes : int
+    resident : bool
+        Whether the device has room for the pixels and for a normalised copy of a split's.
     """
 
     pixels: Tensor
     labels: Tensor
     moments: Tensor
     num_classes: int
+    resident: bool
 
     @classmethod
-    def load(cls, data: ImageData, device: str) -> "DeviceImages":
-        """Copy a data set to the device, once for all models and splits."""
-        pixels = torch.from_numpy(data.images).to(device)
-        chunks = (chunk.long() for chunk in torch.split(pixels, 256))  # few at a time: int64 is 8 times as large
-        moments = torch.cat([torch.stack([x.sum((1, 2)), x.square().sum((1, 2))]) for x in chunks], dim=1)
-        return cls(pixels, torch.from_numpy(data.labels).to(device), moments, len(data.classes))
+    def load(cls, data: ImageData, device: str, memory: float = hardware.DEVICE_MEMORY) -> "DeviceImages":
+        """Copy a data set to the device, once for all models and splits, unless it takes more than `memory` of it.
+
+        Pixels and their normalised copy (float32 at most) count; 1 is all the memory that the device has.
+        """
+        resident = 5 * data.images.nbytes <= memory * hardware.memory_of(device)
+        pixels = torch.from_numpy(data.images)
+        on_gpu = torch.device(device).type == "cuda"
+        if resident:
+            pixels = pixels.to(device)
+        elif on_gpu:
+            pixels = pixels.pin_memory()
+        moments = []
+        for chunk in torch.split(pixels, 256):  # few at a time: int64 is 8 times as large
+            x = chunk.to(device).long()
+            moments.append(torch.stack([x.sum((1, 2)), x.square().sum((1, 2))]))
+        labels = torch.from_numpy(data.labels).to(device)
+        return cls(pixels, labels, torch.cat(moments, dim=1), len(data.classes), resident)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.labels.device
 
     def normalisation(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over the images at `indices`, in units of 0 to 255."""
-        rows = torch.from_numpy(indices).to(self.moments.device)
+        rows = torch.from_numpy(indices).to(self.device)
         total, squares = self.moments[:, rows].sum(1).double()
         count = len(indices) * self.pixels.shape[1] * self.pixels.shape[2]
         mean = total / count
@@ -125,64 +154,134 @@ class EpochRecord:
     seconds: float
 
 
-class Batches:
-    """Gathers normalised batches of a resident data set.
+class Part:
+    """The images of one part of a split, normalised.
 
     Parameters
     ----------
     data : DeviceImages
+    indices : numpy.ndarray of int64, shape (n,)
+        Which images of the data set.
     mean, std : Tensor of float32, shape (channels,)
         Of the training part (`DeviceImages.normalisation`).
+    dtype : torch.dtype
+        Of the normalised images.
+    keep : bool, optional
+        Normalise all of them now, which pays where they are asked for in every epoch. Where the data set is not
+        resident, batches are normalised as they come all the same.
+
+    Attributes
+    ----------
+    labels : Tensor of int64, shape (n,)
+        On the device.
     """
 
-    def __init__(self, data: DeviceImages, mean: Tensor, std: Tensor) -> None:
+    def __init__(
+        self, data: DeviceImages, indices: np.ndarray, mean: Tensor, std: Tensor, dtype: torch.dtype, keep: bool = False
+    ) -> None:
         self.data = data
-        self.scale = (1 / std).view(1, -1, 1, 1)
-        self.shift = (-mean / std).view(1, -1, 1, 1)
+        self.dtype = dtype
+        self.rows = torch.from_numpy(indices).to(data.pixels.device)
+        self.labels = data.labels[self.rows.to(data.device)]
         self.size = data.pixels.shape[1]
-        self.arange = torch.arange(self.size, device=data.pixels.device)
+        self._scale = (1 / std).to(data.device)
+        self._shift = (-mean / std).to(data.device)
+        self._arange = torch.arange(self.size, device=data.device)
+        self._copies: torch.cuda.Stream | None = None  # beside the one that computes
+        if data.device.type == "cuda" and not data.resident:
+            self._copies = torch.cuda.Stream(data.device)  # type: ignore[no-untyped-call]
+        self._kept: Tensor | None = None
+        if keep and data.resident:
+            self._kept = torch.empty(len(indices), *data.pixels.shape[1:], dtype=dtype, device=data.device)
+            for chunk in torch.split(torch.arange(len(indices), device=data.device), 256):
+                self._kept[chunk[0] : chunk[-1] + 1] = self._normalise(data.pixels[self.rows[chunk]], dtype)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 (n, H, W, C) into float32 (n, C, H, W) in channels_last memory, without a copy for that."""
-        return torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2).float(), self.scale)
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def plain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels at `rows`, shape (n,)."""
-        return self.normalise(self.data.pixels[rows]), self.data.labels[rows]
+    def _normalise(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.addcmul(self._shift, pixels.float(), self._scale).to(dtype)
 
-    def augmented(self, rows: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, shifted and flipped.
+    def batches(self, plan: Sequence[Tensor], augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (n, C, H, W), in channels_last memory, and labels (n,) of each batch of a plan (see `plan_epoch`).
+
+        Where the data set is not resident, a batch is on its way to the device while the one before is used.
+        """
+        ahead = None
+        for batch, following in itertools.zip_longest(plan, plan[1:]):
+            fetched = ahead if ahead is not None else self._fetch(batch[:, 0])
+            ahead = None if following is None else self._fetch(following[:, 0])
+            yield self._images(batch, fetched, augment), self.labels[batch[:, 0].to(self.data.device)]
+
+    def slices(self, size: int) -> Iterator[Tensor]:
+        """All images in order, at most `size` at a time; without a copy where they are kept."""
+        plan = torch.arange(len(self), device=self.rows.device).view(-1, 1)
+        if self._kept is not None:
+            yield from (chunk.permute(0, 3, 1, 2) for chunk in torch.split(self._kept, size))
+        else:
+            yield from (images for images, _ in self.batches(torch.split(plan, size)))
+
+    def exact(self, positions: Tensor) -> Tensor:
+        """The images at `positions` in float32."""
+        pixels = self.data.pixels[self.rows[positions.to(self.rows.device)]].to(self.data.device)
+        return self._normalise(pixels, torch.float32).permute(0, 3, 1, 2)
+
+    def _fetch(self, positions: Tensor) -> Tensor | None:
+        """Pixels of a batch on their way to the device; None where all are there."""
+        if self._kept is not None:
+            return None
+        pixels = self.data.pixels[self.rows[positions.to(self.rows.device)]]
+        if self._copies is None:
+            return pixels
+        with torch.cuda.stream(self._copies):
+            return pixels.pin_memory().to(self.data.device, non_blocking=True)
+
+    def _images(self, batch: Tensor, fetched: Tensor | None, augment: bool) -> Tensor:
+        source, rows = self._kept, batch[:, 0]
+        if fetched is not None:
+            if self._copies is not None:
+                torch.cuda.current_stream(self.data.device).wait_stream(self._copies)
+                fetched.record_stream(torch.cuda.current_stream(self.data.device))
+            source, rows = self._normalise(fetched, self.dtype), torch.arange(len(batch), device=self.data.device)
+            if not augment:
+                return source.permute(0, 3, 1, 2)
+        assert source is not None
+        if not augment:
+            return source[rows].permute(0, 3, 1, 2)
+        return self._augmented(source, rows, batch[:, 1:].to(self.data.device)).permute(0, 3, 1, 2)
+
+    def _augmented(self, source: Tensor, rows: Tensor, moves: Tensor) -> Tensor:
+        """Shift and flip images at `rows` of (N, H, W, C).
 
         `moves` has shape (n, 3): downwards, to the right (pixels), and 1 to flip. A shifted crop of an image padded
         by reflection is a gather with reflected coordinates, so nothing is padded.
         """
         down, right, flip = moves[:, :, None].unbind(1)  # (n, 1) each
-        y = self._reflect(self.arange + down)
-        x = self._reflect(self.arange + right)
+        y = self._reflect(self._arange + down)
+        x = self._reflect(self._arange + right)
         x = torch.where(flip == 1, self.size - 1 - x, x)
-        pixels = self.data.pixels[rows[:, None, None], y[:, :, None], x[:, None, :]]  # (n, H, W, C)
-        return self.normalise(pixels), self.data.labels[rows]
+        return source[rows[:, None, None], y[:, :, None], x[:, None, :]]
 
     def _reflect(self, coordinates: Tensor) -> Tensor:
         coordinates = coordinates.abs()
         return self.size - 1 - (self.size - 1 - coordinates).abs()
 
 
-def plan_epoch(train: np.ndarray, size: int, augment: bool, generator: torch.Generator) -> Tensor:
+def plan_epoch(n: int, size: int, augment: bool, generator: torch.Generator) -> Tensor:
     """Draw the order of an epoch and each image's augmentation.
 
     Returns
     -------
-    Tensor of int64, shape (n_train, 4)
-        Index of the image, shift down, shift right (up to an eighth of `size`), and whether to flip.
+    Tensor of int64, shape (n, 4)
+        Position of the image in the training part, shift down, shift right (up to an eighth of `size`), and whether to
+        flip.
     """
-    order = torch.from_numpy(train)[torch.randperm(len(train), generator=generator)]
-    plan = torch.zeros(len(train), 4, dtype=torch.int64)
-    plan[:, 0] = order
+    plan = torch.zeros(n, 4, dtype=torch.int64)
+    plan[:, 0] = torch.randperm(n, generator=generator)
     if augment:
         reach = size // 8
-        plan[:, 1:3] = torch.randint(-reach, reach + 1, (len(train), 2), generator=generator)
-        plan[:, 3] = torch.randint(0, 2, (len(train),), generator=generator)
+        plan[:, 1:3] = torch.randint(-reach, reach + 1, (n, 2), generator=generator)
+        plan[:, 3] = torch.randint(0, 2, (n,), generator=generator)
     return plan
 
 
@@ -212,7 +311,7 @@ class TrainingState:
 
     Parameters
     ----------
-    model : nn.Module
+    model : LayerStack
         On the device that trains it, in channels_last memory.
     config : TrainingConfig
         Resolved (no `auto`).
@@ -229,10 +328,13 @@ class TrainingState:
         Weights and buffers then, on the device.
     """
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, seed: int) -> None:
+    def __init__(self, model: LayerStack, config: TrainingConfig, seed: int) -> None:
         self.model = model
         self.config = config
         self.device = next(model.parameters()).device
+        self.dtype = DTYPES[config.precision]
+        fast = self.device.type == "cpu" and self.dtype != torch.float16
+        self._fast = Training(model, self.dtype) if fast else None
         torch.manual_seed(seed)  # dropout draws from the global generator
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
@@ -241,6 +343,13 @@ class TrainingState:
         self.epoch = self.best_epoch = 0
         self.best: Evaluation | None = None
         self.best_weights = clone_state(model)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the model, in training mode, makes of a batch: float32, shape (n, K)."""
+        if self._fast is not None:
+            return self._fast(x).float()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(x).float()  # type: ignore[no-any-return]
 
     @property
     def is_done(self) -> bool:
@@ -300,16 +409,16 @@ def fit(state: TrainingState, data: DeviceImages, split: Split) -> Iterator[Epoc
         A loss is not finite.
     """
     model, config = state.model, state.config
-    batches = Batches(data, *data.normalisation(split.train))
-    val_rows = torch.from_numpy(split.val).to(state.device)  # once: a copy from the host waits for what is queued
     started = time.perf_counter()
+    normalisation = data.normalisation(split.train)
+    train, val = (Part(data, indices, *normalisation, state.dtype, keep=True) for indices in (split.train, split.val))
     while not state.is_done:
-        plan = plan_epoch(split.train, batches.size, config.augment, state.generator)
-        totals = _train_epoch(state, batches, plan.to(state.device, non_blocking=True))
-        val = _evaluate_on_device(model, batches, val_rows, config.precision)
+        plan = plan_epoch(len(train), train.size, config.augment, state.generator)
+        totals = _train_epoch(state, train, plan)
+        passed = _evaluate_on_device(model, val)
         lr = state.optimizer.param_groups[0]["lr"]
         state.schedule.step()
-        (train_loss, correct), evaluation = _read_back(totals, val)  # the epoch's one host sync
+        (train_loss, correct), evaluation = _read_back(totals, passed)  # the epoch's one host sync
         state.epoch += 1
         for name, loss in (("training", train_loss), ("validation", evaluation.loss)):
             if not math.isfinite(loss):
@@ -328,21 +437,17 @@ def clone_state(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    return torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
-
-
-def _train_epoch(state: TrainingState, batches: Batches, plan: Tensor) -> Tensor:
+def _train_epoch(state: TrainingState, train: Part, plan: Tensor) -> Tensor:
     """One pass over the plan; returns the sum of losses and the count of hits, on the device (float64)."""
-    model, config, optimizer, scaler = state.model, state.config, state.optimizer, state.scaler
-    totals = torch.zeros(2, dtype=torch.float64, device=plan.device)
-    model.train()
-    for batch in split_batches(plan, config.batch_size):
-        x, y = batches.augmented(batch[:, 0], batch[:, 1:]) if config.augment else batches.plain(batch[:, 0])
+    config, optimizer, scaler = state.config, state.optimizer, state.scaler
+    totals = torch.zeros(2, dtype=torch.float64, device=state.device)
+    state.model.train()
+    if train.data.resident:
+        plan = plan.to(state.device, non_blocking=True)
+    for x, y in train.batches(split_batches(plan, config.batch_size), config.augment):
         optimizer.zero_grad(set_to_none=True)
-        with _autocast(plan.device, config.precision):
-            logits = model(x)
-        loss = cross_entropy(logits.float(), y)
+        logits = state.logits(x)
+        loss = cross_entropy(logits, y)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
@@ -362,24 +467,30 @@ class _Pass:
 
 
 @torch.inference_mode()
-def _evaluate_on_device(model: nn.Module, batches: Batches, rows: Tensor, precision: str) -> _Pass:
-    device, classes = rows.device, batches.data.num_classes
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    predicted, probability = [], []
-    model.eval()
-    for batch in torch.split(rows, max(16, EVALUATION_PIXELS.get(device.type, 2**20) // batches.size**2)):
-        x, y = batches.plain(batch)
-        with _autocast(device, precision):
-            logits = model(x)
-        log_probability = logits.float().log_softmax(1)
-        highest, prediction = log_probability.max(1)
-        loss -= log_probability.gather(1, y[:, None]).sum()
-        # not bincount, which waits for the device to learn its output's size
-        confusion.scatter_add_(0, y * classes + prediction, torch.ones_like(y))
-        predicted.append(prediction)
-        probability.append(highest.exp())
-    return _Pass(loss, confusion, torch.cat(predicted), torch.cat(probability))
+def _evaluate_on_device(model: LayerStack, part: Part) -> _Pass:
+    """One pass over a part; in a precision below fp32 the images with the closest calls are seen again in fp32.
+
+    In bf16 alone 0.1 to 0.25 % of the predictions differ from those in fp32: of images whose two likeliest classes are
+    nearly as likely. How many are seen again is a fixed share, so nothing waits for the device.
+    """
+    pixels, images = EVALUATION_BATCH.get(part.labels.device.type, EVALUATION_BATCH["cpu"])
+    size = max(images, pixels // part.size**2)
+    network = Inference(model, part.dtype)
+    logits = torch.cat([network(x).float() for x in part.slices(size)])  # (n, K)
+    if part.dtype != torch.float32:
+        network = Inference(model, torch.float32)
+        first, second = logits.topk(2).values.unbind(1)
+        closest = (first - second).topk(math.ceil(len(part) / CLOSE_CALLS), largest=False).indices
+        for positions in torch.split(closest, size):
+            logits[positions] = network(part.exact(positions))
+    log_probability = logits.log_softmax(1)
+    highest, predicted = log_probability.max(1)
+    y, classes = part.labels, logits.shape[1]
+    loss = -log_probability.gather(1, y[:, None]).sum(dtype=torch.float64)
+    # not bincount, which waits for the device to learn its output's size
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=y.device)
+    confusion.scatter_add_(0, y * classes + predicted, torch.ones_like(y))
+    return _Pass(loss, confusion, predicted, highest.exp())
 
 
 def _read_back(totals: Tensor, result: _Pass) -> tuple[list[float], Evaluation]:
@@ -392,13 +503,16 @@ def _read_back(totals: Tensor, result: _Pass) -> tuple[list[float], Evaluation]:
 
 
 def evaluate(
-    model: nn.Module, data: DeviceImages, indices: np.ndarray, mean: Tensor, std: Tensor, precision: str
+    model: LayerStack, data: DeviceImages, indices: np.ndarray, mean: Tensor, std: Tensor, precision: str
 ) -> Evaluation:
     """Evaluate a model as `fit` does after each epoch: same batches, same bits.
 
+    This is the one way in which scores are computed: in `precision`, with BatchNorm folded into the convolutions, and
+    the closest calls in fp32.
+
     Parameters
     ----------
-    model : nn.Module
+    model : LayerStack
         On the device of `data`, in channels_last memory (in another layout the last bits differ).
     data : DeviceImages
     indices : numpy.ndarray of int64, shape (n,)
@@ -408,6 +522,5 @@ def evaluate(
     precision : str
         fp32, bf16 or fp16.
     """
-    device = data.pixels.device
-    result = _evaluate_on_device(model, Batches(data, mean, std), torch.from_numpy(indices).to(device), precision)
-    return _read_back(torch.zeros(0, dtype=torch.float64, device=device), result)[1]
+    result = _evaluate_on_device(model, Part(data, indices, mean, std, DTYPES[precision]))
+    return _read_back(torch.zeros(0, dtype=torch.float64, device=data.device), result)[1]

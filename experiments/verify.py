@@ -171,6 +171,7 @@ def verify(
         The store cannot be read, or has no finished run of the task.
     """
     started = time.perf_counter()
+    hardware.prepare()
     uri = tracking.check_uri(tracking_uri)
     runs = analysis.load_runs([task.name], uri)
     store = tracking.open_store(uri)
@@ -439,7 +440,6 @@ def _evaluate(run: SplitRecord, material: Material) -> dict[str, Evaluation | No
     """Evaluate as the run did: its precision, its normalisation, its number of threads."""
     checkpoint, _, model = run.rebuilt
     precision = run.params["precision"]
-    hardware.prepare(dataclasses.replace(material.task.training, device=material.device, precision=precision))
     threads = torch.get_num_threads()
     mean, std = checkpoint.mean.to(material.device), checkpoint.std.to(material.device)
     try:

@@ -34,6 +34,16 @@ class ConvNorm(nn.Sequential):
             layers.append(activation(inplace=True))
         super().__init__(*layers)
 
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution."""
+        return self[0]  # type: ignore[return-value]
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The BatchNorm."""
+        return self[1]  # type: ignore[return-value]
+
 
 class SqueezeExcitation(nn.Module):
     """GAP -> FC -> activation -> FC -> sigmoid -> scale (Hu et al. 2017, arXiv:1709.01507).

@@ -15,8 +15,8 @@ from datasets import ImageData, RepeatedHoldout, Split
 from experiments import hardware
 from experiments.config import TrainingConfig
 from experiments.training import (
-    Batches,
     DeviceImages,
+    Part,
     TrainingDivergedError,
     TrainingState,
     evaluate,
@@ -71,6 +71,19 @@ def test_cosine_schedule(data: ImageData, split: Split) -> None:
     _, records = run(data, split)
     expected = [CONFIG.lr * (1 + math.cos(math.pi * i / CONFIG.epochs)) / 2 for i in range(CONFIG.epochs)]
     assert [record.lr for record in records] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_streamed_images_give_the_same_bits(data: ImageData, split: Split, precision: str, augment: bool) -> None:
+    config = dataclasses.replace(CONFIG, precision=precision, augment=augment, epochs=2)
+    results = []
+    for memory in (1.0, 0.0):
+        images = DeviceImages.load(data, "cpu", memory)
+        assert images.resident == (memory > 0)
+        records = list(fit(TrainingState(new_model(), config, 1), images, split))
+        results.append([(r.train_loss, r.val.loss, r.val.probability.tolist()) for r in records])
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -174,6 +187,20 @@ def test_evaluation_equals_a_plain_one(data: ImageData, split: Split) -> None:
     assert result.scores()["f1_macro"] == pytest.approx(f1_score(y, logits.argmax(1), average="macro"), abs=1e-12)
 
 
+@pytest.mark.parametrize("name", ["lenet5", "resnetcnn"])
+def test_predictions_in_bf16_are_those_in_fp32(data: ImageData, split: Split, name: str) -> None:
+    noisy = np.random.default_rng(3).integers(0, 256, (4000, 28, 28, 1)).astype(np.uint8)  # all of them close calls
+    many = ImageData("noise", noisy, np.arange(4000) % 3, data.classes, 4000)
+    model, _ = run(data, split, dataclasses.replace(CONFIG, precision="bf16"), name)
+    images = DeviceImages.load(many, "cpu")
+    moments = images.normalisation(np.arange(4000))
+    low, full = (evaluate(model, images, np.arange(4000), *moments, precision) for precision in ("bf16", "fp32"))
+    assert (low.predicted == full.predicted).float().mean() >= 0.999
+    assert low.loss == pytest.approx(full.loss, abs=2e-3)
+    differ = low.predicted != full.predicted
+    assert (low.probability - full.probability)[~differ].abs().max() < 0.02
+
+
 def test_normalisation_is_that_of_the_training_part_alone(data: ImageData, split: Split) -> None:
     images = DeviceImages.load(data, "cpu")
     mean, std = images.normalisation(split.train)
@@ -189,11 +216,10 @@ def test_augmentation_moves_and_flips_but_keeps_the_pixels() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (1, 16, 16, 3)).astype(np.uint8)
     images = DeviceImages.load(ImageData("one", pixels, np.array([0]), ("a",), 1), "cpu")
-    batches = Batches(images, torch.zeros(3), torch.ones(3))
-    row = torch.tensor([0])
+    part = Part(images, np.array([0]), torch.zeros(3), torch.ones(3), torch.float32, keep=True)
 
     def augmented(down: int, right: int, flip: int) -> np.ndarray:
-        x, _ = batches.augmented(row, torch.tensor([[down, right, flip]]))
+        [(x, _)] = part.batches([torch.tensor([[0, down, right, flip]])], augment=True)
         return x[0].permute(1, 2, 0).numpy()
 
     padded = np.pad(pixels[0], ((2, 2), (2, 2), (0, 0)), mode="reflect")
@@ -204,12 +230,11 @@ def test_augmentation_moves_and_flips_but_keeps_the_pixels() -> None:
 
 
 def test_plan_holds_every_image_once_and_is_drawn_from_the_generator() -> None:
-    train = np.arange(5, 105)
-    plans = [plan_epoch(train, 128, True, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
-    assert sorted(plans[0][:, 0].tolist()) == train.tolist()
+    plans = [plan_epoch(100, 128, True, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert sorted(plans[0][:, 0].tolist()) == list(range(100))
     assert torch.equal(plans[0], plans[1]) and not torch.equal(plans[0], plans[2])
     assert plans[0][:, 1:3].abs().max() <= 16 and plans[0][:, 3].float().mean() == pytest.approx(0.5, abs=0.2)
-    assert plan_epoch(train, 128, False, torch.Generator())[:, 1:].abs().sum() == 0
+    assert plan_epoch(100, 128, False, torch.Generator())[:, 1:].abs().sum() == 0
 
 
 @pytest.mark.parametrize(("n", "sizes"), [(8, [4, 4]), (9, [3, 3, 3]), (10, [4, 3, 3]), (1, [1]), (3, [3])])

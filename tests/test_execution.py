@@ -1,0 +1,140 @@
+"""Fast execution computes what the layers say: logits, gradients, running statistics; and trains as plain fp32 does."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import models
+from models.efficientnet import StochasticDepth
+from models.execution import Inference, Training, convolve, pooled_weight
+from models.layers import LayerStack
+
+INPUTS = [  # model, channels, classes, size
+    ("lenet5", 1, 10, 28), ("lenet5", 3, 2, 45), ("lenet5", 3, 2, 128), ("vggnet", 1, 10, 28), ("vggnet", 3, 2, 70),
+    ("resnetcnn", 1, 10, 28), ("resnetcnn", 3, 2, 64), ("seresnet", 1, 10, 28), ("efficientnet_lite", 3, 2, 64),
+    ("efficientnet_b0", 3, 2, 64),
+]  # fmt: skip
+
+
+def build(name: str, channels: int, classes: int, size: int) -> LayerStack:
+    """A model without chance, with running statistics of some batches, in channels_last memory."""
+    torch.manual_seed(0)
+    model = models.build(name, channels, classes, size).to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, StochasticDepth):
+            module.rate = 0.0
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        for _ in range(3):
+            model(images(channels, size, 16))
+    return model
+
+
+def images(channels: int, size: int, n: int = 24) -> Tensor:
+    return torch.randn(n, channels, size, size).contiguous(memory_format=torch.channels_last)
+
+
+def gradients(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+
+@pytest.mark.parametrize(("name", "channels", "classes", "size"), INPUTS)
+def test_training_in_fp32_is_that_of_the_layers(name: str, channels: int, classes: int, size: int) -> None:
+    plain = build(name, channels, classes, size)
+    fast = copy.deepcopy(plain)
+    x, y = images(channels, size), torch.arange(24) % classes
+    logits = [plain(x), Training(fast, torch.float32)(x)]
+    for some in logits:
+        cross_entropy(some, y).backward()
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-4)
+    ours, theirs = gradients(fast), gradients(plain)
+    assert (ours - theirs).norm() < 0.01 * theirs.norm()  # ReLU passes or stops a gradient at the last bit
+    for ours, theirs in zip(fast.buffers(), plain.buffers(), strict=True):  # also the number of batches
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "channels", "classes", "size"), INPUTS)
+def test_training_in_bf16_is_as_near_to_fp32_as_autocast_is(name: str, channels: int, classes: int, size: int) -> None:
+    plain = build(name, channels, classes, size)
+    cast, fast = copy.deepcopy(plain), copy.deepcopy(plain)
+    x, y = images(channels, size), torch.arange(24) % classes
+    cross_entropy(plain(x), y).backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = cast(x)
+    cross_entropy(logits.float(), y).backward()
+    cross_entropy(Training(fast, torch.bfloat16)(x).float(), y).backward()
+    exact = gradients(plain)
+    error, usual = ((gradients(model) - exact).norm() / exact.norm() for model in (fast, cast))
+    assert error < 1.3 * usual + 0.01
+
+
+@pytest.mark.parametrize(("name", "channels", "classes", "size"), INPUTS)
+def test_inference_is_that_of_the_layers(name: str, channels: int, classes: int, size: int) -> None:
+    model = build(name, channels, classes, size).eval()
+    x = images(channels, size)
+    with torch.inference_mode():
+        expected = model(x)
+        torch.testing.assert_close(Inference(model, torch.float32)(x), expected, rtol=1e-4, atol=1e-5)
+        network = Inference(model, torch.bfloat16)
+        in_bf16 = network(x).float()
+        assert torch.equal(network(x[:7]).float(), in_bf16[:7]) or (network(x[:7]) - in_bf16[:7]).abs().max() < 0.05
+    assert (in_bf16 - expected).abs().max() < 0.03 * expected.abs().max() + 0.01
+
+
+def test_four_neighbours_as_channels() -> None:
+    conv = nn.Conv2d(3, 5, 5, padding=2)
+    x = images(3, 21)
+    four = convolve(x, pooled_weight(conv.weight), conv.bias.repeat(4), conv, stride=2).unflatten(1, (4, 5))
+    for position, values in enumerate(four.unbind(1)):
+        down, right = divmod(position, 2)
+        torch.testing.assert_close(values, conv(x)[:, :, down:20:2, right:20:2])
+
+
+def test_a_model_of_unknown_layers_is_executed_as_it_is() -> None:
+    class Own(LayerStack):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([
+                nn.Conv2d(3, 8, 3, stride=2), nn.Tanh(), nn.AvgPool2d(2),  # none that could be pooled: stride 2
+                nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Tanh(), nn.AvgPool2d(2),
+                nn.GroupNorm(2, 8), nn.GELU(), nn.MaxPool2d(3), nn.Flatten(), nn.LazyLinear(4),
+            ])  # fmt: skip
+
+    model, x = Own(), images(3, 32)
+    expected = model(x)
+    torch.testing.assert_close(Training(model, torch.float32)(x), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(Inference(model, torch.float32)(x), expected)
+        assert (Inference(model, torch.bfloat16)(x) - expected).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["lenet5", "vggnet", "resnetcnn", "seresnet", "efficientnet_lite", "efficientnet_b0"])
+def test_trains_as_plain_fp32_does(name: str) -> None:
+    """The same weights, the same batches: the curves of the loss stay together."""
+    plain = build(name, 1, 3, 28)
+    start = copy.deepcopy(plain.state_dict())
+    torch.manual_seed(1)
+    y = torch.arange(96) % 3
+    x = images(1, 28, 96) + (y[:, None, None, None] - 1)  # brightness tells the class, through much noise
+    curves = {}
+    for way in ("plain", "fp32", "bf16"):
+        model = copy.deepcopy(plain)
+        model.load_state_dict(start)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3, foreach=False)
+        forward = model if way == "plain" else Training(model, torch.float32 if way == "fp32" else torch.bfloat16)
+        curves[way] = []
+        for step in range(12):
+            rows = torch.arange(96).roll(32 * step)[:32]
+            optimizer.zero_grad()
+            loss = cross_entropy(forward(x[rows]).float(), y[rows])
+            loss.backward()
+            optimizer.step()
+            curves[way].append(loss.item())
+    plain_curve = torch.tensor(curves["plain"])
+    assert plain_curve[-1] < 0.9 * plain_curve[0]  # there is something to compare
+    assert (torch.tensor(curves["fp32"]) - plain_curve).abs().max() < 0.02
+    assert (torch.tensor(curves["bf16"]) - plain_curve).abs().mean() < 0.05
