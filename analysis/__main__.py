@@ -1,7 +1,6 @@
 """`python -m analysis`: tables, tests, figures and the report, from the result database alone."""
 
 import contextlib
-import difflib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tracking import EXPERIMENTS, StoreError, check_uri
+from tracking.names import not_one_of
 from tracking.store import without_password
 
 if TYPE_CHECKING:
@@ -130,9 +130,7 @@ def _write(
 def _known(tasks: list[str]) -> list[str]:
     for task in tasks:
         if task not in EXPERIMENTS:
-            near = difflib.get_close_matches(task, EXPERIMENTS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise typer.BadParameter(f"{task!r} is not one of {', '.join(EXPERIMENTS)}{hint}", param_hint="TASK")
+            raise typer.BadParameter(not_one_of(task, EXPERIMENTS), param_hint="TASK")
     return list(dict.fromkeys(tasks))
 
 

@@ -30,7 +30,7 @@ import pandas as pd
 
 from tracking import EXPERIMENTS, Store, StoreError, check_uri, open_store
 from tracking.keys import CLASSES, EPOCH_METRICS, FINAL_METRICS, PARAMS, PARENT, PREDICTIONS, TAGS, THUMBNAILS
-from tracking.store import StoreAwayError, check_exists, sqlite_path, without_password
+from tracking.store import StoreAwayError, check_exists, in_one_line, sqlite_path, without_password
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment as MlflowExperiment
@@ -444,7 +444,7 @@ def _postgresql(uri: str) -> Iterator[Execute]:
         with engine.connect().execution_options(**options) as connection:
             yield lambda query, values: list(connection.execute(text(query), values))
     except (SQLAlchemyError, ImportError) as error:  # a driver that is not installed
-        reason = " ".join(str(getattr(error, "orig", error)).split())[:300]
+        reason = in_one_line(getattr(error, "orig", error))
         kind = StoreAwayError if isinstance(error, OperationalError) else StoreError
         raise kind(f"cannot read the result database {without_password(uri)}: {reason}") from None
 

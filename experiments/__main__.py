@@ -1,6 +1,5 @@
 """`python -m experiments verify`: whether the numbers of the result database follow from the files beside it."""
 
-import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 from datasets import DatasetError
 from experiments.config import Task, TrainingConfig
 from tracking import EXPERIMENTS, StoreError
+from tracking.names import not_one_of
 from tracking.store import in_one_line
 
 SHOWN = 50  # differences that are printed
@@ -21,9 +21,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def _check(tasks: list[str]) -> list[str]:
     for task in tasks:
         if task not in EXPERIMENTS:
-            near = difflib.get_close_matches(task, EXPERIMENTS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise typer.BadParameter(f"{task!r} is not one of {', '.join(EXPERIMENTS)}{hint}")
+            raise typer.BadParameter(not_one_of(task, EXPERIMENTS))
     return list(dict.fromkeys(tasks))
 
 

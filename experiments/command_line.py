@@ -1,7 +1,6 @@
 """The command line of the task scripts; its options are the fields of `TrainingConfig` and `RunOptions`."""
 
 import dataclasses
-import difflib
 import inspect
 import math
 import signal
@@ -14,6 +13,7 @@ import typer
 from datasets import DatasetError
 from experiments.config import Task, TrainingConfig
 from tracking import StoreError
+from tracking.names import not_one_of
 from tracking.store import in_one_line
 
 
@@ -92,9 +92,7 @@ def _resolve(task: Task, options: RunOptions, config: TrainingConfig) -> tuple[T
     names = tuple(dict.fromkeys(options.model or task.models))
     for name in names:
         if name not in MODELS:
-            near = difflib.get_close_matches(name, MODELS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(MODELS)}{hint}", param_hint="--model")
+            raise typer.BadParameter(not_one_of(name, MODELS), param_hint="--model")
     try:
         config = hardware.resolve(config)
     except hardware.UnusableDeviceError as error:

@@ -137,7 +137,7 @@ def run(
     list of str
         One sentence for each split that failed.
     """
-    hardware.prepare(config)
+    hardware.prepare()
     uri = tracking.check_uri(tracking_uri)  # a wrong one is noticed before the download
     data = datasets.load(task.name, data_dir, sample)
     groups = datasets.duplicate_groups(data)
@@ -192,7 +192,7 @@ def conclude(protocol: Protocol, outcomes: Sequence[Outcome]) -> None:
         return  # every split failed, and is named with its reason
     analysis.print_scores(store, runs, groups[0])
     shown = fingerprint.digest(sorted(analysis.finished(groups[0])["run_id"]))
-    owners = [Run(store, run_id) for run_id in groups[0]["parent_id"].unique()]
+    owners = [Run(store, run_id) for run_id in parents]
     if any(owner.tag("figures_of") != shown for owner in owners):
         tracking.persist(lambda: records.log_figures(store, analysis.Evidence(groups[0], store.uri)))
         for owner in owners:
