@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from datasets import DatasetError
-from experiments.config import Task, TrainingConfig
+from experiments.config import DEVICE_MEMORY, Task, TrainingConfig
 from tracking import StoreError
 from tracking.names import not_one_of
 from tracking.store import in_one_line
@@ -43,6 +43,9 @@ class RunOptions:
         bool, typer.Option("--leak-free", help="keep near duplicates together; train on none of a test image")
     ] = False
     fresh: Annotated[bool, typer.Option("--fresh", help="train again what is finished")] = False
+    device_memory: Annotated[
+        float, typer.Option(min=0, max=1, help="share of the device's memory for images; more are streamed to it")
+    ] = DEVICE_MEMORY
     sample: Annotated[bool, typer.Option("--sample", help="generated images instead of real data")] = False
     tracking_uri: Annotated[
         str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of the result database; mlruns/ unless given")
@@ -113,7 +116,7 @@ def _run(task: Task, config: TrainingConfig, chosen: list[int], options: RunOpti
 
         from experiments import protocol
 
-        what = protocol.ProtocolOptions(chosen, options.leak_free, options.fresh)
+        what = protocol.ProtocolOptions(chosen, options.leak_free, options.fresh, options.device_memory)
         failures = protocol.run(task, config, what, options.data_dir, options.sample, options.tracking_uri)
     except KeyboardInterrupt:
         how = ", without --fresh," if options.fresh else ""

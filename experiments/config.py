@@ -8,6 +8,7 @@ import typer
 from datasets import RepeatedHoldout, StratifiedKFold
 from tracking.keys import BASELINES
 
+DEVICE_MEMORY = 0.5  # share of a device's memory that the images may take before they are streamed from the host
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 

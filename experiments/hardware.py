@@ -10,8 +10,6 @@ import torch
 
 from experiments.config import Precision, TrainingConfig
 
-DEVICE_MEMORY = 0.5  # share of a device's memory that a data set may take before it is streamed from the host
-
 
 class UnusableDeviceError(ValueError):
     """The device that was asked for is unknown or not there; the message says what there is."""
@@ -76,6 +74,11 @@ def memory_of(device: str) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return int(psutil.virtual_memory().total)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether there was no room for a tensor, on a GPU or in the host's memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def describe_device(device: str) -> str:

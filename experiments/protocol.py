@@ -17,7 +17,7 @@ import tracking
 from datasets import ImageData, Split
 from experiments import display, fingerprint, hardware, records
 from experiments.baselines import fit_baseline
-from experiments.config import Task, TrainingConfig
+from experiments.config import DEVICE_MEMORY, Task, TrainingConfig
 from experiments.training import (
     DeviceImages,
     Evaluation,
@@ -45,11 +45,14 @@ class ProtocolOptions:
         Keep near duplicates together, and train on none of a test image.
     fresh : bool
         Run again what is finished.
+    device_memory : float
+        Share of the device's memory that the images may take; more are streamed from the host's.
     """
 
     chosen: list[int]
     leak_free: bool = False
     fresh: bool = False
+    device_memory: float = DEVICE_MEMORY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +149,9 @@ def run(
     tracking.persist(lambda: tracking.close_dead_runs(store, task.name))
     display.announce(task, config, data, splits, options.chosen, store)
     try:
-        images = DeviceImages.load(data, config.device)
+        images = DeviceImages.load(data, config.device, options.device_memory)
     except torch.OutOfMemoryError:
-        raise datasets.DatasetError(f"{data.name} does not fit into the GPU's memory; use --device cpu") from None
+        raise datasets.DatasetError(f"{data.name} does not fit into the GPU's memory; lower --device-memory") from None
     protocol = Protocol(task, config, options, data, groups, images, splits, store)
     names = task.baselines + task.models  # seconds first: what the networks have to beat
     cards = [models.describe(name, **protocol.model_arguments) for name in names]
@@ -232,8 +235,13 @@ def do_or_leave(protocol: Protocol, parent: Parent, job: Job, claimed: Claim, ou
         run_split(protocol, parent, job, claimed)
     except TrainingDivergedError as error:
         outcome.failures.append(f"{job.title}: {error}")
-    except torch.OutOfMemoryError:
-        outcome.failures.append(f"{job.title} does not fit into the GPU's memory; lower --batch-size")
+    except RuntimeError as error:
+        if not hardware.is_out_of_memory(error):
+            raise
+        device = protocol.config.device
+        outcome.failures.append(
+            f"{job.title} does not fit into {device}'s memory; lower --batch-size or --device-memory"
+        )
     log_summary(protocol, parent, job.card.name)
 
 

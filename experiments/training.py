@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from datasets import ImageData, Split
 from experiments import hardware, metrics
-from experiments.config import TrainingConfig
+from experiments.config import DEVICE_MEMORY, TrainingConfig
 from models.execution import Inference, Training
 from models.layers import LayerStack
 
@@ -60,7 +60,7 @@ class DeviceImages:
     resident: bool
 
     @classmethod
-    def load(cls, data: ImageData, device: str, memory: float = hardware.DEVICE_MEMORY) -> "DeviceImages":
+    def load(cls, data: ImageData, device: str, memory: float = DEVICE_MEMORY) -> "DeviceImages":
         """Copy a data set to the device, once for all models and splits, unless it takes more than `memory` of it.
 
         Pixels and their normalised copy (float32 at most) count; 1 is all the memory that the device has.
@@ -335,6 +335,8 @@ class TrainingState:
         self.dtype = DTYPES[config.precision]
         fast = self.device.type == "cpu" and self.dtype != torch.float16
         self._fast = Training(model, self.dtype) if fast else None
+        recordable = self.device.type == "cuda" and self.dtype != torch.float16
+        self._recorded: dict[int, _RecordedGradients] | None = {} if recordable else None
         torch.manual_seed(seed)  # dropout draws from the global generator
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
@@ -350,6 +352,33 @@ class TrainingState:
             return self._fast(x).float()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(x).float()  # type: ignore[no-any-return]
+
+    def gradients(self, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the gradients of a batch; return sum of losses and count of hits, on the device (float64).
+
+        On a GPU the passes are recorded once for each size of batch, and replayed. Not so with fp16, whose scaler
+        changes between steps, and for a model that cannot be recorded, because its layers wait for the device.
+        """
+        if self._recorded is None:
+            return self.compute_gradients(x, y)
+        if len(x) not in self._recorded:
+            try:
+                self._recorded[len(x)] = _RecordedGradients(self, x, y)
+            except RuntimeError as error:
+                if hardware.is_out_of_memory(error):
+                    raise
+                self._recorded = None
+                return self.compute_gradients(x, y)
+        return self._recorded[len(x)](x, y)
+
+    def compute_gradients(self, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the gradients of a batch layer by layer."""
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.logits(x)
+        loss = cross_entropy(logits, y)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            return torch.stack([loss * len(y), (logits.argmax(1) == y).sum()]).double()
 
     @property
     def is_done(self) -> bool:
@@ -439,21 +468,55 @@ def clone_state(model: nn.Module) -> dict[str, Tensor]:
 
 def _train_epoch(state: TrainingState, train: Part, plan: Tensor) -> Tensor:
     """One pass over the plan; returns the sum of losses and the count of hits, on the device (float64)."""
-    config, optimizer, scaler = state.config, state.optimizer, state.scaler
+    config = state.config
     totals = torch.zeros(2, dtype=torch.float64, device=state.device)
     state.model.train()
     if train.data.resident:
         plan = plan.to(state.device, non_blocking=True)
     for x, y in train.batches(split_batches(plan, config.batch_size), config.augment):
-        optimizer.zero_grad(set_to_none=True)
-        logits = state.logits(x)
-        loss = cross_entropy(logits, y)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scaler.step(optimizer)
-        scaler.update()
-        with torch.no_grad():
-            totals += torch.stack([loss * len(y), (logits.argmax(1) == y).sum()])
+        totals += state.gradients(x, y)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
     return totals
+
+
+class _RecordedGradients:
+    """Forward and backward pass for one size of batch as a CUDA graph.
+
+    A small model's kernels take less time than their launches. Recording runs the passes a few times, which moves
+    BatchNorm's running statistics and draws random numbers; both are put back.
+    """
+
+    def __init__(self, state: "TrainingState", x: Tensor, y: Tensor) -> None:
+        self.parameters = list(state.model.parameters())
+        self.x, self.y = x.clone(memory_format=torch.preserve_format), y.clone()
+        buffers = [buffer.clone() for buffer in state.model.buffers()]
+        drawn = torch.cuda.get_rng_state(state.device)
+        try:
+            stream = torch.cuda.Stream(state.device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream(state.device))
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # cuDNN chooses its algorithms, and autograd its buffers
+                    state.compute_gradients(self.x, self.y)
+            torch.cuda.current_stream(state.device).wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            # of this thread alone: another may be busy with a file
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.result = state.compute_gradients(self.x, self.y)
+            self.gradients = [parameter.grad for parameter in self.parameters]
+        finally:
+            for buffer, kept in zip(state.model.buffers(), buffers, strict=True):
+                buffer.copy_(kept)
+            torch.cuda.set_rng_state(drawn, state.device)
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Replay on another batch; parameters have their gradients then."""
+        self.x.copy_(x)
+        self.y.copy_(y)
+        self.graph.replay()
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient
+        return self.result
 
 
 @dataclass(frozen=True)
