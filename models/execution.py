@@ -204,8 +204,10 @@ class Training(Execution):
 
     def conv_tanh_pool(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """See `Execution`."""
-        inputs = (x, pooled_weight(conv.weight), _bias(conv).repeat(4))
-        four = _ConvTanh.apply(*inputs, conv)
+        if x.requires_grad:  # not the first layer: the gradient of x takes twice as long through four neighbours
+            out: Tensor = _MeanOfFour.apply(_ConvTanh.apply(x, conv.weight, _bias(conv), conv, 1))
+            return out
+        four = _ConvTanh.apply(x, pooled_weight(conv.weight), _bias(conv).repeat(4), conv, 2)
         return F.conv2d(four, averaging_weight(conv.out_channels, x))
 
     def max_pool(self, x: Tensor) -> Tensor:
@@ -261,21 +263,37 @@ class _ConvNorm(torch.autograd.Function):
 
 
 class _ConvTanh(torch.autograd.Function):
-    """Convolution with stride 2 and tanh, whose derivative follows from its value."""
+    """Convolution and tanh, whose derivative follows from its value."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, stride: int) -> Tensor:
         low = weight.to(x.dtype, memory_format=CL)
-        y = convolve(x, low, bias, conv, "tanh", stride=2)
+        y = convolve(x, low, bias, conv, "tanh", stride)
         ctx.save_for_backward(x, low, y)
-        ctx.conv = conv
+        ctx.conv, ctx.stride = conv, stride
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, low, y = ctx.saved_tensors
         grad = torch.ops.aten.tanh_backward(grad.contiguous(memory_format=CL), y)
-        return *_convolution_backward(grad, x, low, ctx.conv, ctx.needs_input_grad[0], stride=2, bias=True), None
+        need_x = ctx.needs_input_grad[0]
+        return *_convolution_backward(grad, x, low, ctx.conv, need_x, ctx.stride, bias=True), None, None
+
+
+class _MeanOfFour(torch.autograd.Function):
+    """Mean over 2x2 pixels; a depthwise convolution and nearest neighbours are what average pooling should cost."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return F.conv2d(x, torch.full((x.shape[1], 1, 2, 2), 0.25, dtype=x.dtype), stride=2, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        height, width = (side % 2 for side in ctx.shape[2:])
+        spread = F.interpolate(grad.contiguous(memory_format=CL) / 4, scale_factor=2, mode="nearest")
+        return F.pad(spread, (0, width, 0, height)) if height or width else spread
 
 
 class _MapMean(torch.autograd.Function):
