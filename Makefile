@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = --sample --n-splits 2
 
-.PHONY: demo test lint task1 task2 task3 ui notebook clean
+.PHONY: demo test lint task1 task2 task3 ui notebook race clean
 
 demo: .venv/ready                ## all three tasks on generated images, a few minutes on 2 cores
 	$(BIN)/python experiments/task1.py $(DEMO) --epochs 12 --batch-size 32
@@ -27,6 +27,9 @@ ui: .venv/ready                  ## the MLflow UI on mlruns/, on loopback
 notebook: .venv/ready-notebook   ## comparison.ipynb on mlruns/, in a browser
 	$(BIN)/jupyter lab analysis/comparison.ipynb
 
+race: .venv/ready-benchmarks     ## the suite against other loops, some hours; DATA_DIR names the data
+	$(BIN)/python -m benchmarks.race
+
 clean:                           ## the virtual environment and caches; results and data stay
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -38,6 +41,10 @@ clean:                           ## the virtual environment and caches; results 
 
 .venv/ready-notebook: .venv/ready requirements-notebook.txt
 	$(BIN)/pip install --quiet --requirement requirements-notebook.txt
+	touch $@
+
+.venv/ready-benchmarks: .venv/ready requirements-benchmarks.txt
+	$(BIN)/pip install --quiet --requirement requirements-benchmarks.txt
 	touch $@
 
 .venv/ready-dev: .venv/ready requirements-dev.txt

@@ -79,14 +79,16 @@ class Evidence:
         From `choose_group`.
     tracking_uri : str, optional
         Of the store, where its files are not on this machine.
+    earlier : Evidence, optional
+        Of the same group before other runs of it finished: what it read is not read again.
     """
 
-    def __init__(self, group: pd.DataFrame, tracking_uri: str | None = None) -> None:
+    def __init__(self, group: pd.DataFrame, tracking_uri: str | None = None, earlier: "Evidence | None" = None) -> None:
         self.group = group
         self.runs = finished(group)
         self.tracking_uri = tracking_uri
         self.problems: dict[str, str] = {}  # what could not be read, by model
-        self._predictions: dict[tuple[str, str], pd.DataFrame] = {}
+        self._predictions: dict[tuple[str, str], pd.DataFrame] = earlier._predictions if earlier else {}
         self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
 
     def of(self, model: str) -> pd.DataFrame:
@@ -209,12 +211,12 @@ class Evidence:
         for runs in zip(*(side.iterrows() for side in sides), strict=True):
             frames = [self.predictions(run, part) for _, run in runs]
             ours, *theirs = [_image_score(frame, score) for frame in frames]
-            rows.append(pd.Series(ours - theirs[0] if theirs else ours, index=frames[0]["index"].to_numpy()))
-        images = np.unique(np.concatenate([row.index for row in rows]))
-        values = np.full((len(rows), len(images)), np.nan)
-        for row, own in zip(rows, values, strict=True):
-            own[np.searchsorted(images, row.index)] = row
-        return values
+            rows.append((frames[0]["index"].to_numpy(), ours - theirs[0] if theirs else ours))
+        times_scored = np.bincount(np.concatenate([images for images, _ in rows]))
+        values = np.full((len(rows), len(times_scored)), np.nan)
+        for own, (images, scores) in zip(values, rows, strict=True):
+            own[images] = scores
+        return values[:, times_scored > 0]
 
 
 def _image_score(predictions: pd.DataFrame, score: str) -> np.ndarray:

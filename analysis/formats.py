@@ -170,7 +170,7 @@ def _narrow(cells: pd.DataFrame, between: str) -> pd.DataFrame:
     return cells.assign(model=pairs)[[*kept, "verdict"]]
 
 
-def print_scores(store: "Store", runs: pd.DataFrame, group: pd.DataFrame) -> None:
+def print_scores(store: "Store", runs: pd.DataFrame, evidence: Evidence) -> None:
     """Print the table of a comparison group, which others the store holds, and where the numbers live.
 
     Parameters
@@ -178,12 +178,13 @@ def print_scores(store: "Store", runs: pd.DataFrame, group: pd.DataFrame) -> Non
     store : Store
     runs : pandas.DataFrame
         Of the task, from `load_runs`.
-    group : pandas.DataFrame
-        From `choose_group`.
+    evidence : Evidence
+        Of the group.
     """
+    group = evidence.group
     task = group["task"].iloc[0]
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    table = score_table(Evidence(group, store.uri), default_metric(group))
+    table = score_table(evidence, default_metric(group))
     console.print()
     console.out(render([table], "text", console.width), end="")
     print_groups(runs, group)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 MAX_SPLITS = 1_000_000  # where `splits_needed` stops looking
 
@@ -76,8 +76,8 @@ def ttest(mean: float, se: float, df: float, confidence: float = 0.95) -> TTest:
     if se == 0:
         return TTest(mean, se, mean, mean, math.copysign(math.inf, mean) if mean else 0.0, df, float(mean == 0))
     t = mean / se
-    half = float(stats.t.ppf((1 + confidence) / 2, df)) * se
-    return TTest(mean, se, mean - half, mean + half, t, df, 2 * float(stats.t.sf(abs(t), df)))
+    half = float(special.stdtrit(df, (1 + confidence) / 2)) * se
+    return TTest(mean, se, mean - half, mean + half, t, df, 2 * float(special.stdtr(df, -abs(t))))
 
 
 def corrected_resampled_ttest(differences: ArrayLike, n_train: float, n_test: float, confidence: float = 0.95) -> TTest:
@@ -145,8 +145,8 @@ def posterior(mean: float, se: float, df: float, rope: float) -> Posterior:
         raise ValueError(f"the region of practical equivalence must be 0 or more, not {rope}")
     if se == 0:
         return Posterior(float(mean < -rope), float(abs(mean) <= rope), float(mean > rope))
-    worse = float(stats.t.cdf((-rope - mean) / se, df))
-    better = float(stats.t.cdf((mean - rope) / se, df))  # written so that swapping the models swaps the two exactly
+    worse = float(special.stdtr(df, (-rope - mean) / se))
+    better = float(special.stdtr(df, (mean - rope) / se))  # written so that swapping the models swaps the two exactly
     return Posterior(worse, max(0.0, 1 - (worse + better)), better)
 
 
@@ -457,12 +457,14 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
     Dietterich (1998). Approximate statistical tests for comparing supervised classification learning algorithms.
     Neural Computation 10, 1895-1923.
     """
+    from scipy.stats import binomtest  # a third of a second, which only k folds take
+
     a, b = np.asarray(correct_a), np.asarray(correct_b)
     if a.ndim != 1 or a.shape != b.shape or a.dtype != np.bool_ or b.dtype != np.bool_:
         raise ValueError("correctness must be two equally long boolean arrays")
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
     discordant = only_a + only_b
-    return McNemar(only_a, only_b, float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0)
+    return McNemar(only_a, only_b, float(binomtest(only_a, discordant).pvalue) if discordant else 1.0)
 
 
 def splits_needed(
@@ -510,7 +512,7 @@ def splits_needed(
     variances = _check_variance(split_variance), _check_variance(constant_variance)
 
     def enough(splits: int) -> bool:  # once true it stays true: both quantiles and the standard error decrease
-        quantiles = stats.t.ppf(((1 + confidence) / 2, power), splits - 1)
+        quantiles = special.stdtrit(splits - 1, ((1 + confidence) / 2, power))
         return abs(difference) >= float(np.sum(quantiles)) * math.sqrt(variances[0] / splits + variances[1])
 
     if difference == 0 or not enough(MAX_SPLITS):

@@ -1,8 +1,8 @@
 """Whether the fast paths train and score as plain fp32 does.
 
-What      Each model is trained twice with each seed, from the same weights on the same batches: by experiments/training.py
-          in the precision of this machine, and by a loop of the plainest kind (fp32, contiguous memory, the model's own
-          `forward`, one image part after the other). Fashion-MNIST's first split with 5,000 of its validation images,
+What      Each model is trained twice with each seed, from the same weights on the same batches: by the loop of the
+          tasks in the precision of this machine, and by one of the plainest kind (fp32, contiguous memory, the own
+          `forward` of the model). Fashion-MNIST, its first split with 5,000 of the validation images,
           and for EfficientNet-B0, which is made for photographs, 320 muffins and chihuahuas (256 to train)
 Compared  the training loss of each epoch; the final validation loss and accuracy; and the predictions of the model that
           was trained fast, by `evaluate` in this precision and by its own `forward` in fp32

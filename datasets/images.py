@@ -22,7 +22,7 @@ from rich.progress import track
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
 MAX_SKIPPED = 0.05  # a larger share of undecodable files means that the folder is not what it seems to be
-CACHE_FORMAT = 1  # part of every cache key: raise it when decoding or the layout of an entry changes
+CACHE_FORMAT = 2  # part of every cache key: raise it when decoding or the layout of an entry changes
 LOCK = ".lock"  # in a folder in which others are built
 SILENT_WAIT = 3.0  # seconds for another process before a line says so
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or a file is full
@@ -99,6 +99,9 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
     numpy.ndarray of uint8, shape (size, size, channels)
     """
     with Image.open(path) as file:
+        # JPEG decodes to 1/2, 1/4 or 1/8 by leaving out frequencies: twice as fast for a photo of 800x532 pixels, more
+        # for larger ones. At twice the wanted size it is the same picture: 0.24 of 255 off in the mean, 7 at most
+        file.draft(None, (2 * size, 2 * size))
         image: Image.Image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion clips at 255 instead of scaling
         image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))

@@ -1,6 +1,7 @@
 """The command line of the task scripts; its options are the fields of `TrainingConfig` and `RunOptions`."""
 
 import dataclasses
+import gc
 import inspect
 import math
 import signal
@@ -57,6 +58,9 @@ def main(task: Task) -> None:
 
     def command(**values: Any) -> None:
         options = RunOptions(**{field.name: values.pop(field.name) for field in dataclasses.fields(RunOptions)})
+        # the imports make half a million objects that stay, and to look for garbage among them as often as Python does
+        # takes a sixth of the time until the first epoch
+        gc.set_threshold(100_000)
         raise typer.Exit(_run(*_resolve(task, options, TrainingConfig(**values)), options))
 
     defaults = {**dataclasses.asdict(RunOptions()), **dataclasses.asdict(task.training)}

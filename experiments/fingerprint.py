@@ -8,13 +8,12 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
 import torch
-import torchvision
 from torch import nn
 
 from datasets import Split
@@ -95,7 +94,6 @@ def git_commit() -> str:
 
 def versions() -> str:
     """Name the versions of what computes."""
-    return (
-        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
-        f"scikit-learn {sklearn.__version__}"
-    )
+    # as they are installed: to import the last two takes seconds, and not every run needs them
+    installed = [f"{name} {metadata.version(name)}" for name in ("torchvision", "scikit-learn")]
+    return ", ".join([f"Python {platform.python_version()}", f"torch {torch.__version__}", *installed])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from experiments.training import (
 from models.layers import LayerStack
 from tracking import Claim, Parent, Run, Store
 from tracking.checkpoints import Checkpoint
+
+SAVE_EVERY = 1.0  # seconds, at least, from one save of a training to the next
+SAVE_SHARE = 0.02  # of the time that training takes, which saves may take at most, but for the first and the last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +187,7 @@ class Outcome:
     skipped: int = 0
     elsewhere: list[str] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
+    evidence: analysis.Evidence | None = None  # that the summary so far was made of
 
 
 def conclude(protocol: Protocol, outcomes: Sequence[Outcome]) -> None:
@@ -193,11 +198,12 @@ def conclude(protocol: Protocol, outcomes: Sequence[Outcome]) -> None:
     groups = [group for group in analysis.comparison_groups(runs) if group["parent_id"].isin(parents).any()]
     if not groups or analysis.finished(groups[0]).empty:
         return  # every split failed, and is named with its reason
-    analysis.print_scores(store, runs, groups[0])
+    evidence = analysis.Evidence(groups[0], store.uri)
+    analysis.print_scores(store, runs, evidence)
     shown = fingerprint.digest(sorted(analysis.finished(groups[0])["run_id"]))
     owners = [Run(store, run_id) for run_id in parents]
     if any(owner.tag("figures_of") != shown for owner in owners):
-        tracking.persist(lambda: records.log_figures(store, analysis.Evidence(groups[0], store.uri)))
+        tracking.persist(lambda: records.log_figures(store, evidence))
         for owner in owners:
             owner.set_tag("figures_of", shown)
 
@@ -218,8 +224,9 @@ def run_model(protocol: Protocol, jobs: Sequence[Job], params: Mapping[str, Any]
             claimed = tracking.wait_and_claim(parent, job.title, job.params, job.tags, theirs)
             do_or_leave(protocol, parent, job, claimed, outcome)
         if not parent.begun:
-            log_summary(protocol, parent, name)  # whoever did the last split may not have come to it
+            log_summary(protocol, parent, name, outcome)  # whoever did the last split may not have come to it
         parent.failure = "; ".join(outcome.failures)
+    outcome.evidence = None  # the predictions of all splits
     return outcome
 
 
@@ -242,15 +249,16 @@ def do_or_leave(protocol: Protocol, parent: Parent, job: Job, claimed: Claim, ou
         outcome.failures.append(
             f"{job.title} does not fit into {device}'s memory; lower --batch-size or --device-memory"
         )
-    log_summary(protocol, parent, job.card.name)
+    log_summary(protocol, parent, job.card.name, outcome)
 
 
-def log_summary(protocol: Protocol, parent: Parent, name: str) -> None:
+def log_summary(protocol: Protocol, parent: Parent, name: str, outcome: Outcome) -> None:
     """Write what the comparison table says of a model's splits so far to its parent, unless it stands there."""
 
     def summarise() -> dict[str, float]:
         runs = analysis.load_runs([protocol.task.name], protocol.store.uri, parent.id)
-        return analysis.summarise(analysis.Evidence(runs, protocol.store.uri), name)
+        outcome.evidence = analysis.Evidence(runs, protocol.store.uri, outcome.evidence)
+        return analysis.summarise(outcome.evidence, name)
 
     summary = {key: value for key, value in tracking.persist(summarise).items() if math.isfinite(value)}
     if not summary.items() <= parent.metrics.items():
@@ -357,17 +365,25 @@ def train_and_log(
     keep: Callable[[Sequence[Any], Mapping[str, Any]], None],
     bar: display.SplitBar,
 ) -> tuple[list[dict[str, Any]], Evaluation]:
-    """Train a network to its end, `keep` and log each epoch as it ends; return history and best validation."""
+    """Train a network to its end; return history and best validation.
+
+    What makes it go on after a kill is kept, and its epochs are logged, as they end or, where they are short, several
+    at once: what is trained since then is trained again.
+    """
     history: list[dict[str, Any]] = []
     if saved:
         history = list(saved["history"])
         state.load_state_dict(saved["state"])
         bar.update(history)
+    due = time.monotonic()
     for record in fit(state, protocol.images, split):
         history.append(records.epoch_entry(record))
-        # first to the disk: the store may be away, and what it has must never be more than can go on
-        keep(history, state.state_dict())
-        child.log_epochs(history)
+        if state.is_done or time.monotonic() >= due:
+            # first to the disk: the store may be away, and what it has must never be more than can go on
+            started = time.monotonic()
+            keep(history, state.state_dict())
+            due = time.monotonic() + max(SAVE_EVERY, (time.monotonic() - started) / SAVE_SHARE)
+            child.log_epochs(history)
         bar.update(history)
     child.log_epochs(history, wait=True)
     assert state.best is not None  # the first finite loss is the best so far, and fit raises on any other

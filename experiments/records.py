@@ -14,7 +14,6 @@ from PIL import Image
 import analysis
 import datasets
 import models
-from analysis import figures
 from datasets import ImageData, Split
 from experiments.training import EpochRecord, Evaluation
 from tracking import Run, Store, keys
@@ -108,6 +107,8 @@ def log_artifacts(
 
     `results` has the parts `val` and `test`; the latter is None where there is no test part.
     """
+    from analysis import figures  # late: matplotlib and seaborn take half a second, and the first epoch comes first
+
     predictions = predictions_of(split, data.labels, results)
     confusions = {part: result.confusion for part, result in results.items() if result}
     with child.store.scratch() as name:
@@ -148,10 +149,12 @@ def thumbnails(data: ImageData, indices: np.ndarray) -> np.ndarray:
 
 def log_figures(store: Store, evidence: analysis.Evidence) -> None:
     """Log a group's figures to its parent runs: what compares to all of them, the rest to the model's own."""
+    from analysis import figures  # late, as above
+
     parents = evidence.runs.groupby("model")["parent_id"].last()
-    with store.scratch() as name:
+    with store.scratch() as shared, store.scratch() as own:  # what all get is written once
         for figure_name, model, figure in figures.draw_figures(evidence, analysis.default_metric(evidence.runs)):
-            for owner in parents.index if model is None else [model]:
-                figures.save(figure, Path(name) / str(owner), figure_name)
+            figures.save(figure, Path(own) / model if model else Path(shared), figure_name)
         for owner, run_id in parents.items():
-            Run(store, str(run_id)).log_files(Path(name) / str(owner), keys.FIGURES)
+            for folder in filter(Path.is_dir, (Path(shared), Path(own) / str(owner))):
+                Run(store, str(run_id)).log_files(folder, keys.FIGURES)

@@ -5,7 +5,6 @@ the augmentation) with one generator, sends it in one copy, and reads loss and c
 are computed is chosen in models/execution.py, by device and kind of layer.
 """
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -205,13 +204,11 @@ class Part:
     def batches(self, plan: Sequence[Tensor], augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (n, C, H, W), in channels_last memory, and labels (n,) of each batch of a plan (see `plan_epoch`).
 
-        Where the data set is not resident, a batch is on its way to the device while the one before is used.
+        Where the data set is not resident, a batch is on its way to a GPU while that still works on the one before:
+        whoever asks for batches only queues work, and copies have a queue of their own.
         """
-        ahead = None
-        for batch, following in itertools.zip_longest(plan, plan[1:]):
-            fetched = ahead if ahead is not None else self._fetch(batch[:, 0])
-            ahead = None if following is None else self._fetch(following[:, 0])
-            yield self._images(batch, fetched, augment), self.labels[batch[:, 0].to(self.data.device)]
+        for batch in plan:
+            yield self._images(batch, augment), self.labels[batch[:, 0].to(self.data.device)]
 
     def slices(self, size: int) -> Iterator[Tensor]:
         """All images in order, at most `size` at a time; without a copy where they are kept."""
@@ -226,26 +223,24 @@ class Part:
         pixels = self.data.pixels[self.rows[positions.to(self.rows.device)]].to(self.data.device)
         return self._normalise(pixels, torch.float32).permute(0, 3, 1, 2)
 
-    def _fetch(self, positions: Tensor) -> Tensor | None:
-        """Pixels of a batch on their way to the device; None where all are there."""
-        if self._kept is not None:
-            return None
+    def _fetch(self, positions: Tensor) -> Tensor:
+        """Pixels of a batch, which may still be on their way to the device."""
         pixels = self.data.pixels[self.rows[positions.to(self.rows.device)]]
         if self._copies is None:
             return pixels
         with torch.cuda.stream(self._copies):
             return pixels.pin_memory().to(self.data.device, non_blocking=True)
 
-    def _images(self, batch: Tensor, fetched: Tensor | None, augment: bool) -> Tensor:
+    def _images(self, batch: Tensor, augment: bool) -> Tensor:
         source, rows = self._kept, batch[:, 0]
-        if fetched is not None:
+        if source is None:
+            fetched = self._fetch(rows)
             if self._copies is not None:
                 torch.cuda.current_stream(self.data.device).wait_stream(self._copies)
                 fetched.record_stream(torch.cuda.current_stream(self.data.device))
             source, rows = self._normalise(fetched, self.dtype), torch.arange(len(batch), device=self.data.device)
             if not augment:
                 return source.permute(0, 3, 1, 2)
-        assert source is not None
         if not augment:
             return source[rows].permute(0, 3, 1, 2)
         return self._augmented(source, rows, batch[:, 1:].to(self.data.device)).permute(0, 3, 1, 2)

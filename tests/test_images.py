@@ -62,6 +62,19 @@ def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
     assert np.array_equal(decode(tmp_path / "turned.png", 16, 3), decode(tmp_path / "upright.png", 16, 3))
 
 
+@pytest.mark.parametrize("quality", [75, 95])
+def test_a_large_jpeg_is_the_picture_that_its_pixels_give(tmp_path: Path, quality: int) -> None:
+    rng = np.random.default_rng(quality)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3)).astype(np.uint8)).resize((1200, 900))
+    noise = rng.normal(0, 12, (900, 1200, 3))
+    photo = Image.fromarray((np.asarray(coarse) + noise).clip(0, 255).astype(np.uint8))
+    photo.save(tmp_path / "photo.jpg", quality=quality)
+    with Image.open(tmp_path / "photo.jpg") as file:
+        expected = np.asarray(file.resize((128, 128), Image.Resampling.BILINEAR)).astype(int)
+    difference = np.abs(decode(tmp_path / "photo.jpg", 128, 3) - expected)
+    assert difference.mean() < 0.6 and difference.max() < 12
+
+
 def test_folder_is_read_in_an_order_that_is_the_same_everywhere(image_folder: Path) -> None:
     first, second = (read_folder(image_folder, "photos", 16, 3, num_workers=workers) for workers in (1, 8))
     assert first.digest == second.digest

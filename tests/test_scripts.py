@@ -1,20 +1,27 @@
 """The scripts as a user runs them: from another folder, on the sample, good and bad input."""
 
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import confusion_matrix, f1_score
 
 import analysis
 import datasets
+import models
 import tracking
+from experiments import hardware, protocol
+from experiments.task3 import TASK
+from experiments.training import EpochRecord, TrainingState, fit
 from tests.conftest import ROOT, snapshot
 from tracking import keys
 from tracking.checkpoints import Checkpoint
@@ -159,6 +166,25 @@ def test_a_diverging_split_fails_and_the_protocol_goes_on(store_uri: str, run_co
     assert runs["status"].tolist() == ["FAILED"] * 2 + ["FINISHED"] * 2
     assert runs["failure"].iloc[:2].str.contains("in epoch 1").all()
     assert "resnetcnn has 0 of 2 splits; missing: 0 (the validation loss is nan in epoch 1; " in result.stdout
+
+
+def test_a_split_that_does_not_fit_says_so_and_the_protocol_goes_on(store_uri: str, monkeypatch) -> None:
+    def fit_greedily(state: TrainingState, *where: object) -> Iterator[EpochRecord]:
+        if isinstance(state.model, models.MODELS["vggnet"]):
+            torch.empty(2**60)  # more than a process can address
+        yield from fit(state, *where)
+
+    monkeypatch.setattr(protocol, "fit", fit_greedily)
+    task = dataclasses.replace(
+        TASK, models=("vggnet", "lenet5"), baselines=(), protocol=dataclasses.replace(TASK.protocol, n_splits=1)
+    )
+    config = hardware.resolve(dataclasses.replace(TASK.training, epochs=1))
+    failures = protocol.run(task, config, protocol.ProtocolOptions([0]), sample=True, tracking_uri=store_uri)
+    reason = f"does not fit into {config.device}'s memory; lower --batch-size or --device-memory"
+    assert failures == [f"vggnet split 0 {reason}"]
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert runs["status"].tolist() == ["FAILED", "FINISHED"]
+    assert "allocate" in runs["failure"].iloc[0]
 
 
 def test_a_folder_of_ones_own_without_test_part_and_read_only(image_folder: Path, store_uri: str, run_command) -> None:

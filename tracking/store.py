@@ -10,7 +10,7 @@ import sqlite3
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -265,11 +265,32 @@ def _create_sqlite(path: Path) -> None:
         for stray in state.glob("new.db*"):  # of one that was killed here, with its log
             stray.unlink()
         partial = state / "new.db"
-        _client(f"sqlite:///{partial}").search_experiments(max_results=1)  # runs all migrations
+        with _without_waiting_for_the_disk():
+            _client(f"sqlite:///{partial}").search_experiments(max_results=1)  # runs all migrations
         connection = sqlite3.connect(partial)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.rename(path)
+
+
+@contextlib.contextmanager
+def _without_waiting_for_the_disk() -> Iterator[None]:
+    """Let what is written to SQLite meanwhile reach the disk when the system likes.
+
+    MLflow's migrations would wait for it a thousand times.
+    """
+    from sqlalchemy import Engine, event
+
+    def configure(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", configure)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", configure)
 
 
 def _check_sqlite(path: Path) -> None:

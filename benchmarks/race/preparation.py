@@ -1,0 +1,138 @@
+"""What all contestants of a work start from, made once and in a process of its own: the driver has to stay small.
+
+    python -m benchmarks.race.preparation WORK FOLDER [DATA_DIR]
+
+In FOLDER: `prepared.json`, the split's indices, the initial weights, the images in the form that the peers read, the
+cache of decoded images that ours reads (CACHE_DIR has to be FOLDER/cache), and an empty MLflow database, which every
+run gets a copy of, since to make one takes MLflow seconds and is done once in a project's life.
+"""
+
+import gzip
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import datasets
+import models
+import tracking
+from benchmarks.race.common import Prepared
+from benchmarks.race.works import WORKS, Work
+from datasets.fashion_mnist import raw_files
+from datasets.images import list_folder
+from experiments import protocol
+from experiments.training import DeviceImages, initialise, split_seed
+
+PUBLISHED_SIZE = (800, 532)  # pixels: medians of the published photos
+QUALITY = 90  # of JPEG, where photos have to be enlarged
+
+
+def photos_folder(root: Path, count: int, size: int, folder: Path) -> str:
+    """Make `folder/train/<class>/` of the first photos of each class; return what they are.
+
+    They are links where the data set is as published. Of a copy that was reduced to what the models see, enlarged
+    files are made, or nobody would decode what people have to decode.
+    """
+    chosen = {label: files[: count // 2] for label, files in list_folder(root)[0].items()}
+    reduced = True
+    for path in (path for files in chosen.values() for path in files):
+        with Image.open(path) as image:  # reads the header alone
+            reduced &= max(image.size) <= size
+    for label, files in chosen.items():
+        target = folder / "train" / label
+        target.mkdir(parents=True)
+        for path in files:
+            if reduced:
+                with Image.open(path) as image:
+                    enlarged = image.convert("RGB").resize(PUBLISHED_SIZE, Image.Resampling.BICUBIC)
+                enlarged.save((target / path.name).with_suffix(".jpg"), quality=QUALITY)
+            else:
+                (target / path.name).symlink_to(path)
+    if not reduced:
+        return "photos as published"
+    width, height = PUBLISHED_SIZE
+    return (
+        f"photos of at most {size} px in the data folder, enlarged to {width}x{height} px (medians of the published "
+        f"files) and saved as JPEG of quality {QUALITY}: not the published files"
+    )
+
+
+def unpack_fashion_mnist(root: Path, folder: Path) -> None:
+    """Put the raw files where torchvision looks for them below `folder`, unpacked."""
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in raw_files(root):
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as source:
+            (raw / path.name.removesuffix(".gz")).write_bytes(source.read())
+
+
+def check_same_images(prepared: Prepared, data: datasets.ImageData) -> None:
+    """Compare some images as a peer loads them with ours; raise `SystemExit` where they differ."""
+    images = prepared.images()
+    for index in np.linspace(0, len(data.labels) - 1, 9).astype(int).tolist():
+        x, label = images[index]
+        pixels = x.permute(1, 2, 0).numpy() * prepared.std + prepared.mean
+        if label != data.labels[index] or np.abs(pixels - data.images[index]).max() > 0.01:
+            raise SystemExit(f"image {index} is not the same for the peers and for ours")
+
+
+def prepare(work: Work, folder: Path, data_dir: Path | None, sample: bool = False) -> Prepared:
+    """Fill a new folder for a work; CACHE_DIR has to be set.
+
+    Parameters
+    ----------
+    work : Work
+    folder : Path
+    data_dir, sample : see `datasets.load`
+    """
+    folder.mkdir(parents=True)
+    root, note, files = datasets.find(work.task, data_dir, sample), "", None
+    size = datasets.SOURCES[work.task].image_size
+    if work.photos is not None:
+        note = photos_folder(root, work.photos, size, folder / "photos")
+        root = folder / "photos"
+    started = time.perf_counter()
+    data = datasets.load(work.task, root)
+    datasets.duplicate_groups(data)
+    once_seconds = time.perf_counter() - started
+    if work.photos is None:
+        unpack_fashion_mnist(root, folder)
+    else:
+        parts = list_folder(root)[0].values()
+        files = [(str(path), label) for label, paths in enumerate(parts) for path in paths]
+        if data.skipped:
+            raise SystemExit(f"these photos do not decode: {', '.join(data.skipped)}")
+    task = importlib.import_module(f"experiments.{work.task}").TASK
+    seed = task.training.seed
+    split = protocol.make_splits(task, data, seed)[0]
+    arguments = protocol.model_arguments(data)
+    model = initialise(lambda: models.build(work.model, **arguments), split_seed(seed, 0), "cpu")
+    mean, std = DeviceImages.load(data, "cpu").normalisation(split.train)
+    np.savez(folder / "split.npz", **split._asdict())
+    torch.save(model.state_dict(), folder / "initial.pt")
+    written = {
+        "task": work.task,
+        "data_root": str(root),
+        "model_arguments": arguments,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "files": files,
+        "once_seconds": once_seconds,
+        "note": note,
+        "sizes": {part: len(rows) for part, rows in split._asdict().items()},
+    }
+    (folder / "prepared.json").write_text(json.dumps(written), encoding="utf-8")
+    tracking.open_store(f"sqlite:///{folder}/mlflow.db", create=True)
+    prepared = Prepared.read(folder)
+    check_same_images(prepared, data)
+    return prepared
+
+
+if __name__ == "__main__":
+    _, name, target, *rest = sys.argv
+    prepare(WORKS[name], Path(target), Path(rest[0]) if rest else None)
