@@ -103,7 +103,7 @@ class Prepared:
     @property
     def indices(self) -> dict[str, np.ndarray]:
         """Sorted indices of `train`, `val`, and `test`, which may be empty."""
-        with np.load(self.folder / "split.npz") as saved:
+        with np.load(self.folder / "split.npz", allow_pickle=False) as saved:
             return dict(saved)
 
     @property

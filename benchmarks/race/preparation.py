@@ -72,12 +72,17 @@ def unpack_fashion_mnist(root: Path, folder: Path) -> None:
 
 
 def check_same_images(prepared: Prepared, data: datasets.ImageData) -> None:
-    """Compare some images as a peer loads them with ours; raise `SystemExit` where they differ."""
+    """Compare some images as a peer loads them with ours; raise `SystemExit` where they differ.
+
+    Peers decode photos whole, ours as near as `datasets.images.decode` says.
+    """
     images = prepared.images()
+    mean, largest = (0.01, 0.01) if prepared.files is None else (0.6, 12)  # of 255
     for index in np.linspace(0, len(data.labels) - 1, 9).astype(int).tolist():
         x, label = images[index]
         pixels = x.permute(1, 2, 0).numpy() * prepared.std + prepared.mean
-        if label != data.labels[index] or np.abs(pixels - data.images[index]).max() > 0.01:
+        off = np.abs(pixels - data.images[index])
+        if label != data.labels[index] or off.mean() > mean or off.max() > largest:
             raise SystemExit(f"image {index} is not the same for the peers and for ours")
 
 
