@@ -51,8 +51,7 @@ def _best_precision(device: torch.device) -> Precision:
 def prepare() -> None:
     """Set the process up for speed; called once, before the first large tensor.
 
-    On a GPU fp32 means fp32: convolutions would use the shorter TF32 otherwise. On a CPU numbers too small for a normal
-    float count as zero: some take a hundred times as long.
+    On a GPU fp32 means fp32: convolutions would use the shorter TF32 otherwise.
 
     glibc gives every large block back to the system when it is freed, and the next one is faulted in page by page
     again: a third of the training time of a small network on a CPU. With these thresholds freed memory is kept for
@@ -60,7 +59,6 @@ def prepare() -> None:
     """
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False
-    torch.set_flush_denormal(True)
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         mmap_max, top_pad, trim_threshold = -4, -2, -1  # names of malloc.h
         mallopt = ctypes.CDLL(None).mallopt
