@@ -51,13 +51,14 @@ def _best_precision(device: torch.device) -> Precision:
 def prepare() -> None:
     """Set the process up for speed; called once, before the first large tensor.
 
-    On a GPU fp32 means fp32: convolutions would use the shorter TF32 otherwise.
+    On a GPU fp32 means fp32: convolutions would use the shorter TF32 otherwise. cuDNN chooses algorithms by its own
+    rule and not by timing them (`benchmark`): that took 3 to 60 seconds a model, and two runs could choose differently.
 
     glibc gives every large block back to the system when it is freed, and the next one is faulted in page by page
     again: a third of the training time of a small network on a CPU. With these thresholds freed memory is kept for
     the next tensor, at the same peak. Elsewhere than on glibc nothing happens.
     """
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         mmap_max, top_pad, trim_threshold = -4, -2, -1  # names of malloc.h

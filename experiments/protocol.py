@@ -1,12 +1,15 @@
 """The protocol loop: every model of a task on every split, each tracked as a run. The one place where all meet."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -188,6 +191,41 @@ class Outcome:
     elsewhere: list[str] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
     evidence: analysis.Evidence | None = None  # that the summary so far was made of
+    state: TrainingState | None = None  # of the last split: what it recorded on a GPU serves the next one
+
+
+class Writer:
+    """A thread that writes what a split has left while the next one trains.
+
+    One split at most waits for it. What goes wrong there is raised when the next one is handed over, or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with contextlib.suppress(Exception) if kind else contextlib.nullcontext():  # one error is enough
+                self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Hand a job over, once the last one is done."""
+        self.wait()
+        self._pending = self._thread.submit(job)
+
+    def wait(self) -> None:
+        """Wait until nothing is left to write."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
 
 
 def conclude(protocol: Protocol, outcomes: Sequence[Outcome]) -> None:
@@ -211,7 +249,10 @@ def conclude(protocol: Protocol, outcomes: Sequence[Outcome]) -> None:
 def run_model(protocol: Protocol, jobs: Sequence[Job], params: Mapping[str, Any], tags: Mapping[str, str]) -> Outcome:
     """Train one model on its splits, but for those that are finished or in other hands."""
     name = jobs[0].card.name
-    with tracking.parent_run(protocol.store, protocol.task.name, name, params, tags) as parent:
+    with (
+        tracking.parent_run(protocol.store, protocol.task.name, name, params, tags) as parent,
+        Writer() as writer,
+    ):
         outcome = Outcome(parent.id)
         left: list[tuple[Job, Claim]] = []  # to other machines, which may have died
         for job in jobs:
@@ -219,18 +260,19 @@ def run_model(protocol: Protocol, jobs: Sequence[Job], params: Mapping[str, Any]
             if claimed.elsewhere:
                 left.append((job, claimed))
             else:
-                do_or_leave(protocol, parent, job, claimed, outcome)
+                do_or_leave(protocol, parent, job, claimed, outcome, writer)
         for job, theirs in left:
             claimed = tracking.wait_and_claim(parent, job.title, job.params, job.tags, theirs)
-            do_or_leave(protocol, parent, job, claimed, outcome)
+            do_or_leave(protocol, parent, job, claimed, outcome, writer)
+        writer.wait()
         if not parent.begun:
             log_summary(protocol, parent, name, outcome)  # whoever did the last split may not have come to it
         parent.failure = "; ".join(outcome.failures)
-    outcome.evidence = None  # the predictions of all splits
+    outcome.evidence = outcome.state = None  # the predictions of all splits; a model and its recordings
     return outcome
 
 
-def do_or_leave(protocol: Protocol, parent: Parent, job: Job, claimed: Claim, outcome: Outcome) -> None:
+def do_or_leave(protocol: Protocol, parent: Parent, job: Job, claimed: Claim, outcome: Outcome, writer: Writer) -> None:
     """Do a split that is ours; note what became of it."""
     if not claimed.is_ours:
         if claimed.owner:
@@ -239,7 +281,8 @@ def do_or_leave(protocol: Protocol, parent: Parent, job: Job, claimed: Claim, ou
             outcome.skipped += 1
         return
     try:
-        run_split(protocol, parent, job, claimed)
+        run_split(protocol, parent, job, claimed, outcome, writer)
+        return
     except TrainingDivergedError as error:
         outcome.failures.append(f"{job.title}: {error}")
     except RuntimeError as error:
@@ -249,7 +292,8 @@ def do_or_leave(protocol: Protocol, parent: Parent, job: Job, claimed: Claim, ou
         outcome.failures.append(
             f"{job.title} does not fit into {device}'s memory; lower --batch-size or --device-memory"
         )
-    log_summary(protocol, parent, job.card.name, outcome)
+        outcome.state = None  # recordings take room
+    writer.submit(lambda: log_summary(protocol, parent, job.card.name, outcome))
 
 
 def log_summary(protocol: Protocol, parent: Parent, name: str, outcome: Outcome) -> None:
@@ -305,8 +349,8 @@ def make_job(
     return Job(card, number, {**params, "split": number, **sizes}, own_tags)
 
 
-def run_split(protocol: Protocol, parent: Parent, job: Job, claimed: Claim) -> None:
-    """Train and evaluate one model on one split, from where it was interrupted if it was.
+def run_split(protocol: Protocol, parent: Parent, job: Job, claimed: Claim, outcome: Outcome, writer: Writer) -> None:
+    """Train and evaluate one model on one split, from where it was interrupted if it was, and have its results written.
 
     Raises
     ------
@@ -314,10 +358,8 @@ def run_split(protocol: Protocol, parent: Parent, job: Job, claimed: Claim) -> N
         The run is FAILED then.
     """
     card, name = job.card, job.card.name
-    with (
-        tracking.child_run(protocol.store, claimed) as child,
-        display.SplitBar(job.title, protocol.config.epochs) as bar,
-    ):
+    with contextlib.ExitStack() as open_run:
+        child = open_run.enter_context(tracking.child_run(protocol.store, claimed))
         if not parent.begun:
             parent.begin()
             records.log_model_card(parent, card, protocol.data)
@@ -326,23 +368,40 @@ def run_split(protocol: Protocol, parent: Parent, job: Job, claimed: Claim) -> N
         images, split = protocol.images, protocol.splits[job.number]
         seed = split_seed(protocol.config.seed, job.number)
         model = initialise(lambda: models.build(name, **protocol.model_arguments), seed, protocol.config.device)
-        if name in models.BASELINES:
-            history, best = fit_and_log_baseline(protocol, child, name, model, split, bar)
-        else:
-            state = TrainingState(model, protocol.config, seed)
-            keep = functools.partial(tracking.save_progress, claimed, job.tags)
-            history, best = train_and_log(protocol, child, state, split, claimed.saved, keep, bar)
-        mean, std = images.normalisation(split.train)
-        test = evaluate(model, images, split.test, mean, std, protocol.config.precision) if len(split.test) else None
+        with display.SplitBar(job.title, protocol.config.epochs) as bar:
+            if name in models.BASELINES:
+                history, best = fit_and_log_baseline(protocol, child, name, model, split, bar)
+            else:
+                if outcome.state is not None and outcome.state.recordable:
+                    outcome.state.restart(model, seed)
+                else:
+                    outcome.state = TrainingState(model, protocol.config, seed)
+                model = outcome.state.model
+                keep = functools.partial(tracking.save_progress, claimed, job.tags)
+                history, best = train_and_log(protocol, child, outcome.state, split, claimed.saved, keep, bar)
+            mean, std = images.normalisation(split.train)
+            test = None
+            if len(split.test):
+                test = evaluate(model, images, split.test, mean, std, protocol.config.precision).on_host()
+            best_epoch = records.best_entry(history)["epoch"]
+            bar.finish(best_epoch, best, test)
         weights = {key: value.cpu() for key, value in model.state_dict().items()}
-        best_epoch = records.best_entry(history)["epoch"]
         checkpoint = Checkpoint(name, protocol.model_arguments, best_epoch, best.loss, mean.cpu(), std.cpu(), weights)
-        records.log_artifacts(child, protocol.data, split, checkpoint, history, {"val": best, "test": test})
-        # last, so that a run with final scores has the files they follow from; at the last epoch's time, so that a
-        # second attempt changes nothing
+        results = {"val": best.on_host(), "test": test}
         leaks = records.count_leaks(protocol.groups, split)
-        child.log_metrics(records.final_metrics(history, test, split, leaks), timestamp=history[-1]["time"])
-        bar.finish(best_epoch, best, test)
+
+        def write() -> None:
+            with still_open:
+                records.log_artifacts(child, protocol.data, split, checkpoint, history, results)
+                # last, so that a run with final scores has the files they follow from; at the last epoch's time, so
+                # that a second attempt changes nothing
+                metrics = records.final_metrics(history, test, split, leaks)
+                child.log_metrics(metrics, timestamp=history[-1]["time"])
+            log_summary(protocol, parent, name, outcome)
+
+        writer.wait()  # what went wrong with the last split is raised while this run is still this function's to end
+        still_open = open_run.pop_all()
+        writer.submit(write)
 
 
 def fit_and_log_baseline(

@@ -5,6 +5,8 @@ the augmentation) with one generator, sends it in one copy, and reads loss and c
 are computed is chosen in models/execution.py, by device and kind of layer.
 """
 
+import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,6 +125,10 @@ class Evaluation:
             "loss": self.loss,
         }
 
+    def on_host(self) -> "Evaluation":
+        """The same, with all tensors in the host's memory."""
+        return Evaluation(self.loss, self.confusion, self.predicted.cpu(), self.probability.cpu())
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -180,20 +186,28 @@ class Part:
     ) -> None:
         self.data = data
         self.dtype = dtype
-        self.rows = torch.from_numpy(indices).to(data.pixels.device)
-        self.labels = data.labels[self.rows.to(data.device)]
         self.size = data.pixels.shape[1]
-        self._scale = (1 / std).to(data.device)
-        self._shift = (-mean / std).to(data.device)
         self._arange = torch.arange(self.size, device=data.device)
         self._copies: torch.cuda.Stream | None = None  # beside the one that computes
         if data.device.type == "cuda" and not data.resident:
             self._copies = torch.cuda.Stream(data.device)  # type: ignore[no-untyped-call]
+        self.rows = torch.empty(len(indices), dtype=torch.int64, device=data.pixels.device)
+        self.labels = torch.empty(len(indices), dtype=torch.int64, device=data.device)
+        self._scale, self._shift = torch.empty(2, len(mean), device=data.device)
         self._kept: Tensor | None = None
         if keep and data.resident:
             self._kept = torch.empty(len(indices), *data.pixels.shape[1:], dtype=dtype, device=data.device)
-            for chunk in torch.split(torch.arange(len(indices), device=data.device), 256):
-                self._kept[chunk[0] : chunk[-1] + 1] = self._normalise(data.pixels[self.rows[chunk]], dtype)
+        self.fill(indices, mean, std)
+
+    def fill(self, indices: np.ndarray, mean: Tensor, std: Tensor) -> None:
+        """Hold other images, as many as before, in the same place; parameters are those of the class."""
+        self.rows.copy_(torch.from_numpy(indices))
+        self.labels.copy_(self.data.labels[self.rows.to(self.data.device)])
+        self._scale.copy_(1 / std)
+        self._shift.copy_(-mean / std)
+        if self._kept is not None:
+            for kept, rows in zip(torch.split(self._kept, 256), torch.split(self.rows, 256), strict=True):
+                kept.copy_(self._normalise(self.data.pixels[rows], self.dtype))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -330,16 +344,26 @@ class TrainingState:
         self.dtype = DTYPES[config.precision]
         fast = self.device.type == "cpu" and self.dtype != torch.float16
         self._fast = Training(model, self.dtype) if fast else None
-        recordable = self.device.type == "cuda" and self.dtype != torch.float16
-        self._recorded: dict[int, _RecordedGradients] | None = {} if recordable else None
+        self.recordable = self.device.type == "cuda" and self.dtype != torch.float16
+        self._recorded: dict[int, _RecordedGradients] = {}  # by size of batch
+        self._validation: _Validation | None = None
+        self._begin(seed)
+
+    def _begin(self, seed: int) -> None:
         torch.manual_seed(seed)  # dropout draws from the global generator
+        config, parameters = self.config, self.model.parameters()
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.epoch = self.best_epoch = 0
         self.best: Evaluation | None = None
-        self.best_weights = clone_state(model)
+        self.best_weights = clone_state(self.model)
+
+    def restart(self, model: LayerStack, seed: int) -> None:
+        """Begin another split with the weights of a model of the same kind; what was recorded on a GPU stays valid."""
+        self.model.load_state_dict(model.state_dict())
+        self._begin(seed)
 
     def logits(self, x: Tensor) -> Tensor:
         """What the model, in training mode, makes of a batch: float32, shape (n, K)."""
@@ -351,20 +375,49 @@ class TrainingState:
     def gradients(self, x: Tensor, y: Tensor) -> Tensor:
         """Compute the gradients of a batch; return sum of losses and count of hits, on the device (float64).
 
-        On a GPU the passes are recorded once for each size of batch, and replayed. Not so with fp16, whose scaler
-        changes between steps, and for a model that cannot be recorded, because its layers wait for the device.
+        On a GPU the passes are recorded once for each size of batch, and replayed for all splits. Not so with fp16,
+        whose scaler changes between steps, and for a model that cannot be recorded, because its layers wait for the
+        device.
         """
-        if self._recorded is None:
-            return self.compute_gradients(x, y)
-        if len(x) not in self._recorded:
-            try:
+        if self.recordable and len(x) not in self._recorded:
+            with self._unless_it_waits():
                 self._recorded[len(x)] = _RecordedGradients(self, x, y)
-            except RuntimeError as error:
-                if hardware.is_out_of_memory(error):
-                    raise
-                self._recorded = None
-                return self.compute_gradients(x, y)
+        if not self.recordable:
+            return self.compute_gradients(x, y)
         return self._recorded[len(x)](x, y)
+
+    def validation(self, data: DeviceImages, indices: np.ndarray, mean: Tensor, std: Tensor) -> Callable[[], "_Pass"]:
+        """Prepare a validation part; what is returned evaluates the model on it, as it is then.
+
+        On a GPU the pass is recorded at its first call and replayed, also for the next split's part where that has as
+        many images. A part that is streamed from the host is evaluated batch by batch.
+        """
+        if not (self.recordable and data.resident):
+            part = Part(data, indices, mean, std, self.dtype, keep=True)
+            return lambda: _evaluate_on_device(self.model, part)
+        if self._validation is not None and len(self._validation.part) == len(indices):
+            self._validation.part.fill(indices, mean, std)
+        else:
+            self._validation = _Validation(self.model, Part(data, indices, mean, std, self.dtype, keep=True))
+
+        def evaluate_part() -> _Pass:
+            assert self._validation is not None
+            if self.recordable:
+                with self._unless_it_waits():
+                    return self._validation()
+            return _evaluate_on_device(self.model, self._validation.part)
+
+        return evaluate_part
+
+    @contextlib.contextmanager
+    def _unless_it_waits(self) -> Iterator[None]:
+        """Give recording up for a model whose layers wait for the device; layers are called one by one then."""
+        try:
+            yield
+        except RuntimeError as error:
+            if hardware.is_out_of_memory(error):
+                raise
+            self.recordable = False
 
     def compute_gradients(self, x: Tensor, y: Tensor) -> Tensor:
         """Compute the gradients of a batch layer by layer."""
@@ -435,11 +488,12 @@ def fit(state: TrainingState, data: DeviceImages, split: Split) -> Iterator[Epoc
     model, config = state.model, state.config
     started = time.perf_counter()
     normalisation = data.normalisation(split.train)
-    train, val = (Part(data, indices, *normalisation, state.dtype, keep=True) for indices in (split.train, split.val))
+    train = Part(data, split.train, *normalisation, state.dtype, keep=True)
+    validate = state.validation(data, split.val, *normalisation)
     while not state.is_done:
         plan = plan_epoch(len(train), train.size, config.augment, state.generator)
         totals = _train_epoch(state, train, plan)
-        passed = _evaluate_on_device(model, val)
+        passed = validate()
         lr = state.optimizer.param_groups[0]["lr"]
         state.schedule.step()
         (train_loss, correct), evaluation = _read_back(totals, passed)  # the epoch's one host sync
@@ -475,43 +529,70 @@ def _train_epoch(state: TrainingState, train: Part, plan: Tensor) -> Tensor:
     return totals
 
 
-class _RecordedGradients:
-    """Forward and backward pass for one size of batch as a CUDA graph.
+class _Recording:
+    """A function of tensors that stay in their place, as a CUDA graph: a small network's kernels take less time than
+    their launches.
 
-    A small model's kernels take less time than their launches. Recording runs the passes a few times, which moves
-    BatchNorm's running statistics and draws random numbers; both are put back.
+    Recording calls the function a few times. What that does to BatchNorm's running statistics and to the generator is
+    undone.
     """
 
-    def __init__(self, state: "TrainingState", x: Tensor, y: Tensor) -> None:
-        self.parameters = list(state.model.parameters())
-        self.x, self.y = x.clone(memory_format=torch.preserve_format), y.clone()
-        buffers = [buffer.clone() for buffer in state.model.buffers()]
-        drawn = torch.cuda.get_rng_state(state.device)
+    def __init__(self, function: Callable[[], Any], model: nn.Module, device: torch.device) -> None:
+        buffers = [buffer.clone() for buffer in model.buffers()]
+        drawn = torch.cuda.get_rng_state(device)
         try:
-            stream = torch.cuda.Stream(state.device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream(state.device))
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 for _ in range(3):  # cuDNN chooses its algorithms, and autograd its buffers
-                    state.compute_gradients(self.x, self.y)
-            torch.cuda.current_stream(state.device).wait_stream(stream)
+                    function()
+            torch.cuda.current_stream(device).wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             # of this thread alone: another may be busy with a file
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.result = state.compute_gradients(self.x, self.y)
-            self.gradients = [parameter.grad for parameter in self.parameters]
+                self.result = function()
         finally:
-            for buffer, kept in zip(state.model.buffers(), buffers, strict=True):
+            for buffer, kept in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(kept)
-            torch.cuda.set_rng_state(drawn, state.device)
+            torch.cuda.set_rng_state(drawn, device)
+
+    def __call__(self) -> Any:
+        """Replay; the result is overwritten by the next call."""
+        self.graph.replay()
+        return self.result
+
+
+class _RecordedGradients:
+    """Forward and backward pass for one size of batch, recorded."""
+
+    def __init__(self, state: "TrainingState", x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x.clone(memory_format=torch.preserve_format), y.clone()
+        self.replay = _Recording(lambda: state.compute_gradients(self.x, self.y), state.model, state.device)
+        self.gradients = [(parameter, parameter.grad) for parameter in state.model.parameters()]
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Replay on another batch; parameters have their gradients then."""
         self.x.copy_(x)
         self.y.copy_(y)
-        self.graph.replay()
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+        totals: Tensor = self.replay()
+        for parameter, gradient in self.gradients:
             parameter.grad = gradient
-        return self.result
+        return totals
+
+
+class _Validation:
+    """The evaluation of a part that is resident, recorded when it is first asked for."""
+
+    def __init__(self, model: LayerStack, part: Part) -> None:
+        self.model = model
+        self.part = part
+        self.replay: _Recording | None = None
+
+    def __call__(self) -> "_Pass":
+        if self.replay is None:
+            evaluate_part = functools.partial(_evaluate_on_device, self.model, self.part)
+            self.replay = _Recording(evaluate_part, self.model, self.part.labels.device)
+        return self.replay().clone()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -522,6 +603,10 @@ class _Pass:
     confusion: Tensor
     predicted: Tensor
     probability: Tensor
+
+    def clone(self) -> "_Pass":
+        """Copy of all four."""
+        return _Pass(self.loss.clone(), self.confusion.clone(), self.predicted.clone(), self.probability.clone())
 
 
 @torch.inference_mode()

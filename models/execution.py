@@ -12,7 +12,7 @@ benchmarks/README.md; the choice depends on the kind of layer and nothing else, 
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,30 +25,34 @@ from models.resnet import ResidualBlock
 CL = torch.channels_last
 ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "swish", nn.Tanh: "tanh"}  # as oneDNN calls them
 FUSED = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+MAX_FOLDED = 4  # channels of images, which `Folding` suits
 PACK = getattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", None)
 
 
-def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, activation: str = "none", stride: int | None = None
-) -> Tensor:
-    """Convolution, bias and activation in one pass where oneDNN is there; padding and groups are those of `conv`."""
-    strides = _strides(conv, stride)
-    padding = _padding(conv)
+class Geometry(NamedTuple):
+    """Stride, padding on all sides, and groups of a convolution that is executed."""
+
+    stride: int
+    padding: int
+    groups: int = 1
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> "Geometry":
+        """As the layer says."""
+        assert not isinstance(conv.padding, str)
+        return cls(conv.stride[0], conv.padding[0], conv.groups)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
+    """Convolution, bias and activation in one pass where oneDNN is there."""
+    stride, padding, groups = geometry
     if _is_fused(x):
         operation = torch.ops.mkldnn._convolution_pointwise
-        out: Tensor = operation(x, weight, bias, padding, strides, [1, 1], conv.groups, activation, [], "")
+        arguments = ([padding] * 2, [stride] * 2, [1, 1], groups)
+        out: Tensor = operation(x, weight, bias, *arguments, activation, [], "")
         return out
-    out = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), strides, padding, 1, conv.groups)
+    out = F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, 1, groups)
     return activate(out, activation)
-
-
-def _strides(conv: nn.Conv2d, other: int | None) -> list[int]:
-    return list(conv.stride) if other is None else [other, other]
-
-
-def _padding(conv: nn.Conv2d) -> list[int]:
-    assert not isinstance(conv.padding, str)
-    return list(conv.padding)
 
 
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor, activation: str = "none") -> Tensor:
@@ -58,10 +62,7 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor, activation: str = "
     """
     if not _is_fused(x):
         return activate(torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)).to(x.dtype), activation)
-    weight, ones = scale.view(-1, 1, 1, 1).to(x.dtype), [1, 1]
-    operation = torch.ops.mkldnn._convolution_pointwise
-    out: Tensor = operation(x, weight, shift, [0, 0], ones, ones, len(scale), activation, [], "")
-    return out
+    return convolve(x, scale.view(-1, 1, 1, 1).to(x.dtype), shift, Geometry(1, 0, len(scale)), activation)
 
 
 def _is_fused(x: Tensor) -> bool:
@@ -97,6 +98,63 @@ def pooled_weight(weight: Tensor) -> Tensor:
 def averaging_weight(channels: int, like: Tensor) -> Tensor:
     """1x1 convolution that takes the mean over the four neighbours of `pooled_weight`: (C, 4 C, 1, 1)."""
     return (torch.eye(channels, dtype=like.dtype, device=like.device).repeat(1, 4) / 4)[:, :, None, None]
+
+
+class Folding(NamedTuple):
+    """A convolution with stride 2 as one with stride 1 over 2x2 blocks of pixels, whose values are its channels.
+
+    Its few input channels, 1 or 3, fill no vector and make the gradient of the weights slow; 4 or 12 are better.
+
+    Attributes
+    ----------
+    kernel, padding : int
+        Of the convolution, in pixels.
+    """
+
+    kernel: int
+    padding: int
+
+    @classmethod
+    def of(cls, x: Tensor, kernel: int, geometry: Geometry) -> "Folding | None":
+        """The folding of a convolution; None where it does not suit."""
+        suits = geometry.stride == 2 and geometry.groups == 1 and x.shape[1] <= MAX_FOLDED and not x.requires_grad
+        if not (suits and _is_fused(x)) or x.shape[2] % 2 or x.shape[3] % 2:
+            return None
+        return cls(kernel, geometry.padding)
+
+    @property
+    def front(self) -> int:
+        """Blocks of padding above and to the left."""
+        return (self.padding + 1) // 2
+
+    @property
+    def shift(self) -> int:
+        """Zeros before each row and column of the kernel, so that it begins with a block."""
+        return 2 * self.front - self.padding
+
+    @property
+    def blocks(self) -> int:
+        """Side of the kernel in blocks."""
+        return (self.kernel + self.shift + 1) // 2
+
+    def images(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) as (N, 4 C, blocks down, blocks across), as many as the kernel needs."""
+        n, channels, *sides = x.shape
+        down, across = ((side + 2 * self.padding - self.kernel) // 2 + self.blocks for side in sides)
+        folded = x.new_zeros(n, down, across, 4 * channels)
+        for place in range(4):
+            source = x[:, :, place // 2 :: 2, place % 2 :: 2].permute(0, 2, 3, 1)
+            source = source[:, : down - self.front, : across - self.front]
+            target = folded[:, self.front :, self.front :, place * channels : (place + 1) * channels]
+            target[:, : source.shape[1], : source.shape[2]] = source
+        return folded.permute(0, 3, 1, 2)
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """Weights (O, C, k, k) as (O, 4 C, blocks, blocks)."""
+        behind = 2 * self.blocks - self.shift - self.kernel
+        padded = F.pad(weight, (self.shift, behind, self.shift, behind))
+        places = [padded[:, :, down::2, right::2] for down in (0, 1) for right in (0, 1)]
+        return torch.cat(places, dim=1)
 
 
 class Execution:
@@ -195,19 +253,19 @@ class Training(Execution):
     def conv_norm(self, layer: ConvNorm, x: Tensor, other: Tensor | None = None) -> Tensor:
         """See `Execution`."""
         conv, norm = layer.conv, layer.norm
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
         activation = activation_of(layer) if other is None else "relu"
-        inputs = (x, conv.weight, norm.weight, norm.bias, other)
-        out: Tensor = _ConvNorm.apply(*inputs, conv, norm, activation)
+        x, weight, geometry = _folded_2x2(x, conv.weight, Geometry.of(conv))
+        out: Tensor = _ConvNorm.apply(x, weight, norm.weight, norm.bias, other, geometry, norm, activation)
         return out
 
     def conv_tanh_pool(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """See `Execution`."""
+        geometry = Geometry.of(conv)
         if x.requires_grad:  # not the first layer: the gradient of x takes twice as long through four neighbours
-            out: Tensor = _MeanOfFour.apply(_ConvTanh.apply(x, conv.weight, _bias(conv), conv, 1))
+            out: Tensor = _MeanOfFour.apply(_ConvTanh.apply(x, conv.weight, _bias(conv), geometry))
             return out
-        four = _ConvTanh.apply(x, pooled_weight(conv.weight), _bias(conv).repeat(4), conv, 2)
+        x, weight, geometry = _folded_2x2(x, pooled_weight(conv.weight), geometry._replace(stride=2))
+        four = _ConvTanh.apply(x, weight, _bias(conv).repeat(4), geometry)
         return F.conv2d(four, averaging_weight(conv.out_channels, x))
 
     def max_pool(self, x: Tensor) -> Tensor:
@@ -220,6 +278,14 @@ class Training(Execution):
         return out
 
 
+def _folded_2x2(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Geometry]:
+    """Images, weights and geometry of a convolution, folded where that suits."""
+    folding = Folding.of(x, weight.shape[2], geometry)
+    if folding is None:
+        return x, weight, geometry
+    return folding.images(x), folding.weight(weight), Geometry(1, 0)
+
+
 class _ConvNorm(torch.autograd.Function):
     """Convolution, BatchNorm on batch statistics, optional sum, activation.
 
@@ -229,11 +295,12 @@ class _ConvNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, other: Tensor | None,
-        conv: nn.Conv2d, norm: nn.BatchNorm2d, activation: str,
+        geometry: Geometry, norm: nn.BatchNorm2d, activation: str,
     ) -> Tensor:  # fmt: skip
-        low = weight.to(x.dtype)
-        z = convolve(x, low, None, conv)
-        assert norm.momentum is not None
+        low = weight.to(x.dtype, memory_format=CL)
+        z = convolve(x, low, None, geometry)
+        assert norm.momentum is not None and norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
         mean, var = torch.batch_norm_update_stats(z, norm.running_mean, norm.running_var, norm.momentum)
         invstd = (var + norm.eps).rsqrt()
         scale = gamma * invstd
@@ -243,7 +310,7 @@ class _ConvNorm(torch.autograd.Function):
         else:
             y = F.relu_(scale_and_shift(z, scale, shift).add_(other))
         ctx.save_for_backward(x, low, gamma, z, mean, invstd, scale, shift, y if activation == "relu" else None)
-        ctx.conv, ctx.eps, ctx.activation = conv, norm.eps, activation
+        ctx.geometry, ctx.eps, ctx.activation = geometry, norm.eps, activation
         return y
 
     @staticmethod
@@ -257,7 +324,7 @@ class _ConvNorm(torch.autograd.Function):
         grad_z, grad_gamma, grad_beta = torch.ops.aten.native_batch_norm_backward(
             grad, z, gamma, None, None, mean, invstd, True, ctx.eps, [True, True, True]
         )
-        grad_x, grad_weight, _ = _convolution_backward(grad_z, x, low, ctx.conv, ctx.needs_input_grad[0])
+        grad_x, grad_weight, _ = convolution_gradients(grad_z, x, low, ctx.geometry, ctx.needs_input_grad[0])
         grad_other = grad if ctx.needs_input_grad[4] else None
         return grad_x, grad_weight, grad_gamma, grad_beta, grad_other, None, None, None
 
@@ -266,11 +333,11 @@ class _ConvTanh(torch.autograd.Function):
     """Convolution and tanh, whose derivative follows from its value."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry) -> Tensor:
         low = weight.to(x.dtype, memory_format=CL)
-        y = convolve(x, low, bias, conv, "tanh", stride)
+        y = convolve(x, low, bias, geometry, "tanh")
         ctx.save_for_backward(x, low, y)
-        ctx.conv, ctx.stride = conv, stride
+        ctx.geometry = geometry
         return y
 
     @staticmethod
@@ -278,7 +345,7 @@ class _ConvTanh(torch.autograd.Function):
         x, low, y = ctx.saved_tensors
         grad = torch.ops.aten.tanh_backward(grad.contiguous(memory_format=CL), y)
         need_x = ctx.needs_input_grad[0]
-        return *_convolution_backward(grad, x, low, ctx.conv, need_x, ctx.stride, bias=True), None, None
+        return *convolution_gradients(grad, x, low, ctx.geometry, need_x, bias=True), None
 
 
 class _MeanOfFour(torch.autograd.Function):
@@ -309,41 +376,63 @@ class _MapMean(torch.autograd.Function):
         return grad.div(ctx.shape[2] * ctx.shape[3]).expand(ctx.shape)
 
 
-def _convolution_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    conv: nn.Conv2d,
-    need_x: bool,
-    stride: int | None = None,
-    bias: bool = False,
+def convolution_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, need_x: bool, bias: bool = False
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Gradients of a convolution's input, weights (float32) and bias (float32).
 
-    In bf16 oneDNN has but its reference implementation for depthwise convolutions: of the input where the stride is 2
-    (95 times slower than in fp32), of the weights where the kernel is 5x5 (3 times slower). Those are done in fp32.
+    Of depthwise convolutions oneDNN computes the gradient of the input slower than a convolution that does the same,
+    and in bf16 it has but its reference implementation where the stride is 2 (50 times slower), and for the weights of
+    a 5x5 kernel (30 to 70 times slower than for 3x3). So the input's is a convolution with the kernel turned round, and
+    5x5 weights are put together from four 3x3 corners.
     """
-    strides = _strides(conv, stride)
-
-    def gradients(dtype: torch.dtype, mask: list[bool]) -> tuple[Tensor | None, ...]:
-        operands = [tensor.to(dtype) for tensor in (grad, x, weight)]
-        sizes = [len(weight)] if bias else None
-        return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
-            *operands, sizes, strides, _padding(conv), [1, 1], False, [0, 0], conv.groups, mask
-        )
-
-    if conv.groups == 1 or x.dtype == torch.float32:
-        grad_x, grad_weight, grad_bias = gradients(x.dtype, [need_x, True, bias])
-    else:
-        grad_x = gradients(torch.float32 if strides[0] > 1 else x.dtype, [need_x, False, False])[0]
-        of_weight = torch.float32 if weight.shape[2] > 3 else x.dtype
-        _, grad_weight, grad_bias = gradients(of_weight, [False, True, bias])
+    if geometry.groups > 1 and weight.shape[1] == 1 and not bias and 2 * geometry.padding + 1 == weight.shape[2]:
+        grad_x = _depthwise_input_gradient(grad, x.shape, weight, geometry) if need_x else None
+        return grad_x, _depthwise_weight_gradient(grad, x, weight, geometry).float(), None
+    grad_x, grad_weight, grad_bias = _aten_gradients(grad, x, weight, geometry, [need_x, True, bias])
     assert grad_weight is not None
-    return (
-        None if grad_x is None else grad_x.to(x.dtype),
-        grad_weight.float(),
-        None if grad_bias is None else grad_bias.float(),
+    return grad_x, grad_weight.float(), None if grad_bias is None else grad_bias.float()
+
+
+def _aten_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, weights and bias as torch computes them, those that `mask` asks for."""
+    stride, padding, groups = geometry
+    sizes = [len(weight)] if mask[2] else None
+    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+        grad, x, weight, sizes, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups, mask
     )
+
+
+def _depthwise_input_gradient(grad: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
+    if (stride := geometry.stride) > 1:  # as if the stride were 1 and what it leaves out had no gradient
+        spread = torch.zeros_like(grad[:, :, :1, :1]).expand(shape).contiguous(memory_format=CL)
+        spread[:, :, ::stride, ::stride] = grad
+        grad = spread
+    return convolve(grad, weight.flip(2, 3), None, geometry._replace(stride=1))
+
+
+def _depthwise_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    kernel, stride = weight.shape[2], geometry.stride
+    if kernel != 5 or stride > 2 or grad.dtype != torch.bfloat16:
+        [_, whole, _] = _aten_gradients(grad, x, weight, geometry, [False, True, False])
+        assert whole is not None
+        return whole
+    # a 3x3 kernel with a padding of 2 pairs output o with input o * stride + i - 2, i in 0..2. So it is rows 0 to 2 of
+    # the 5x5 kernel, and rows 2 to 4 where the outputs are moved by two inputs; oneDNN is fast with a padding of 1
+    result, corner, moved = torch.empty_like(weight), weight[:, :, :3, :3].contiguous(), 2 // stride
+    sides = [(side + 4 - 3) // stride + 1 for side in x.shape[2:]]
+    x = F.pad(x, (1, 1, 1, 1)).contiguous(memory_format=CL)
+    for down in (0, 2):
+        for right in (0, 2):
+            before = [moved if offset else 0 for offset in (down, right)]
+            after = [side - have - gap for side, have, gap in zip(sides, grad.shape[2:], before, strict=True)]
+            padded = F.pad(grad, (before[1], after[1], before[0], after[0])).contiguous(memory_format=CL)
+            [_, part, _] = _aten_gradients(padded, x, corner, geometry._replace(padding=1), [False, True, False])
+            assert part is not None
+            result[:, :, down : down + 3, right : right + 3] = part
+    return result
 
 
 class Inference(Execution):
@@ -358,37 +447,36 @@ class Inference(Execution):
 
     def conv_norm(self, layer: ConvNorm, x: Tensor, other: Tensor | None = None) -> Tensor:
         """See `Execution`."""
-        conv = layer.conv
+        conv, activation = layer.conv, activation_of(layer)
+        geometry = Geometry.of(conv)
         if layer not in self._weights:
-            self._weights[layer] = self._prepared(conv, *_folded(layer), x)
+            self._weights[layer] = self._prepared(*_folded(layer), geometry, x)
         weight, bias = self._weights[layer]
-        activation = activation_of(layer)
-        if _is_dense(conv, x):
+        if _is_dense(conv.kernel_size[0], geometry, x):
             rows = x.permute(0, 2, 3, 1).reshape(len(x), -1)
             out = F.linear(rows, weight, bias).view(len(x), 2, 2, -1).permute(0, 3, 1, 2)
             return activate(out, activation) if other is None else F.relu_(out.add_(other))
         if other is None:
-            return convolve(x, weight, bias, conv, activation)
-        return F.relu_(convolve(x, weight, bias, conv).add_(other))
+            return convolve(x, weight, bias, geometry, activation)
+        return F.relu_(convolve(x, weight, bias, geometry).add_(other))
 
     def conv_tanh_pool(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """See `Execution`."""
+        geometry = Geometry.of(conv)._replace(stride=2)
         if conv not in self._weights:
             weight, bias = pooled_weight(conv.weight), _bias(conv).repeat(4)
-            self._weights[conv] = self._prepared(conv, weight, bias, x, stride=2)
-        four = convolve(x, *self._weights[conv], conv, "tanh", stride=2)
+            self._weights[conv] = self._prepared(weight, bias, geometry, x)
+        four = convolve(x, *self._weights[conv], geometry, "tanh")
         return F.conv2d(four, averaging_weight(conv.out_channels, x))
 
-    def _prepared(
-        self, conv: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor, stride: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _prepared(self, weight: Tensor, bias: Tensor, geometry: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weights in the order in memory that is best for such an x: put into it once, and not for each batch."""
-        if _is_dense(conv, x):
+        stride, padding, groups = geometry
+        if _is_dense(weight.shape[2], geometry, x):
             return _dense(weight).to(self.dtype), bias.repeat(4).to(self.dtype)
         weight = weight.to(self.dtype, memory_format=CL)
         if PACK and _is_fused(x):
-            strides = _strides(conv, stride)
-            weight = PACK(weight.to_mkldnn(), _padding(conv), strides, [1, 1], conv.groups, list(x.shape))
+            weight = PACK(weight.to_mkldnn(), [padding] * 2, [stride] * 2, [1, 1], groups, list(x.shape))
         return weight, bias
 
     def max_pool(self, x: Tensor) -> Tensor:
@@ -410,13 +498,12 @@ def _folded(layer: ConvNorm) -> tuple[Tensor, Tensor]:
     return layer.conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
 
 
-def _is_dense(conv: nn.Conv2d, x: Tensor) -> bool:
+def _is_dense(kernel: int, geometry: Geometry, x: Tensor) -> bool:
     """Whether a 3x3 convolution sees all of the map at each of its 2x2 pixels.
 
     Five of its nine products are with padding then: as a fully connected layer it has 4/9 of the multiplications.
     """
-    shape = (conv.kernel_size, conv.stride, conv.padding, conv.groups)
-    return x.shape[2:] == (2, 2) and shape == ((3, 3), (1, 1), (1, 1), 1)
+    return x.shape[2:] == (2, 2) and kernel == 3 and geometry == Geometry(1, 1)
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -432,7 +519,8 @@ def _dense(weight: Tensor) -> Tensor:
 def _is_plain(conv: nn.Conv2d) -> bool:
     """Whether `pooled_weight` can be made of it."""
     settings = (conv.stride, conv.dilation, conv.groups, conv.padding_mode)
-    return settings == ((1, 1), (1, 1), 1, "zeros") and conv.bias is not None and not isinstance(conv.padding, str)
+    square = len({*conv.kernel_size}) == 1 and not isinstance(conv.padding, str) and len({*conv.padding}) == 1
+    return settings == ((1, 1), (1, 1), 1, "zeros") and conv.bias is not None and square
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import models
 from models.efficientnet import StochasticDepth
-from models.execution import Inference, Training, convolve, pooled_weight
+from models.execution import Geometry, Inference, Training, convolution_gradients, convolve, pooled_weight
 from models.layers import LayerStack
 
 INPUTS = [  # model, channels, classes, size
@@ -88,7 +88,7 @@ def test_inference_is_that_of_the_layers(name: str, channels: int, classes: int,
 def test_four_neighbours_as_channels() -> None:
     conv = nn.Conv2d(3, 5, 5, padding=2)
     x = images(3, 21)
-    four = convolve(x, pooled_weight(conv.weight), conv.bias.repeat(4), conv, stride=2).unflatten(1, (4, 5))
+    four = convolve(x, pooled_weight(conv.weight), conv.bias.repeat(4), Geometry(2, 2)).unflatten(1, (4, 5))
     for position, values in enumerate(four.unbind(1)):
         down, right = divmod(position, 2)
         torch.testing.assert_close(values, conv(x)[:, :, down:20:2, right:20:2])
@@ -100,11 +100,12 @@ def test_a_model_of_unknown_layers_is_executed_as_it_is() -> None:
             super().__init__()
             self.layers = nn.ModuleList([
                 nn.Conv2d(3, 8, 3, stride=2), nn.Tanh(), nn.AvgPool2d(2),  # none that could be pooled: stride 2
+                nn.Conv2d(8, 8, (3, 5), padding=(1, 2)), nn.Tanh(), nn.AvgPool2d(2),  # nor this: not square
                 nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Tanh(), nn.AvgPool2d(2),
                 nn.GroupNorm(2, 8), nn.GELU(), nn.MaxPool2d(3), nn.Flatten(), nn.LazyLinear(4),
             ])  # fmt: skip
 
-    model, x = Own(), images(3, 32)
+    model, x = Own(), images(3, 64)
     expected = model(x)
     torch.testing.assert_close(Training(model, torch.float32)(x), expected)
     with torch.inference_mode():
@@ -138,3 +139,20 @@ def test_trains_as_plain_fp32_does(name: str) -> None:
     assert plain_curve[-1] < 0.9 * plain_curve[0]  # there is something to compare
     assert (torch.tensor(curves["fp32"]) - plain_curve).abs().max() < 0.02
     assert (torch.tensor(curves["bf16"]) - plain_curve).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"), [(3, 1, 9), (3, 2, 8), (3, 2, 9), (5, 1, 4), (5, 2, 8), (5, 2, 7)]
+)
+def test_gradients_of_depthwise_convolutions(kernel: int, stride: int, size: int) -> None:
+    """In bf16 they are put together from other convolutions; their sums, in fp32, are those of exact products."""
+    x = images(6, size, 5).bfloat16()
+    weight = torch.randn(6, 1, kernel, kernel).bfloat16()
+    exact_x, exact_weight = x.double().requires_grad_(), weight.double().requires_grad_()
+    out = torch.nn.functional.conv2d(exact_x, exact_weight, None, stride, kernel // 2, groups=6)
+    grad = torch.randn_like(out).bfloat16()
+    out.backward(grad.double())
+    geometry = Geometry(stride, kernel // 2, 6)
+    grad_x, grad_weight, _ = convolution_gradients(grad, x, weight, geometry, need_x=True)
+    torch.testing.assert_close(grad_x.double(), exact_x.grad, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(grad_weight.double(), exact_weight.grad, rtol=0.01, atol=0.05)

@@ -5,11 +5,13 @@ What      each contestant trains the same network on split 0 of a task's protoco
           epoch, logs loss, accuracy, macro and micro F1 to an MLflow store of its own on SQLite, and ends with the
           best epoch's weights as an artifact and its test scores, where there is a test part. No augmentation
 Who       plain-0, plain-2: the loop of PyTorch's tutorials in fp32, with DataLoader in 0 and 2 processes; lightning,
-          fastai, keras: as their documentation recommends; ours: the task's script as anyone would start it
+          fastai, keras: as their documentation recommends; ours: the task's script as anyone would start it.
+          On a GPU plain-8 (8 processes, pinned memory) and ours
 Time      some minutes a work and repeat on 2 cores; photos-resnetcnn and -efficientnet_b0 most of it
 
     python -m benchmarks.race --data-dir DIR
     python -m benchmarks.race --data-dir DIR --work photos-lenet5 --repeats 1
+    python -m benchmarks.race --data-dir DIR --device cuda --out gpu
     python -m benchmarks.race --draw
 
 What is timed. Every run is a process of its own; contestants take turns, in another order each repeat, so that a slow
@@ -57,14 +59,18 @@ from benchmarks.race.works import CONTESTANTS, OURS, ROOT, WORKS, Contestant, En
 PACKAGES = ("torch", "lightning", "torchmetrics", "fastai", "keras", "mlflow")
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """The hardware and the versions of this race."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = info.get("model name") or platform.processor()
     short = " (AVX512-BF16)" if "avx512_bf16" in info.get("flags", "") else ""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES if importlib.util.find_spec(name))
-    return f"{os.cpu_count()} cores of {name}{short}; Python {platform.python_version()}, {versions}"
+    gpu = ""
+    if device == "cuda":
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpu = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0] + ", "
+    return f"{gpu}{os.cpu_count()} cores of {name}{short}; Python {platform.python_version()}, {versions}"
 
 
 def busy_seconds() -> float:
@@ -103,6 +109,7 @@ def our_command(work: Work, entry: Entry, data_root: str) -> list[str]:
         sys.executable, f"experiments/{work.task}.py", "--model", work.model, "--split", "0", "--no-baselines",
         "--no-augment", "--batch-size", str(work.batch_size), "--epochs", str(entry.epochs),
         "--patience", str(entry.epochs), "--data-dir", data_root, "--tracking-uri", entry.tracking_uri,
+        "--device", entry.device,
     ]  # fmt: skip
 
 
@@ -124,7 +131,9 @@ def our_result(entry: Entry) -> dict[str, Any]:
         }
 
 
-def race(work: Work, contestants: list[Contestant], repeats: int, epochs: int, data_dir: Path | None) -> dict[str, Any]:
+def race(
+    work: Work, contestants: list[Contestant], repeats: int, epochs: int, data_dir: Path | None, device: str
+) -> dict[str, Any]:
     """Prepare a work and let all contestants run it; return the raw results."""
     with tempfile.TemporaryDirectory(prefix="race-") as scratch:
         folder, cache = Path(scratch), Path(scratch) / "prepared" / "cache"
@@ -144,6 +153,7 @@ def race(work: Work, contestants: list[Contestant], repeats: int, epochs: int, d
                 entry = Entry(
                     contestant=contestant.name, model=work.model, prepared=str(folder / "prepared"), folder=str(own),
                     batch_size=work.batch_size, epochs=epochs, num_workers=contestant.num_workers, seed=seed,
+                    device=device,
                 )  # fmt: skip
                 command = our_command(work, entry, prepared["data_root"])
                 if contestant.module:
@@ -155,11 +165,11 @@ def race(work: Work, contestants: list[Contestant], repeats: int, epochs: int, d
                 runs.append(run | result)
                 print(f"{work.name} {repeat + 1}/{repeats} {contestant.name}: {run['whole_seconds']:.0f} s", flush=True)
     return {
-        "machine": machine(),
+        "machine": machine(device),
         "date": datetime.datetime.now().strftime("%Y-%m-%d"),
         "repeats": repeats,
         "epochs": epochs,
-        "absent": [name for name, contestant in CONTESTANTS.items() if not can_run(contestant, work)],
+        "absent": [name for name, rival in CONTESTANTS.items() if device in rival.devices and not can_run(rival, work)],
         **{key: prepared[key] for key in ("sizes", "note", "once_seconds")},
         "runs": runs,
     }
@@ -178,6 +188,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"), help="as of the task scripts")
     parser.add_argument("--work", action="append", choices=WORKS, help="repeatable; all unless given")
     parser.add_argument("--contestant", action="append", choices=CONTESTANTS, help="repeatable; all unless given")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="at least 2: the first is not timed")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for race.json .md .svg .png")
@@ -195,14 +206,15 @@ def main() -> int:
     raw_file = arguments.out / "race.json"
     raws = json.loads(raw_file.read_text(encoding="utf-8")) if raw_file.exists() else {}
     if not arguments.draw:
-        asked = [CONTESTANTS[name] for name in arguments.contestant or CONTESTANTS]
+        rivals = [name for name, rival in CONTESTANTS.items() if arguments.device in rival.devices]
+        asked = [CONTESTANTS[name] for name in arguments.contestant or rivals]
         for contestant in asked:
             if not contestant.is_installed:
                 print(f"{contestant.name} is left out: {contestant.package} is not installed", file=sys.stderr)
         data_dir = arguments.data_dir.resolve() if arguments.data_dir else None
         for name in arguments.work or WORKS:
             able = [contestant for contestant in asked if can_run(contestant, WORKS[name])]
-            raws[name] = race(WORKS[name], able, arguments.repeats, arguments.epochs, data_dir)
+            raws[name] = race(WORKS[name], able, arguments.repeats, arguments.epochs, data_dir, arguments.device)
             raw_file.write_text(json.dumps(raws, indent=1), encoding="utf-8")  # now: the next work may be interrupted
     text = results.table(raws)
     (arguments.out / "race.md").write_text(text, encoding="utf-8")

@@ -53,6 +53,8 @@ class Contestant:
         Processes that load data.
     lacks : tuple of str
         Models that it has no version of.
+    devices : tuple of str
+        Where it is raced.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Contestant:
     package: str | None = None
     num_workers: int = 2
     lacks: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu",)
 
     @property
     def is_installed(self) -> bool:
@@ -79,16 +82,17 @@ WORKS = {
     )
 }
 OURS = "ours"
-PLAIN = ("plain-0", "plain-2")
+PLAIN = ("plain-0", "plain-2", "plain-8")
 CONTESTANTS = {
     contestant.name: contestant
     for contestant in (
         Contestant("plain-0", "benchmarks.race.plain", num_workers=0),
         Contestant("plain-2", "benchmarks.race.plain"),
+        Contestant("plain-8", "benchmarks.race.plain", num_workers=8, devices=("cuda",)),
         Contestant("lightning", "benchmarks.race.lightning_loop", "lightning"),
         Contestant("fastai", "benchmarks.race.fastai_loop", "fastai"),
         Contestant("keras", "benchmarks.race.keras_loop", "keras", lacks=("efficientnet_b0",)),
-        Contestant(OURS, None),
+        Contestant(OURS, None, devices=("cpu", "cuda")),
     )
 }
 
@@ -107,6 +111,8 @@ class Entry:
     batch_size, epochs, num_workers : int
     seed : int
         Of the order of batches, and of dropout.
+    device : str
+        cpu or cuda.
     """
 
     contestant: str
@@ -117,6 +123,7 @@ class Entry:
     epochs: int
     num_workers: int
     seed: int
+    device: str = "cpu"
 
     @property
     def tracking_uri(self) -> str:

@@ -1,0 +1,68 @@
+"""What one epoch of a model is made of: the operations of a processor, or the kernels of a GPU, by their time.
+
+What      one epoch of a task's own training on its first split, validation included, after two that do not count; its
+          wall time, the time that the device was busy, and what took it
+Time      some epochs
+
+    python benchmarks/epoch.py task3 lenet5 --data-dir DIR
+"""
+
+import argparse
+import dataclasses
+import importlib
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import datasets
+import models
+from experiments import hardware
+from experiments.protocol import make_splits, model_arguments
+from experiments.training import DeviceImages, TrainingState, fit, initialise, split_seed
+
+SHOWN = 15
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Profile an epoch; see the module's docstring.")
+    parser.add_argument("task", choices=datasets.SOURCES)
+    parser.add_argument("model", choices=models.MODELS)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    hardware.prepare()
+    task = importlib.import_module(f"experiments.{arguments.task}").TASK
+    config = hardware.resolve(dataclasses.replace(task.training, device=arguments.device, epochs=9, patience=9))
+    data = datasets.load(arguments.task, arguments.data_dir)
+    images = DeviceImages.load(data, config.device)
+    model = initialise(lambda: models.build(arguments.model, **model_arguments(data)), split_seed(0, 0), config.device)
+    epochs = fit(TrainingState(model, config, 0), images, make_splits(task, data, 0)[0])
+    for _ in range(2):
+        next(epochs)
+    started = time.perf_counter()
+    next(epochs)
+    plain = time.perf_counter() - started
+    on_gpu = config.device != "cpu"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
+        next(epochs)
+        if on_gpu:
+            torch.cuda.synchronize()
+    events = [
+        (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event) for event in seen.key_averages()
+    ]
+    busy = sum(spent for spent, _ in events) / 1e6
+    print(f"{arguments.model} on {arguments.task}, {hardware.describe_device(config.device)}, {config.precision}:")
+    print(f"an epoch takes {1e3 * plain:.1f} ms; in a profiled one the device is busy for {1e3 * busy:.1f} ms\n")
+    print("| what | calls | ms | share |\n|---|--:|--:|--:|")
+    for spent, event in sorted(events, key=lambda item: -item[0])[:SHOWN]:
+        print(f"| `{event.key[:70]}` | {event.count} | {spent / 1e3:.2f} | {spent / 1e6 / busy:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
