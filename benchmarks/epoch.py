@@ -10,6 +10,7 @@ Time      some epochs
 import argparse
 import dataclasses
 import importlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Profile an epoch; see the module's docstring.")
     parser.add_argument("task", choices=datasets.SOURCES)
     parser.add_argument("model", choices=models.MODELS)
-    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     hardware.prepare()
