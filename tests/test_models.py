@@ -100,3 +100,10 @@ def test_unknown_and_impossible() -> None:
         models.build("lenet", 1, 10, 28)
     with pytest.raises(ValueError, match="too small"):
         models.build("lenet5", 1, 10, 8)
+
+
+def test_description_draws_nothing_from_the_generator() -> None:
+    models.describe.cache_clear()
+    before = torch.get_rng_state()
+    models.describe("vggnet", 3, 2, 64)
+    assert torch.equal(torch.get_rng_state(), before)

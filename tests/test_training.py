@@ -133,6 +133,37 @@ def test_goes_on_from_any_epoch_with_the_same_bits(
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["lenet5", "efficientnet_lite"])
+def test_restarted_state_trains_as_a_new_one(data: ImageData, split: Split, name: str) -> None:
+    """One model serves all splits on a GPU: nothing of a split may be left in the next."""
+    config = dataclasses.replace(CONFIG, epochs=2)
+    images = DeviceImages.load(data, "cpu")
+    used = TrainingState(new_model(name), config, 1)
+    list(fit(used, images, Split(split.val, split.train, split.test)))
+    used.restart(new_model(name), 2)
+    results = []
+    for state in (used, TrainingState(new_model(name), config, 2)):
+        records = list(fit(state, images, split))
+        results.append([(r.lr, r.train_loss, r.val.loss, r.val.probability.tolist()) for r in records])
+    assert results[0] == results[1]
+    for a, b in zip(used.model.state_dict().values(), state.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_part_is_filled_with_other_images_in_place(data: ImageData, split: Split) -> None:
+    images = DeviceImages.load(data, "cpu")
+    moments = images.normalisation(split.train)
+    part = Part(images, split.val, *images.normalisation(split.val), torch.float32, keep=True)
+    [before] = part.slices(1000)
+    address = before.data_ptr()
+    part.fill(split.test, *moments)
+    [after] = part.slices(1000)
+    [expected] = Part(images, split.test, *moments, torch.float32).slices(1000)
+    assert after.data_ptr() == address
+    assert torch.equal(after, expected) and torch.equal(part.labels, images.labels[torch.from_numpy(split.test)])
+    assert torch.equal(part.exact(torch.arange(3)), expected[:3])
+
+
 def test_damaged_resume_file_is_none(tmp_path: Path) -> None:
     path = tmp_path / "split.resume"
     assert load_resume_file(path) is None
