@@ -2,7 +2,8 @@
 
 What      The ceilings: a 3x3 convolution of 128 channels (32x32 pixels, 64 images), in bf16 and fp32, and a copy of
           400 MB. Then one training step and the evaluation of each model, on random images: its multiply-accumulates
-          (counted twice, and three times as many in training) per second, as a share of the convolution's ceiling. And
+          (counted twice, and three times as many in training, though the first layer needs no gradient of its input)
+          per second, as a share of the convolution's ceiling. Evaluation is a single one, normalisation included. And
           the profile of each: the share of the time that its kinds of operations take
 Time      about 3 minutes on 2 CPU cores
 
@@ -122,7 +123,7 @@ def profile_step(step: Callable[[], None]) -> Counter[str]:
     for event in seen.key_averages():
         key = event.key.lower()
         kind = next((kind for part, kind in KINDS.items() if part in key), "other")
-        shares[kind] += event.self_device_time_total or event.self_cpu_time_total
+        shares[kind] += event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
     return shares
 
 

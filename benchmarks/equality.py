@@ -45,7 +45,6 @@ from experiments.training import (
 )
 from models.layers import LayerStack
 
-MODELS = ("lenet5", "vggnet", "resnetcnn", "seresnet", "efficientnet_lite", "efficientnet_b0")
 ON_PHOTOS = ("efficientnet_b0",)
 N_VAL = 5000
 N_PHOTOS = 320  # of which a fifth validates
@@ -172,8 +171,8 @@ def main() -> None:
     """Print the table; exit code 1 where a model does not agree."""
     parser = argparse.ArgumentParser(description="Compare fast training with plain training; see the docstring.")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--model", action="append", choices=MODELS)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--model", action="append", choices=models.MODELS)
+    parser.add_argument("--seeds", type=int, default=5, help="at least 2")
     parser.add_argument("--epochs", type=int, default=8)
     arguments = parser.parse_args()
     hardware.prepare()
@@ -183,7 +182,7 @@ def main() -> None:
     )  # fmt: skip
     print(f"| {' | '.join(columns)} |\n|---{'|--:' * (len(columns) - 1)}|")
     failed = []
-    for name in arguments.model or MODELS:
+    for name in arguments.model or models.MODELS:
         subject = (photos if name in ON_PHOTOS else garments)(arguments.data_dir, arguments.epochs)
         text, equal = row(name, subject, range(arguments.seeds))
         print(text, flush=True)

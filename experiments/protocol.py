@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from experiments.baselines import fit_baseline
 from experiments.config import DEVICE_MEMORY, Task, TrainingConfig
 from experiments.training import (
     DeviceImages,
+    EpochRecord,
     Evaluation,
     TrainingDivergedError,
     TrainingState,
@@ -197,7 +198,8 @@ class Outcome:
 class Writer:
     """A thread that writes what a split has left while the next one trains.
 
-    One split at most waits for it. What goes wrong there is raised when the next one is handed over, or at the end.
+    One split at most waits for it. What goes wrong there is raised once the next one is handed over, which is written
+    all the same, or at the end. Where the command ends early, it waits no longer for a store that is away.
     """
 
     def __init__(self) -> None:
@@ -210,16 +212,19 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            with contextlib.suppress(Exception) if kind else contextlib.nullcontext():  # one error is enough
-                self.wait()
-        finally:
-            self._thread.shutdown()
+        with contextlib.ExitStack() as ending:
+            ending.callback(self._thread.shutdown)
+            if kind:
+                ending.enter_context(tracking.impatient())
+                ending.enter_context(contextlib.suppress(Exception))  # one error is enough
+            self.wait()
 
     def submit(self, job: Callable[[], None]) -> None:
         """Hand a job over, once the last one is done."""
-        self.wait()
+        error = self._pending.exception() if self._pending is not None else None
         self._pending = self._thread.submit(job)
+        if error is not None:
+            raise error
 
     def wait(self) -> None:
         """Wait until nothing is left to write."""
@@ -399,7 +404,6 @@ def run_split(protocol: Protocol, parent: Parent, job: Job, claimed: Claim, outc
                 child.log_metrics(metrics, timestamp=history[-1]["time"])
             log_summary(protocol, parent, name, outcome)
 
-        writer.wait()  # what went wrong with the last split is raised while this run is still this function's to end
         still_open = open_run.pop_all()
         writer.submit(write)
 
@@ -413,6 +417,15 @@ def fit_and_log_baseline(
     child.log_epochs(history, wait=True)
     bar.update(history)
     return history, record.val
+
+
+def _logging_all(epochs: Iterator[EpochRecord], child: Run, history: list[dict[str, Any]]) -> Iterator[EpochRecord]:
+    """Hand epochs on; where the training diverges, those that were not logged yet are logged first."""
+    try:
+        yield from epochs
+    except TrainingDivergedError:
+        child.log_epochs(history)
+        raise
 
 
 def train_and_log(
@@ -435,7 +448,7 @@ def train_and_log(
         state.load_state_dict(saved["state"])
         bar.update(history)
     due = time.monotonic()
-    for record in fit(state, protocol.images, split):
+    for record in _logging_all(fit(state, protocol.images, split), child, history):
         history.append(records.epoch_entry(record))
         if state.is_done or time.monotonic() >= due:
             # first to the disk: the store may be away, and what it has must never be more than can go on

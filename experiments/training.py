@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -417,6 +418,8 @@ class TrainingState:
             if hardware.is_out_of_memory(error):
                 raise
             self.recordable = False
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"the passes are not recorded as CUDA graphs, which is slower: {reason}", stacklevel=2)
 
     def compute_gradients(self, x: Tensor, y: Tensor) -> Tensor:
         """Compute the gradients of a batch layer by layer."""
@@ -538,7 +541,7 @@ class _Recording:
 
     def __init__(self, function: Callable[[], Any], model: nn.Module, device: torch.device) -> None:
         buffers = [buffer.clone() for buffer in model.buffers()]
-        drawn = torch.cuda.get_rng_state(device)
+        drawn, drawn_by_host = torch.cuda.get_rng_state(device), torch.get_rng_state()
         try:
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(device))
@@ -546,6 +549,8 @@ class _Recording:
                 for _ in range(3):  # cuDNN chooses its algorithms, and autograd its buffers
                     function()
             torch.cuda.current_stream(device).wait_stream(stream)
+            if not torch.equal(drawn_by_host, torch.get_rng_state()):
+                raise RuntimeError("a layer draws numbers on the host, which a recording would repeat for ever")
             self.graph = torch.cuda.CUDAGraph()
             # of this thread alone: another may be busy with a file
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
@@ -554,6 +559,7 @@ class _Recording:
             for buffer, kept in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(kept)
             torch.cuda.set_rng_state(drawn, device)
+            torch.set_rng_state(drawn_by_host)
 
     def __call__(self) -> Any:
         """Replay; the result is overwritten by the next call."""

@@ -461,7 +461,7 @@ def _has_threads(count: int) -> bool:
 
 
 def _same_bits(run: SplitRecord, device: str) -> bool:
-    """Whether a run's model must give the same bits on a device: a GPU's libraries choose algorithms by timing them."""
+    """Whether a run's model must give the same bits on a device: a GPU's libraries promise none."""
     return (
         run.params["device"] == device == "cpu"
         and _has_threads(run.params["threads"])

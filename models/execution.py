@@ -23,10 +23,45 @@ from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcita
 from models.resnet import ResidualBlock
 
 CL = torch.channels_last
-ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "swish", nn.Tanh: "tanh"}  # as oneDNN calls them
+ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "swish"}  # as oneDNN calls them
 FUSED = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+FUSED_BF16 = FUSED and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 MAX_FOLDED = 4  # channels of images, which `Folding` suits
 PACK = getattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", None)
+
+
+KNOWN = {ConvNorm, SqueezeExcitation, ResidualBlock, MBConv, GlobalAveragePool}
+KNOWN |= {nn.Sequential, nn.Conv2d, nn.Tanh, nn.MaxPool2d, nn.AvgPool2d}
+
+
+def is_known(layer: nn.Module) -> bool:
+    """Whether a layer does what is written here of its kind: no subclass, no hook, and in ConvNorm nothing unusual.
+
+    All others are called as they are, whatever they inherit from.
+    """
+    if type(layer) not in KNOWN or _has_hooks(layer):
+        return False
+    if not isinstance(layer, ConvNorm):
+        return True
+    conv, norm, *activation = layer
+    usual = type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats and norm.affine
+    known = not activation or (len(activation) == 1 and type(activation[0]) in ACTIVATIONS)
+    plain = isinstance(conv, nn.Conv2d) and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    return usual and known and plain and conv.bias is None and not any(map(_has_hooks, layer))
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks)
+
+
+def _is_2x2(pool: nn.MaxPool2d | nn.AvgPool2d) -> bool:
+    """Whether a pooling is over 2x2 pixels, each once, and nothing else."""
+    if pool.kernel_size not in (2, (2, 2)) or pool.stride not in (2, (2, 2)) or pool.padding not in (0, (0, 0)):
+        return False
+    if isinstance(pool, nn.MaxPool2d):
+        return is_known(pool) and pool.dilation in (1, (1, 1)) and not pool.ceil_mode and not pool.return_indices
+    return is_known(pool) and not pool.ceil_mode and pool.divisor_override is None
 
 
 class Geometry(NamedTuple):
@@ -66,7 +101,9 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor, activation: str = "
 
 
 def _is_fused(x: Tensor) -> bool:
-    return FUSED and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    return x.device.type == "cpu" and (
+        (FUSED and x.dtype == torch.float32) or (FUSED_BF16 and x.dtype == torch.bfloat16)
+    )
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -176,6 +213,8 @@ class Execution:
         """Map images, shape (N, channels, H, W), to logits, shape (N, classes)."""
         device = x.device.type  # layers without an operation here cast for themselves
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+            if type(self.model).forward is not LayerStack.forward or _has_hooks(self.model):
+                return self.model(x)  # type: ignore[no-any-return]
             return self.sequence(self.model.layers, x.to(self.dtype))
 
     def sequence(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -183,16 +222,18 @@ class Execution:
         rest = list(layers)
         while rest:
             match rest:
-                case [nn.Conv2d() as conv, nn.Tanh(), nn.AvgPool2d(kernel_size=2, stride=2, padding=0), *rest] if (
-                    _is_plain(conv)
+                case [nn.Conv2d() as conv, nn.Tanh() as tanh, nn.AvgPool2d() as pool, *others] if (
+                    _is_plain(conv) and is_known(tanh) and _is_2x2(pool)
                 ):
-                    x = self.conv_tanh_pool(conv, x)
-                case [layer, *rest]:
-                    x = self.layer(layer, x)
+                    x, rest = self.conv_tanh_pool(conv, x), others
+                case [layer, *others]:
+                    x, rest = self.layer(layer, x), others
         return x
 
     def layer(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Apply one layer."""
+        if not is_known(layer):
+            return layer(x)  # type: ignore[no-any-return]
         match layer:
             case ConvNorm():
                 return self.conv_norm(layer, x)
@@ -201,13 +242,13 @@ class Execution:
             case ResidualBlock():
                 return self.residual_block(layer, x)
             case MBConv():
-                out = self.sequence(layer.block, x)
+                out = self.layer(layer.block, x)
                 return layer.drop(out) + x if layer.residual else out
             case nn.Sequential():
                 return self.sequence(layer, x)
             case GlobalAveragePool():
                 return self.map_mean(x).flatten(1)
-            case nn.MaxPool2d(kernel_size=2, stride=2, padding=0):
+            case nn.MaxPool2d() if _is_2x2(layer):
                 return self.max_pool(x)
         return layer(x)  # type: ignore[no-any-return]
 
@@ -216,7 +257,7 @@ class Execution:
         shortcut = x if isinstance(block.shortcut, nn.Identity) else self.layer(block.shortcut, x)
         *others, last = block.residual
         x = self.sequence(others, x)
-        if isinstance(last, ConvNorm):
+        if isinstance(last, ConvNorm) and is_known(last) and len(last) == 2:
             return self.conv_norm(last, x, shortcut)
         return F.relu_(self.layer(last, x) + shortcut)
 
@@ -254,13 +295,13 @@ class Training(Execution):
         """See `Execution`."""
         conv, norm = layer.conv, layer.norm
         activation = activation_of(layer) if other is None else "relu"
-        x, weight, geometry = _folded_2x2(x, conv.weight, Geometry.of(conv))
+        x, weight, geometry = _folded_2x2(x.to(self.dtype), conv.weight, Geometry.of(conv))
         out: Tensor = _ConvNorm.apply(x, weight, norm.weight, norm.bias, other, geometry, norm, activation)
         return out
 
     def conv_tanh_pool(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """See `Execution`."""
-        geometry = Geometry.of(conv)
+        geometry, x = Geometry.of(conv), x.to(self.dtype)
         if x.requires_grad:  # not the first layer: the gradient of x takes twice as long through four neighbours
             out: Tensor = _MeanOfFour.apply(_ConvTanh.apply(x, conv.weight, _bias(conv), geometry))
             return out
@@ -386,7 +427,8 @@ def convolution_gradients(
     a 5x5 kernel (30 to 70 times slower than for 3x3). So the input's is a convolution with the kernel turned round, and
     5x5 weights are put together from four 3x3 corners.
     """
-    if geometry.groups > 1 and weight.shape[1] == 1 and not bias and 2 * geometry.padding + 1 == weight.shape[2]:
+    depthwise = 1 < geometry.groups == len(weight) == x.shape[1]
+    if depthwise and not bias and 2 * geometry.padding + 1 == weight.shape[2]:
         grad_x = _depthwise_input_gradient(grad, x.shape, weight, geometry) if need_x else None
         return grad_x, _depthwise_weight_gradient(grad, x, weight, geometry).float(), None
     grad_x, grad_weight, grad_bias = _aten_gradients(grad, x, weight, geometry, [need_x, True, bias])
@@ -448,7 +490,7 @@ class Inference(Execution):
     def conv_norm(self, layer: ConvNorm, x: Tensor, other: Tensor | None = None) -> Tensor:
         """See `Execution`."""
         conv, activation = layer.conv, activation_of(layer)
-        geometry = Geometry.of(conv)
+        geometry, x = Geometry.of(conv), x.to(self.dtype)
         if layer not in self._weights:
             self._weights[layer] = self._prepared(*_folded(layer), geometry, x)
         weight, bias = self._weights[layer]
@@ -462,7 +504,7 @@ class Inference(Execution):
 
     def conv_tanh_pool(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """See `Execution`."""
-        geometry = Geometry.of(conv)._replace(stride=2)
+        geometry, x = Geometry.of(conv)._replace(stride=2), x.to(self.dtype)
         if conv not in self._weights:
             weight, bias = pooled_weight(conv.weight), _bias(conv).repeat(4)
             self._weights[conv] = self._prepared(weight, bias, geometry, x)
@@ -530,7 +572,7 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     """Whether `pooled_weight` can be made of it."""
     settings = (conv.stride, conv.dilation, conv.groups, conv.padding_mode)
     square = len({*conv.kernel_size}) == 1 and not isinstance(conv.padding, str) and len({*conv.padding}) == 1
-    return settings == ((1, 1), (1, 1), 1, "zeros") and conv.bias is not None and square
+    return is_known(conv) and settings == ((1, 1), (1, 1), 1, "zeros") and conv.bias is not None and square
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 import models
 from models.efficientnet import StochasticDepth
 from models.execution import Geometry, Inference, Training, convolution_gradients, convolve, pooled_weight
-from models.layers import LayerStack
+from models.layers import ConvNorm, LayerStack
 
 INPUTS = [  # model, channels, classes, size
     ("lenet5", 1, 10, 28), ("lenet5", 3, 2, 45), ("lenet5", 3, 2, 128), ("vggnet", 1, 10, 28), ("vggnet", 3, 2, 70),
@@ -94,23 +94,76 @@ def test_four_neighbours_as_channels() -> None:
         torch.testing.assert_close(values, conv(x)[:, :, down:20:2, right:20:2])
 
 
-def test_a_model_of_unknown_layers_is_executed_as_it_is() -> None:
-    class Own(LayerStack):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList([
-                nn.Conv2d(3, 8, 3, stride=2), nn.Tanh(), nn.AvgPool2d(2),  # none that could be pooled: stride 2
-                nn.Conv2d(8, 8, (3, 5), padding=(1, 2)), nn.Tanh(), nn.AvgPool2d(2),  # nor this: not square
-                nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Tanh(), nn.AvgPool2d(2),
-                nn.GroupNorm(2, 8), nn.GELU(), nn.MaxPool2d(3), nn.Flatten(), nn.LazyLinear(4),
-            ])  # fmt: skip
+class Skip(nn.Sequential):
+    """Inherits from what is known, and does something else."""
 
-    model, x = Own(), images(3, 64)
-    expected = model(x)
-    torch.testing.assert_close(Training(model, torch.float32)(x), expected)
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Promote(nn.Module):
+    """Returns float32, whatever comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x.float()
+
+
+def long_conv_norm() -> ConvNorm:
+    layer = ConvNorm(8, 8, 3)
+    layer.append(nn.Softplus())
+    return layer
+
+
+def hooked() -> nn.Module:
+    layer = ConvNorm(8, 8, 3)
+    layer.register_forward_hook(lambda module, inputs, out: out + 1)
+    return layer
+
+
+UNKNOWN = {
+    "not for pooled weights": lambda: [nn.Conv2d(8, 8, (3, 5), padding=(1, 2)), nn.Tanh(), nn.AvgPool2d(2)],
+    "groups": lambda: [nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Tanh(), nn.AvgPool2d(2)],
+    "other pooling": lambda: [nn.Conv2d(8, 8, 4), nn.Tanh(), nn.AvgPool2d(2, ceil_mode=True)],
+    "other maximum": lambda: [nn.Conv2d(8, 8, 4), nn.MaxPool2d(2, ceil_mode=True)],
+    "subclass": lambda: [Skip(ConvNorm(8, 8, 3), ConvNorm(8, 8, 3, activation=None))],
+    "activation": lambda: [ConvNorm(8, 8, 3, activation=nn.Hardswish)],
+    "longer": lambda: [long_conv_norm()],
+    "hook": lambda: [hooked()],
+    "multiplier": lambda: [ConvNorm(8, 16, 3, groups=8), ConvNorm(16, 8, 3)],
+    "multiplier, stride 2": lambda: [ConvNorm(8, 16, 3, stride=2, groups=8), ConvNorm(16, 8, 3)],
+    "float32": lambda: [Promote(), ConvNorm(8, 8, 3), Promote(), nn.Conv2d(8, 8, 3), nn.Tanh(), nn.AvgPool2d(2)],
+    "torch's own": lambda: [nn.GroupNorm(2, 8), nn.GELU(), nn.MaxPool2d(3)],
+}
+
+
+class Own(LayerStack):
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 3, stride=2), *layers, nn.Flatten(), nn.LazyLinear(4)])
+
+
+class OwnForward(Own):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Own, OwnForward])
+@pytest.mark.parametrize("layers", UNKNOWN.values(), ids=UNKNOWN)
+def test_a_model_of_ones_own_is_executed_as_it_says(layers, kind: type[Own]) -> None:
+    torch.manual_seed(0)
+    model, x = kind(layers()), images(3, 33)
+    model(x)
+    plain = copy.deepcopy(model)
+    logits = [plain(x), Training(model, torch.float32)(x)]
+    for some in logits:
+        cross_entropy(some, torch.arange(24) % 4).backward()
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients(model), gradients(plain), rtol=1e-3, atol=1e-5)
+    expected = model.eval()(x)
     with torch.inference_mode():
-        torch.testing.assert_close(Inference(model, torch.float32)(x), expected)
-        assert (Inference(model, torch.bfloat16)(x) - expected).abs().max() < 0.05
+        torch.testing.assert_close(Inference(model, torch.float32)(x), expected, rtol=1e-4, atol=1e-5)
+        assert (Inference(model, torch.bfloat16)(x).float() - expected).abs().max() < 0.1
+    cross_entropy(Training(model.train(), torch.bfloat16)(x).float(), torch.arange(24) % 4).backward()
 
 
 @pytest.mark.parametrize("name", ["lenet5", "vggnet", "resnetcnn", "seresnet", "efficientnet_lite", "efficientnet_b0"])

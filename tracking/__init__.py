@@ -4,7 +4,7 @@
 """
 
 from tracking.keys import EXPERIMENTS
-from tracking.outages import persist
+from tracking.outages import impatient, persist
 from tracking.runs import (
     Claim,
     Parent,
@@ -31,6 +31,7 @@ __all__ = [
     "child_run",
     "claim",
     "close_dead_runs",
+    "impatient",
     "open_store",
     "parent_run",
     "persist",

@@ -1,8 +1,10 @@
 """Riding out a store that is away for a while: which failures pass, and waiting for them to."""
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from tracking.store import StoreAwayError, in_one_line
@@ -11,6 +13,18 @@ T = TypeVar("T")
 PATIENCE = 300.0  # seconds that a store may be away when there is nothing else to do but wait for it
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between attempts, doubled after each
 LASTING = ("readonly", "read-only", "is full", "unable to open", "malformed", "no such table")  # SQLite's words
+
+_hurry = threading.Event()  # set while nobody is to wait
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """Let `persist`, in whatever thread, raise what went wrong at once."""
+    _hurry.set()
+    try:
+        yield
+    finally:
+        _hurry.clear()
 
 
 def passes(error: BaseException) -> bool:
@@ -43,10 +57,10 @@ def persist(action: Callable[[], T]) -> T:
         try:
             return action()
         except Exception as error:  # MLflow's, those of requests, our own
-            if not passes(error) or time.monotonic() + wait > deadline:
+            if not passes(error) or time.monotonic() + wait > deadline or _hurry.is_set():
                 raise
             if wait == FIRST_WAIT:
                 reason = in_one_line(error)
                 print(f"the result database is away ({reason}); trying again for {PATIENCE:.0f} s", file=sys.stderr)
-        time.sleep(wait)
+        _hurry.wait(wait)
         wait = min(2 * wait, LONGEST_WAIT)

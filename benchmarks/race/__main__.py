@@ -21,8 +21,10 @@ time it themselves, ours logs it as `epoch_seconds`. Nobody pays for making the 
 empty one. Ours finds its cache filled: the peers decode in every epoch since that is how such loops work, and ours
 decodes once for all runs of a data set. What that takes (with the search for near duplicates) stands below the table.
 Peak memory is that of the largest process: the kernel does not add a loader's workers to it. Ours keeps its state on
-disk after each epoch, and logs predictions, confusion matrix and figures, which the others do not. How much of the
-machine other processes took meanwhile is measured, and said below the table where it disturbs.
+disk and logs its epochs at most once a second, and after the last epoch; where epochs are shorter, not all of them have
+a share in that, and what follows the last one is in the whole run alone. It also logs predictions, confusion matrix and
+figures, which the others do not. How much of the machine other processes took meanwhile is measured, and said below the
+table where it disturbs.
 
 What is compared. The orders of batches differ between the contestants, so their final accuracies do too. The peers draw
 another order in each run; ours has one, since its seed decides the weights as well. The best epoch's validation
@@ -166,6 +168,7 @@ def race(
                 print(f"{work.name} {repeat + 1}/{repeats} {contestant.name}: {run['whole_seconds']:.0f} s", flush=True)
     return {
         "machine": machine(device),
+        "device": device,
         "date": datetime.datetime.now().strftime("%Y-%m-%d"),
         "repeats": repeats,
         "epochs": epochs,
@@ -191,11 +194,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="at least 2: the first is not timed")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="for race.json .md .svg .png")
+    parser.add_argument("--out", type=Path, help="for race.json .md .svg .png; benchmarks/results/ unless given")
     parser.add_argument("--draw", action="store_true", help="only table and figure again, from race.json")
     arguments = parser.parse_args()
     if arguments.epochs < 2 or arguments.repeats < 1:
         parser.error("at least 2 epochs and 1 repeat are needed")
+    for name in arguments.contestant or ():
+        if arguments.device not in CONTESTANTS[name].devices:
+            parser.error(f"{name} is not raced on {arguments.device}")
+    if arguments.out is None:
+        arguments.out = ROOT / "benchmarks" / ("results" if arguments.device == "cpu" else "results-cuda")
+    if arguments.draw and not (arguments.out / "race.json").exists():
+        parser.error(f"there is no race.json in {arguments.out} to draw")
     return arguments
 
 

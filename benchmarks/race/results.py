@@ -166,7 +166,7 @@ def table(raws: Mapping[str, Raw]) -> str:
     rows = []
     for raw in ordered:
         if faster := advantage(lines(raw)):
-            goal = WORKS[raw["name"]].goal
+            goal = WORKS[raw["name"]].goal if raw["device"] == "cpu" else None  # goals are a CPU's
             rows.append((raw["name"], f"{faster[0]:.1f}", f"{goal:g}" if goal else "-", f"{faster[1]:.1f}"))
     header = ("the better plain loop / ours", "epoch", "goal", "whole run")
     text += ["", *_markdown(header, rows, texts=1), ""]
