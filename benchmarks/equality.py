@@ -85,8 +85,8 @@ def photos(data_dir: Path | None, epochs: int) -> Subject:
 
 def configure(task: Task, epochs: int) -> TrainingConfig:
     """The task's own settings, without augmentation and early stopping."""
-    config = hardware.resolve(task.training)
-    return dataclasses.replace(config, device="cpu", augment=False, epochs=epochs, patience=epochs)
+    settings = dataclasses.replace(task.training, device="cpu", augment=False, epochs=epochs, patience=epochs)
+    return hardware.resolve(settings)
 
 
 def train_fast(subject: Subject, name: str, seed: int) -> tuple[Curve, float]:

@@ -101,9 +101,9 @@ def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor, activation: str = "
 
 
 def _is_fused(x: Tensor) -> bool:
-    return x.device.type == "cpu" and (
-        (FUSED and x.dtype == torch.float32) or (FUSED_BF16 and x.dtype == torch.bfloat16)
-    )
+    if x.device.type != "cpu":
+        return False
+    return FUSED_BF16 if x.dtype == torch.bfloat16 else FUSED and x.dtype == torch.float32
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

@@ -30,7 +30,8 @@ def raw(accuracies: dict[str, list[float]], seconds: dict[str, float]) -> dict[s
         for repeat, accuracy in enumerate(values)
     ]  # fmt: skip
     return {
-        "machine": "2 cores", "device": "cpu", "date": "2026-11-24", "repeats": 2, "epochs": 3, "absent": ["keras"], "note": "",
+        "machine": "2 cores", "device": "cpu", "date": "2026-11-24", "repeats": 2, "epochs": 3, "absent": ["keras"],
+        "note": "",
         "sizes": {"train": 1400, "val": 34300, "test": 34300}, "once_seconds": 8.7, "runs": runs,
     }  # fmt: skip
 

@@ -150,6 +150,24 @@ def test_restarted_state_trains_as_a_new_one(data: ImageData, split: Split, name
         assert torch.equal(a, b)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("name", ["lenet5", "vggnet", "efficientnet_lite"])
+def test_recorded_passes_give_the_bits_of_those_that_are_not(data: ImageData, split: Split, name: str) -> None:
+    hardware.prepare()
+    config = dataclasses.replace(CONFIG, device="cuda", precision="bf16", augment=True)
+    images = DeviceImages.load(data, "cuda")
+    recorded = TrainingState(new_model(name).cuda(), config, 1)
+    list(fit(recorded, images, Split(split.train[:-1], split.val, split.test)))  # batches of other sizes
+    assert recorded.recordable
+    recorded.restart(new_model(name).cuda(), 2)
+    plain = TrainingState(new_model(name).cuda(), config, 2)
+    plain.recordable = False
+    first, second = (list(fit(state, images, split)) for state in (recorded, plain))
+    for a, b in zip(first, second, strict=True):
+        assert (a.train_loss, a.val.loss) == (b.train_loss, b.val.loss)
+        assert torch.equal(a.val.probability, b.val.probability)
+
+
 def test_part_is_filled_with_other_images_in_place(data: ImageData, split: Split) -> None:
     images = DeviceImages.load(data, "cpu")
     moments = images.normalisation(split.train)
