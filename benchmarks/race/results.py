@@ -249,6 +249,7 @@ def _draw_work(axes: Any, raw: Raw) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     low, high = min(line.epoch.low for line in summary.values()), max(line.epoch.high for line in summary.values())
     axes.set_xlim(low / 2, high * 4)  # a bar on a log scale starts anywhere; room for the labels
     axes.set_title(raw["name"], loc="left", fontweight="bold")
