@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,6 @@ from experiments.baselines import fit_baseline
 from experiments.config import DEVICE_MEMORY, Task, TrainingConfig
 from experiments.training import (
     DeviceImages,
-    EpochRecord,
     Evaluation,
     TrainingDivergedError,
     TrainingState,
@@ -419,15 +418,6 @@ def fit_and_log_baseline(
     return history, record.val
 
 
-def _logging_all(epochs: Iterator[EpochRecord], child: Run, history: list[dict[str, Any]]) -> Iterator[EpochRecord]:
-    """Hand epochs on; where the training diverges, those that were not logged yet are logged first."""
-    try:
-        yield from epochs
-    except TrainingDivergedError:
-        child.log_epochs(history)
-        raise
-
-
 def train_and_log(
     protocol: Protocol,
     child: Run,
@@ -448,7 +438,7 @@ def train_and_log(
         state.load_state_dict(saved["state"])
         bar.update(history)
     due = time.monotonic()
-    for record in _logging_all(fit(state, protocol.images, split), child, history):
+    for record in fit(state, protocol.images, split):
         history.append(records.epoch_entry(record))
         if state.is_done or time.monotonic() >= due:
             # first to the disk: the store may be away, and what it has must never be more than can go on

@@ -6,9 +6,10 @@ works before anybody has thought of its speed. Parameters and buffers are the mo
 
 On a CPU time goes into passes over memory more than into arithmetic. So: what follows a convolution is done in the same
 pass where oneDNN can do it (its "post-operations": bias, activation, sum), BatchNorm is one pass for the statistics
-and one for all the rest, and convolutions of few channels compute four neighbouring pixels as channels. Operations that
-oneDNN has only a reference implementation for in bf16 are done in fp32. What each is worth stands in
-benchmarks/README.md; the choice depends on the kind of layer and nothing else, so the same model gives the same bits.
+and one for all the rest, and convolutions of few channels take or give four neighbouring pixels as channels. Gradients
+that oneDNN has only a reference implementation for in bf16 are put together from convolutions that it is fast at. What
+each is worth stands in benchmarks/README.md; the choice depends on the kind of layer and nothing else, so the same
+model gives the same bits.
 """
 
 from collections.abc import Iterable
@@ -28,8 +29,6 @@ FUSED = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwi
 FUSED_BF16 = FUSED and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 MAX_FOLDED = 4  # channels of images, which `Folding` suits
 PACK = getattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", None)
-
-
 KNOWN = {ConvNorm, SqueezeExcitation, ResidualBlock, MBConv, GlobalAveragePool}
 KNOWN |= {nn.Sequential, nn.Conv2d, nn.Tanh, nn.MaxPool2d, nn.AvgPool2d}
 
