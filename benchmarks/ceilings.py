@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -112,18 +113,27 @@ def time_model(
         f"{6 * macs * batch / trained / ceiling:.0%}",
     ]
     cells += [f"{n / evaluated:,.0f}", f"{2 * macs * n / evaluated / ceiling:.0%}"]
-    return cells, profile_step(step)
+    return cells, profile_step(step, config.device)
 
 
-def profile_step(step: Callable[[], None]) -> Counter[str]:
+def profiled(function: Callable[[], object], device: str) -> list[tuple[float, Any]]:
+    """Call a function; return microseconds of the device and the profiler's event for each kind of its operations."""
+    on_cpu = device == "cpu"
+    with profile(activities=[ProfilerActivity.CPU if on_cpu else ProfilerActivity.CUDA]) as seen:
+        function()
+        synchronise(device)
+    return [
+        (event.self_cpu_time_total if on_cpu else event.self_device_time_total, event) for event in seen.key_averages()
+    ]
+
+
+def profile_step(step: Callable[[], None], device: str) -> Counter[str]:
     """Microseconds of CPU or GPU time by kind of operation."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + torch.cuda.is_available()]) as seen:
-        step()
     shares: Counter[str] = Counter()
-    for event in seen.key_averages():
+    for spent, event in profiled(step, device):
         key = event.key.lower()
         kind = next((kind for part, kind in KINDS.items() if part in key), "other")
-        shares[kind] += event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+        shares[kind] += spent
     return shares
 
 

@@ -17,11 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
-from torch.profiler import ProfilerActivity, profile
-
 import datasets
 import models
+from benchmarks.ceilings import profiled
 from experiments import hardware
 from experiments.protocol import make_splits, model_arguments
 from experiments.training import DeviceImages, TrainingState, fit, initialise, split_seed
@@ -49,14 +47,7 @@ def main() -> None:
     started = time.perf_counter()
     next(epochs)
     plain = time.perf_counter() - started
-    on_gpu = config.device != "cpu"
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
-        next(epochs)
-        if on_gpu:
-            torch.cuda.synchronize()
-    events = [
-        (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event) for event in seen.key_averages()
-    ]
+    events = profiled(lambda: next(epochs), config.device)
     busy = sum(spent for spent, _ in events) / 1e6
     print(f"{arguments.model} on {arguments.task}, {hardware.describe_device(config.device)}, {config.precision}:")
     print(f"an epoch takes {1e3 * plain:.1f} ms; in a profiled one the device is busy for {1e3 * busy:.1f} ms\n")

@@ -12,6 +12,7 @@ each is worth stands in benchmarks/README.md; the choice depends on the kind of 
 model gives the same bits.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -193,7 +194,7 @@ class Folding(NamedTuple):
         return torch.cat(places, dim=1)
 
 
-class Execution:
+class Execution(ABC):
     """Walks over the layers of a model.
 
     Parameters
@@ -262,21 +263,21 @@ class Execution:
 
     # what the two kinds of execution do differently
 
+    @abstractmethod
     def conv_norm(self, layer: ConvNorm, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Convolution, BatchNorm, and the activation; or, with `other`, the sum with it and ReLU."""
-        raise NotImplementedError
 
+    @abstractmethod
     def conv_tanh_pool(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """Convolution, tanh, and the mean over 2x2 pixels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def max_pool(self, x: Tensor) -> Tensor:
         """Maximum over 2x2 pixels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def map_mean(self, x: Tensor) -> Tensor:
         """Mean over the map: (N, C, 1, 1)."""
-        raise NotImplementedError
 
     def excitation(self, layer: SqueezeExcitation, squeezed: Tensor) -> Tensor:
         """The two fully connected layers of squeeze-and-excitation."""
