@@ -7,15 +7,18 @@ import math
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from datasets import DatasetError
 from experiments.config import DEVICE_MEMORY, Task, TrainingConfig
+from experiments.jobs import EngineError, Ray
 from tracking import StoreError
 from tracking.names import not_one_of
 from tracking.store import in_one_line
+
+MOST_JOBS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,18 @@ class RunOptions:
         bool, typer.Option("--leak-free", help="keep near duplicates together; train on none of a test image")
     ] = False
     fresh: Annotated[bool, typer.Option("--fresh", help="train again what is finished")] = False
+    jobs: Annotated[
+        str, typer.Option(help="splits that are trained at once, each in a process of its own; or auto", metavar="N")
+    ] = "1"
+    backend: Annotated[Literal["local", "ray"], typer.Option(help="where: on this machine, or on a Ray cluster")] = (
+        "local"
+    )
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of a job; the cores are shared among the jobs unless given")
+    ] = None
+    gpus_per_job: Annotated[
+        float | None, typer.Option(min=0, help="on a Ray cluster, such as 0.5; 1 where it has GPUs unless given")
+    ] = None
     device_memory: Annotated[
         float, typer.Option(min=0, max=1, help="share of the device's memory for images; more are streamed to it")
     ] = DEVICE_MEMORY
@@ -61,7 +76,8 @@ def main(task: Task) -> None:
         # the imports make half a million objects that stay, and to look for garbage among them as often as Python does
         # takes a sixth of the time until the first epoch
         gc.set_threshold(100_000)
-        raise typer.Exit(_run(*_resolve(task, options, TrainingConfig(**values)), options))
+        config = TrainingConfig(**values)
+        raise typer.Exit(_run(*_resolve(task, options, config), config, options))
 
     defaults = {**dataclasses.asdict(RunOptions()), **dataclasses.asdict(task.training)}
     hints = get_type_hints(RunOptions, include_extras=True) | get_type_hints(TrainingConfig, include_extras=True)
@@ -79,8 +95,8 @@ def main(task: Task) -> None:
     app()
 
 
-def _resolve(task: Task, options: RunOptions, config: TrainingConfig) -> tuple[Task, TrainingConfig, list[int]]:
-    """Check what the parser cannot; return the task as asked for, its settings without `auto`, and the splits."""
+def _resolve(task: Task, options: RunOptions, config: TrainingConfig) -> tuple[Task, list[int], int | None]:
+    """Check what the parser cannot; return the task as asked for, the splits, and the jobs at once (None is auto)."""
     try:
         protocol = dataclasses.replace(task.protocol, n_splits=options.n_splits or task.protocol.n_splits)
     except ValueError as error:
@@ -93,22 +109,37 @@ def _resolve(task: Task, options: RunOptions, config: TrainingConfig) -> tuple[T
         if isinstance(value, float) and not math.isfinite(value):
             raise typer.BadParameter(f"{value} is not a finite number", param_hint=f"--{key.replace('_', '-')}")
 
-    from experiments import hardware  # these two bring torch, which --help need not wait for
-    from models import MODELS
+    jobs = None if options.jobs == "auto" else int(options.jobs) if options.jobs.isdecimal() else 0
+    if jobs is not None and not 1 <= jobs <= MOST_JOBS:
+        reason = f"{options.jobs!r} is neither auto nor a number from 1 to {MOST_JOBS}"
+        raise typer.BadParameter(reason, param_hint="--jobs")
+    if options.gpus_per_job is not None and options.backend != "ray":
+        raise typer.BadParameter("only a Ray cluster gives a job a number of GPUs", param_hint="--gpus-per-job")
+
+    from models import MODELS  # brings torch, which --help need not wait for
 
     names = tuple(dict.fromkeys(options.model or task.models))
     for name in names:
         if name not in MODELS:
             raise typer.BadParameter(not_one_of(name, MODELS), param_hint="--model")
+    baselines = task.baselines if options.baselines else ()
+    return dataclasses.replace(task, models=names, baselines=baselines, protocol=protocol), chosen, jobs
+
+
+def _resolve_config(config: TrainingConfig, options: RunOptions) -> tuple[TrainingConfig, Ray | None]:
+    """Replace `auto` in the settings by what will be used where the jobs are done; return that cluster, too."""
+    from experiments import hardware
+
     try:
-        config = hardware.resolve(config)
+        if options.backend != "ray":
+            return hardware.resolve(config), None
+        cluster = Ray(options.threads or 1, 0 if config.device == "cpu" else options.gpus_per_job)
+        return cluster.call(hardware.resolve, config), cluster
     except hardware.UnusableDeviceError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from None
-    baselines = task.baselines if options.baselines else ()
-    return dataclasses.replace(task, models=names, baselines=baselines, protocol=protocol), config, chosen
 
 
-def _run(task: Task, config: TrainingConfig, chosen: list[int], options: RunOptions) -> int:
+def _run(task: Task, chosen: list[int], jobs: int | None, config: TrainingConfig, options: RunOptions) -> int:
     """Run the protocol and return the exit code; what goes wrong is said in one sentence."""
     # a polite kill and a closed terminal end a run in the same order as Ctrl-C
     for name in ("SIGTERM", "SIGHUP"):
@@ -120,12 +151,15 @@ def _run(task: Task, config: TrainingConfig, chosen: list[int], options: RunOpti
 
         from experiments import protocol
 
-        what = protocol.ProtocolOptions(chosen, options.leak_free, options.fresh, options.device_memory)
+        config, cluster = _resolve_config(config, options)
+        what = protocol.ProtocolOptions(
+            chosen, options.leak_free, options.fresh, options.device_memory, jobs, options.threads, cluster
+        )
         failures = protocol.run(task, config, what, options.data_dir, options.sample, options.tracking_uri)
     except KeyboardInterrupt:
         how = ", without --fresh," if options.fresh else ""
         return _fail(f"interrupted; the same command{how} goes on where this one stopped", 130)
-    except (DatasetError, StoreError) as error:
+    except (DatasetError, StoreError, EngineError) as error:
         return _fail(str(error))
     except (OSError, MlflowException) as error:  # a full disk or a store that went away, while results were written
         reason = in_one_line(error)

@@ -1,16 +1,18 @@
 """What a run prints: the resolved settings, a bar per split, and what was left alone."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import models
 from datasets import ImageData, Split
 from experiments.config import Task, TrainingConfig
+from experiments.jobs import Job, Result
+from experiments.schedule import Plan
 from experiments.training import Evaluation
 from tracking import Store
 
@@ -18,7 +20,13 @@ console = Console(highlight=False)
 
 
 def announce(
-    task: Task, config: TrainingConfig, data: ImageData, splits: Sequence[Split], chosen: Sequence[int], store: Store
+    task: Task,
+    config: TrainingConfig,
+    data: ImageData,
+    splits: Sequence[Split],
+    chosen: Sequence[int],
+    store: Store,
+    plan: Plan,
 ) -> None:
     """Print what will be done, on what, and how much work it is."""
     first = splits[chosen[0]]
@@ -36,7 +44,8 @@ def announce(
         "training": f"AdamW lr {config.lr:g}, weight decay {config.weight_decay:g}, batch {config.batch_size}, "
         f"up to {config.epochs} epochs, patience {config.patience}, "
         f"{'augmented' if config.augment else 'not augmented'}, seed {config.seed}",
-        "hardware": f"{config.device}, {config.precision}, {torch.get_num_threads()} threads",
+        "hardware": f"{config.device}, {config.precision}, {_count(plan.threads, 'thread')} a job",
+        "jobs": plan.why or f"{plan.at_once} at once",
         "work": f"{len(task.models)} models x {len(chosen)} splits x up to {config.epochs} epochs, "
         f"at most {macs * passes / 1e12:,.3g} T multiply-accumulates",
         "store": store.label,
@@ -80,15 +89,86 @@ class SplitBar:
         scores = f"val {metrics['val/accuracy']:.1%}, loss {metrics['val/loss']:.3f}"
         self._progress.update(self._row, completed=history[-1]["epoch"], scores=scores)
 
-    def finish(self, best_epoch: int, best: Evaluation, test: Evaluation | None) -> None:
+    def finish(self, scores: str) -> None:
         """Show the scores of the best epoch."""
-        scores = f"best {best_epoch}: val {_percent(best)}" + (f", test {_percent(test)}" if test else "")
         row = self._progress.tasks[0]
         self._progress.update(self._row, total=row.completed, scores=scores)  # an early stop is an end, too
 
 
-def _percent(result: Evaluation) -> str:
-    return f"{result.scores()['accuracy']:.1%}"
+class JobBar:
+    """The progress of jobs that are done at once: a line for each that has ended, and one for all of them.
+
+    Where the output is no terminal, the line for all is added to each of the others.
+
+    Parameters
+    ----------
+    total : int
+        Jobs.
+    room : callable
+        How many can be done at once, now.
+    """
+
+    def __init__(self, total: int, room: Callable[[], int]) -> None:
+        self._total = total
+        self._room = room
+        self._running: dict[str, float] = {}  # when they began
+        self._seconds: list[float] = []  # that jobs took
+        self._began = time.monotonic()
+        self._failed = 0
+        self._progress = Progress(
+            TextColumn("[bold]jobs[/bold]"), BarColumn(bar_width=8), TextColumn("{task.fields[state]}"),
+            console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._row = self._progress.add_task("jobs", total=total, state=self._state())
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, job: Job) -> None:
+        """A job was handed over; again, where it is its second attempt."""
+        self._running[job.title] = time.monotonic()
+        self._progress.update(self._row, state=self._state())
+
+    def end(self, job: Job, result: Result) -> None:
+        """A job has its result."""
+        seconds = time.monotonic() - self._running.pop(job.title)
+        self._seconds.append(seconds)
+        self._failed += result.outcome == "failed"
+        text = {"trained": result.text, "kept": f"{result.text}, kept for the result database",
+                "found": "finished before", "left": "left to another process", "failed": "failed"}  # fmt: skip
+        line = f"{job.title:26s} {text[result.outcome]}  {_clock(seconds)}"
+        self._progress.update(self._row, completed=len(self._seconds), state=self._state())
+        console.print(line if console.is_terminal else f"{line}  [{self._state()}]", markup=False, soft_wrap=True)
+
+    def _state(self) -> str:
+        done, room = len(self._seconds), max(1, self._room())
+        parts = [f"{done} of {self._total} done", f"{min(room, self._total - done)} running", f"{self._failed} failed"]
+        if done and (left := self._total - done):
+            mean = (time.monotonic() - self._began) * min(room, done) / done
+            parts.append(f"about {_clock(mean * left / min(room, left))} left")
+        return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def scores(best_epoch: int, best: Evaluation, test: Evaluation | None) -> str:
+    """What is shown of a finished split."""
+    val, tested = (f"{result.scores()['accuracy']:.1%}" if result else "" for result in (best, test))
+    return f"best {best_epoch}: val {val}" + (f", test {tested}" if test else "")
 
 
 def left_alone(finished: int, elsewhere: Sequence[str]) -> None:

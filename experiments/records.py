@@ -65,10 +65,10 @@ def count_leaks(groups: np.ndarray, split: Split) -> dict[str, int]:
     return {"leaking_images": val + test, "leaking_test": test}
 
 
-def log_dataset(run: Run, data: ImageData) -> None:
-    """Enter the images under their digest."""
+def dataset_entry(data: ImageData) -> tuple[str, str, str]:
+    """Name, digest and profile of the images, as `Run.log_dataset` takes them."""
     profile = {"images": len(data.labels), "classes": len(data.classes), "shape": data.images.shape[1:]}
-    run.log_dataset(data.name, data.digest, json.dumps(profile))
+    return data.name, data.digest, json.dumps(profile)
 
 
 def log_model_card(parent: Run, card: models.ModelCard, data: ImageData) -> None:
@@ -95,15 +95,15 @@ def predictions_of(split: Split, labels: np.ndarray, results: Mapping[str, Evalu
     return arrays
 
 
-def log_artifacts(
-    child: Run,
+def write_files(
+    folder: Path,
     data: ImageData,
     split: Split,
     checkpoint: Checkpoint,
     history: Sequence[Mapping[str, Any]],
     results: Mapping[str, Evaluation | None],
 ) -> None:
-    """Log checkpoint, history, split, predictions, confusion matrices, the worst mistakes, and the files' digests.
+    """Write checkpoint, history, split, predictions, confusion matrices and the worst mistakes to a folder.
 
     `results` has the parts `val` and `test`; the latter is None where there is no test part.
     """
@@ -111,25 +111,21 @@ def log_artifacts(
 
     predictions = predictions_of(split, data.labels, results)
     confusions = {part: result.confusion for part, result in results.items() if result}
-    with child.store.scratch() as name:
-        folder = Path(name)
-        checkpoint.save(folder / keys.CHECKPOINT)
-        np.savez_compressed(folder / keys.PREDICTIONS, **predictions)  # type: ignore[arg-type]
-        np.savez_compressed(folder / keys.SPLIT, train=split.train, val=split.val, test=split.test)
-        numbers = {"classes": data.classes, **{part: counts.tolist() for part, counts in confusions.items()}}
-        # the loss follows from no file but the checkpoint, and from that not everywhere to the last bit
-        numbers["loss"] = {part: result.loss for part, result in results.items() if result}
-        (folder / keys.CONFUSION).write_text(json.dumps(numbers), encoding="utf-8")
-        (folder / keys.HISTORY).write_text(json.dumps(history), encoding="utf-8")
-        part = "test" if "test" in confusions else "val"
-        of_part = pd.DataFrame({key: predictions[f"{part}_{key}"] for key in ("index", "true", "pred", "prob")})
-        worst = figures.most_confused(of_part)["index"].to_numpy()
-        np.savez_compressed(folder / keys.THUMBNAILS, index=worst, pixels=thumbnails(data, worst))
-        title = f"{checkpoint.model}, {'test' if part == 'test' else 'validation'} part, epoch {checkpoint.epoch}"
-        figure = figures.confusion_figure(confusions[part], data.classes, title)
-        figure.savefig(folder / keys.CONFUSION_FIGURE)
-        child.set_tag("file_digests", json.dumps(file_digests(folder)))
-        child.log_files(folder)
+    checkpoint.save(folder / keys.CHECKPOINT)
+    np.savez_compressed(folder / keys.PREDICTIONS, **predictions)  # type: ignore[arg-type]
+    np.savez_compressed(folder / keys.SPLIT, train=split.train, val=split.val, test=split.test)
+    numbers = {"classes": data.classes, **{part: counts.tolist() for part, counts in confusions.items()}}
+    # the loss follows from no file but the checkpoint, and from that not everywhere to the last bit
+    numbers["loss"] = {part: result.loss for part, result in results.items() if result}
+    (folder / keys.CONFUSION).write_text(json.dumps(numbers), encoding="utf-8")
+    (folder / keys.HISTORY).write_text(json.dumps(history), encoding="utf-8")
+    part = "test" if "test" in confusions else "val"
+    of_part = pd.DataFrame({key: predictions[f"{part}_{key}"] for key in ("index", "true", "pred", "prob")})
+    worst = figures.most_confused(of_part)["index"].to_numpy()
+    np.savez_compressed(folder / keys.THUMBNAILS, index=worst, pixels=thumbnails(data, worst))
+    title = f"{checkpoint.model}, {'test' if part == 'test' else 'validation'} part, epoch {checkpoint.epoch}"
+    figure = figures.confusion_figure(confusions[part], data.classes, title)
+    figure.savefig(folder / keys.CONFUSION_FIGURE)
 
 
 def file_digests(folder: Path) -> dict[str, str]:

@@ -31,9 +31,10 @@ from analysis.groups import group_id
 from datasets import DatasetError, ImageData, Split
 from experiments import fingerprint, hardware, records
 from experiments.config import Task
-from experiments.protocol import make_splits, model_arguments
+from experiments.protocol import make_splits
 from experiments.stored import Findings, Record, SplitRecord
 from experiments.training import DeviceImages, Evaluation, evaluate
+from experiments.worker import model_arguments
 from tracking import StoreError, keys
 from tracking.store import StoreAwayError
 

@@ -47,6 +47,8 @@ class ModelCard:
         The structure in the usual abbreviations, channels in brackets.
     description : str
         The class's docstring.
+    outputs : int
+        Values that those layers put out for one image: what the memory of training grows with.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ModelCard:
     macs: int
     layers: str
     description: str
+    outputs: int
 
 
 def build(name: str, in_channels: int, num_classes: int, image_size: int) -> LayerStack:
@@ -96,10 +99,11 @@ def describe(name: str, in_channels: int, num_classes: int, image_size: int) -> 
     -------
     ModelCard
     """
-    macs = 0
+    macs = outputs = 0
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        nonlocal macs
+        nonlocal macs, outputs
+        outputs += output.numel()
         # each output value is a sum over one row of the weight: (out, in / groups, kernel, kernel) or (out, in)
         macs += output.numel() * module.weight[0].numel()  # type: ignore[index]
 
@@ -110,7 +114,7 @@ def describe(name: str, in_channels: int, num_classes: int, image_size: int) -> 
                 module.register_forward_hook(count)
         model(torch.zeros(1, in_channels, image_size, image_size))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelCard(name, parameters, macs, notation(model), getdoc(type(model)) or "")
+    return ModelCard(name, parameters, macs, notation(model), getdoc(type(model)) or "", outputs)
 
 
 def notation(model: LayerStack) -> str:

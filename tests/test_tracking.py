@@ -217,6 +217,9 @@ def test_runs_on_other_machines_are_told_by_their_heartbeat(store_uri: str, monk
     with open_parent(store) as parent:
         run_id = claim(parent, 0).run_id
         store.client.set_tag(run_id, "owner", "elsewhere 17 1700000000")
+        assert claim(parent, 0).is_ours  # an earlier attempt of this command, on a machine that is gone
+        store.client.set_tag(run_id, "command", "elsewhere 16 1700000000")
+        store.client.set_tag(run_id, "owner", "elsewhere 17 1700000000")
         theirs = claim(parent, 0)
         assert (theirs.is_ours, theirs.owner, theirs.elsewhere) == (False, "process 17 on elsewhere", True)
         tracking.close_dead_runs(store, "task3")
@@ -228,6 +231,7 @@ def test_runs_on_other_machines_are_told_by_their_heartbeat(store_uri: str, monk
         monkeypatch.setattr(owners, "SILENCE", 8.0)
         mine = tracking.wait_and_claim(parent, "split 0", {**PARAMS, "split": 0}, own_tags(0), theirs)
         assert (mine.is_ours, mine.run_id) == (True, run_id)
+        store.client.set_tag(run_id, "command", "elsewhere 16 1700000000")
         store.client.set_tag(run_id, "owner", "elsewhere 17 1700000000")
         store.client.set_tag(run_id, "heartbeat", f"{time.time() - 9:.0f}")
         tracking.close_dead_runs(store, "task3")
@@ -284,7 +288,7 @@ def test_passwords_are_hidden_wherever_a_store_is_named() -> None:
 
 
 def test_a_process_number_given_again_is_another_process() -> None:
-    mine = owners.signs_of_life()
+    mine = owners.signs_of_life("a command")
     assert owners.is_alive(mine)
     host, pid, started = mine["owner"].split()
     assert not owners.is_alive(mine | {"owner": f"{host} {pid} {float(started) - 1000:.0f}"})

@@ -4,7 +4,7 @@
 """
 
 from tracking.keys import EXPERIMENTS
-from tracking.outages import impatient, persist
+from tracking.outages import SHORT, attempt, impatient, passes, persist
 from tracking.runs import (
     Claim,
     Parent,
@@ -17,23 +17,27 @@ from tracking.runs import (
     save_progress,
     wait_and_claim,
 )
-from tracking.store import Store, StoreError, check_uri, open_store
+from tracking.store import Store, StoreError, check_uri, in_one_line, open_store
 
 __all__ = [
     "EXPERIMENTS",
+    "SHORT",
     "Claim",
     "Parent",
     "Run",
     "Store",
     "StoreError",
+    "attempt",
     "begin_again",
     "check_uri",
     "child_run",
     "claim",
     "close_dead_runs",
     "impatient",
+    "in_one_line",
     "open_store",
     "parent_run",
+    "passes",
     "persist",
     "save_progress",
     "wait_and_claim",

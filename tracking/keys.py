@@ -95,6 +95,7 @@ TAGS = {
     "superseded_by": "run that did the same split of the same model again later, in the same group; or AGAIN",
     "failure": "why the run has no result",
     "owner": "process that does or did the work: its host, id, and when it started (Unix time)",
+    "command": "process whose command it was done for, likewise; the owner, or the one that gave it the work",
     "heartbeat": "when that process last said that it is alive (Unix time)",
     "figures_of": "digest of the ids of the runs that the figures show (parents only)",
     "file_digests": "SHA-256 of each file in the artifacts, as JSON (children only)",

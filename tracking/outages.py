@@ -11,6 +11,7 @@ from tracking.store import StoreAwayError, in_one_line
 
 T = TypeVar("T")
 PATIENCE = 300.0  # seconds that a store may be away when there is nothing else to do but wait for it
+SHORT = 15.0  # seconds, where there is: as long as another process may hold a database, and a server may restart
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between attempts, doubled after each
 LASTING = ("readonly", "read-only", "is full", "unable to open", "malformed", "no such table")  # SQLite's words
 
@@ -43,15 +44,22 @@ def passes(error: BaseException) -> bool:
     return (status >= 500 or status == 429) and not any(word in str(error) for word in LASTING)
 
 
-def persist(action: Callable[[], T]) -> T:
+def persist(action: Callable[[], T], patience: float | None = None) -> T:
     """Do what can be done twice without harm, again and again while the store is away.
+
+    Parameters
+    ----------
+    action : callable
+    patience : float, optional
+        Seconds to try; `PATIENCE` unless given.
 
     Raises
     ------
     Exception
-        The action's own, where it does not pass, or after `PATIENCE`.
+        The action's own, where it does not pass, or when patience is at an end.
     """
-    deadline = time.monotonic() + PATIENCE
+    patience = PATIENCE if patience is None else patience
+    deadline = time.monotonic() + patience
     wait = FIRST_WAIT
     while True:
         try:
@@ -61,6 +69,17 @@ def persist(action: Callable[[], T]) -> T:
                 raise
             if wait == FIRST_WAIT:
                 reason = in_one_line(error)
-                print(f"the result database is away ({reason}); trying again for {PATIENCE:.0f} s", file=sys.stderr)
+                print(f"the result database is away ({reason}); trying again for {patience:.0f} s", file=sys.stderr)
         _hurry.wait(wait)
         wait = min(2 * wait, LONGEST_WAIT)
+
+
+def attempt(action: Callable[[], object]) -> bool:
+    """Do what can be done later as well; False where it could not be done now, because the store is away."""
+    try:
+        action()
+    except Exception as error:  # MLflow's, those of requests, our own
+        if not passes(error):
+            raise
+        return False
+    return True

@@ -9,17 +9,16 @@ from collections.abc import Iterator, Mapping
 
 import psutil
 
-from tracking.store import Store, host
+from tracking.store import Store, host, this_process
 
 HEARTBEAT = 30.0  # seconds between two signs of life
 SILENCE = 300.0  # seconds without one after which a process on another machine is taken for dead
 SAME_START = 60.0  # seconds by which the start of one process may seem to move when the clock is set
 
 
-def signs_of_life() -> dict[str, str]:
-    """The tags of a run that this process begins or takes over."""
-    owner = f"{host()} {os.getpid()} {psutil.Process().create_time():.0f}"
-    return {"owner": owner, "heartbeat": f"{time.time():.0f}"}
+def signs_of_life(command: str) -> dict[str, str]:
+    """The tags of a run that this process begins or takes over, for a command."""
+    return {"owner": this_process(), "command": command, "heartbeat": f"{time.time():.0f}"}
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:
@@ -37,9 +36,13 @@ def is_alive(tags: Mapping[str, str]) -> bool:
     return False
 
 
-def is_others(tags: Mapping[str, str]) -> bool:
-    """Whether a process is at work on a run, and it is not this one."""
-    return is_alive(tags) and tags["owner"].split()[:2] != [host(), str(os.getpid())]
+def is_others(tags: Mapping[str, str], command: str) -> bool:
+    """Whether a process is at work on a run, and it is neither this one nor one of the same command.
+
+    A command gives a split to one of its processes at a time, so another one that has it is gone, even if its machine
+    cannot be asked any more.
+    """
+    return is_alive(tags) and tags["owner"].split()[:2] != [host(), str(os.getpid())] and tags.get("command") != command
 
 
 def is_running(pid: int) -> bool:

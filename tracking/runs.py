@@ -3,39 +3,60 @@
 A child is claimed before it is done. What is finished is not done again, what another process does is left to it, and
 what was interrupted goes on. The owner's tags tell who does a run, the lock of the store's state folder keeps two
 processes of one machine from claiming the same split. Between machines nothing does that in the same second: MLflow has
-no operation that compares and sets.
+no operation that compares and sets. While the store is away nothing can be claimed; what the store did not know as
+finished is done without, and its run is made when the store is back (`tracking.journal`).
 """
 
 import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tracking import owners
 from tracking.keys import AGAIN, EPOCH_METRICS, FINAL_METRICS, GROUP_PARAMS, PARAMS, PARENT, SUMMARY_METRICS, TAGS
-from tracking.outages import passes, persist
+from tracking.outages import impatient, passes, persist
 from tracking.store import SCRATCH, Store, StoreError, host, in_one_line
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
+T = TypeVar("T")
 EPOCHS_A_CALL = 100  # MLflow takes at most 1,000 metrics in one call
 NEXT_ATTEMPT = 10.0  # seconds, at least, after which a store that was away is asked again during training
 MADE_WITH = ("hardware", "versions")  # tags that the last bits depend on
 
 
 class Run:
-    """An open run. Its keys are those of `tracking.keys`; others are refused."""
+    """An open run. Its keys are those of `tracking.keys`; others are refused.
 
-    def __init__(self, store: Store, run_id: str) -> None:
+    Parameters
+    ----------
+    store : Store
+    run_id : str
+        Empty for a run that was begun while the store is away.
+    patience : float, optional
+        Seconds to wait for a store that is away (`persist`).
+
+    Attributes
+    ----------
+    in_journal : bool
+        Whether its results are in the journal, from where the run also gets its end.
+    """
+
+    def __init__(self, store: Store, run_id: str, patience: float | None = None) -> None:
         self.store = store
         self.id = run_id
+        self.patience = patience
+        self.in_journal = False
         self._sent = 0  # epochs of `log_epochs`
         self._away_until = 0.0
+
+    def _persist(self, action: Callable[[], T]) -> T:
+        return persist(action, self.patience)
 
     def log_metrics(self, values: Mapping[str, float], timestamp: int | None = None) -> None:
         """Log metrics in one call. With the same timestamp (ms) a second time changes nothing."""
@@ -44,7 +65,7 @@ class Run:
         _check_keys(values, FINAL_METRICS | SUMMARY_METRICS)
         now = timestamp or time.time_ns() // 1_000_000
         metrics = [Metric(key, value, now, 0) for key, value in values.items()]
-        persist(lambda: self.store.client.log_batch(self.id, metrics))
+        self._persist(lambda: self.store.client.log_batch(self.id, metrics))
 
     def log_epochs(self, history: Sequence[Mapping[str, Any]], wait: bool = False) -> None:
         """Log the epochs that have not been logged yet, one call for all.
@@ -58,8 +79,8 @@ class Run:
             Wait for a store that is away. Otherwise its epochs are sent with a later one.
         """
         if wait:
-            persist(lambda: self._send(history))
-        elif (started := time.monotonic()) >= self._away_until:
+            self._persist(lambda: self._send(history))
+        elif self.id and (started := time.monotonic()) >= self._away_until:
             try:
                 self._send(history)
             except Exception as error:  # MLflow's, those of requests
@@ -82,49 +103,59 @@ class Run:
 
     def log_files(self, folder: Path, into: str | None = None) -> None:
         """Copy the files of a folder to the run's artifacts, or to a folder in them."""
-        persist(lambda: self.store.client.log_artifacts(self.id, str(folder), into))
+        self._persist(lambda: self.store.client.log_artifacts(self.id, str(folder), into))
 
     def tag(self, key: str) -> str | None:
         """Read a tag; None where there is none."""
-        value: str | None = persist(lambda: self.store.client.get_run(self.id)).data.tags.get(key)
+        value: str | None = self._persist(lambda: self.store.client.get_run(self.id)).data.tags.get(key)
         return value
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag."""
         _check_keys([key], TAGS)
-        persist(lambda: self.store.client.set_tag(self.id, key, value))
+        self._persist(lambda: self.store.client.set_tag(self.id, key, value))
 
     def log_dataset(self, name: str, digest: str, profile: str) -> None:
         """Enter the data set that the run used, with our own digest (MLflow keeps 36 characters of it)."""
         from mlflow.entities import Dataset, DatasetInput
 
         dataset = Dataset(name, digest[:36], source_type="local", source="{}", profile=profile)
-        persist(lambda: self.store.client.log_inputs(self.id, [DatasetInput(dataset, tags=[])]))
+        self._persist(lambda: self.store.client.log_inputs(self.id, [DatasetInput(dataset, tags=[])]))
+
+    def finish(self) -> None:
+        """Give it its end; older runs of its split in its comparison group are marked as superseded."""
+        self._persist(lambda: _supersede_others(self.store, self.store.client.get_run(self.id)))
+        self._persist(lambda: _end(self.store, self.id, "FINISHED"))
 
 
 class Parent(Run):
     """A model under one configuration, which may be worked on by several processes."""
 
-    def __init__(self, store: Store, found: "MlflowRun") -> None:
-        super().__init__(store, found.info.run_id)
-        self.experiment: str = found.info.experiment_id
-        self.status: str = found.info.status
-        self.metrics: dict[str, float] = found.data.metrics
-        self.begun = False
-        self.failure = ""  # to be set where splits have no result
+    def __init__(
+        self, store: Store, run_id: str, experiment: str, status: str = "", metrics: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(store, run_id)
+        self.experiment = experiment
+        self.status = status
+        self.metrics = dict(metrics or {})  # the latest
+        self.begun = self.ended = False
 
     def begin(self) -> None:
-        """Say that this process works on it."""
+        """Say that this command works on it."""
         if not self.begun:
             persist(lambda: _take(self.store, self.id, {}))
             self.begun = True
 
     def end(self, status: str, reason: str = "") -> None:
         """Give it an end, unless another process still does one of its splits."""
+        self._persist(lambda: self._end_unless_shared(status, reason))
+        self.ended = True
+
+    def _end_unless_shared(self, status: str, reason: str) -> None:
         children = self.store.client.search_runs(
             [self.experiment], f"tags.`{PARENT}` = '{self.id}' and status = 'RUNNING'"
         )
-        if any(owners.is_others(child.data.tags) for child in children):
+        if any(owners.is_others(child.data.tags, self.store.command) for child in children):
             return
         if self.begun or self.status != "FINISHED":  # else it is as another command left it
             _end(self.store, self.id, status, reason)
@@ -163,14 +194,27 @@ def parent_run(
             _complete(store, found, params)
             return found
 
-    parent = Parent(store, persist(find_or_make))
+    found = persist(find_or_make)
+    parent = Parent(store, found.info.run_id, experiment, found.info.status, found.data.metrics)
     try:
         yield parent
-        persist(lambda: parent.end("FAILED" if parent.failure else "FINISHED", parent.failure))
+        if not parent.ended:
+            parent.end("FINISHED")
     except BaseException as error:
-        with contextlib.suppress(Exception):  # the store itself may be what failed
-            parent.end(*_what_ended_it(error))
+        if not parent.ended:
+            with contextlib.suppress(Exception), impatient():  # the store itself may be what failed
+                parent.end(*_what_ended_it(error))
         raise
+
+
+class NewRun(NamedTuple):
+    """What a split's run is made of."""
+
+    experiment: str
+    parent_id: str
+    name: str  # in the UI
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -179,7 +223,9 @@ class Claim:
 
     Attributes
     ----------
+    run : NewRun
     run_id : str
+        Empty where the store is away: the run is made when it is back.
     is_ours : bool
         Whether it is ours to do; otherwise it is finished, or another process does it.
     resume_file : pathlib.Path
@@ -192,6 +238,7 @@ class Claim:
         Whether that is on another machine.
     """
 
+    run: NewRun
     run_id: str
     is_ours: bool
     resume_file: Path
@@ -200,7 +247,14 @@ class Claim:
     elsewhere: bool = False
 
 
-def claim(parent: Parent, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Claim:
+def claim(
+    parent: Parent,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    patience: float | None = None,
+    without_store: bool = False,
+) -> Claim:
     """Claim the split of a model with this fingerprint, in the run that was interrupted or in a new one.
 
     Parameters
@@ -210,46 +264,76 @@ def claim(parent: Parent, name: str, params: Mapping[str, Any], tags: Mapping[st
         The run's name in the UI.
     params, tags : mapping
         The parent's, with the split's own.
+    patience : float, optional
+        Seconds to wait for a store that is away (`persist`).
+    without_store : bool
+        After that claim it nevertheless: the store did not know it as finished, and nobody else is told to do it.
 
     Returns
     -------
     Claim
     """
     store = parent.store
+    run = NewRun(parent.experiment, parent.id, name, params, tags)
     resume_file = resume_path(store, tags)
     taken: list[str] = []  # by an attempt that failed after it
 
     def decide() -> Claim:
         with store.lock():
-            runs = store.client.search_runs([parent.experiment], f"tags.fingerprint = '{tags['fingerprint']}'")
-            for run in runs:
-                if run.info.status == "RUNNING" and owners.is_others(run.data.tags):
-                    owner, elsewhere = owners.describe(run.data.tags), owners.is_elsewhere(run.data.tags)
-                    return Claim(run.info.run_id, False, resume_file, owner=owner, elsewhere=elsewhere)
-            ids = {AGAIN, *(run.info.run_id for run in runs)}
-            for run in runs:
-                if run.info.status == "FINISHED" and run.data.tags.get("superseded_by") not in ids:
-                    resume_file.unlink(missing_ok=True)
-                    _keep(store, parent, run)
-                    return Claim(run.info.run_id, False, resume_file)
+            found = same_split(store, run)
+            for other in found:
+                if other.info.status == "RUNNING" and owners.is_others(other.data.tags, store.command):
+                    owner, elsewhere = owners.describe(other.data.tags), owners.is_elsewhere(other.data.tags)
+                    return Claim(run, other.info.run_id, False, resume_file, owner=owner, elsewhere=elsewhere)
+            if (done := finished_among(found)) is not None:
+                resume_file.unlink(missing_ok=True)
+                _keep(store, parent, done)
+                return Claim(run, done.info.run_id, False, resume_file)
             saved = _load_saved(resume_file, tags)
-            for run in runs:  # newest first
-                if run.info.status != "FINISHED" and _logged(store, run.info.run_id) <= _epochs(saved):
-                    taken.append(run.info.run_id)
-                    _complete(store, run, params)
-                    _take(store, run.info.run_id, {**tags, PARENT: parent.id})
-                    return Claim(run.info.run_id, True, resume_file, saved)
-            taken.append(_create(store, parent.experiment, name, {**tags, PARENT: parent.id}))
-            _complete(store, store.client.get_run(taken[-1]), params)
-            return Claim(taken[-1], True, resume_file, saved)
+            return Claim(run, take_or_make(store, run, found, _epochs(saved), taken), True, resume_file, saved)
 
     try:
-        return persist(decide)
+        return persist(decide, patience)
     except BaseException as error:
+        if without_store and isinstance(error, Exception) and passes(error):
+            return Claim(run, "", True, resume_file, _load_saved(resume_file, tags))
         with contextlib.suppress(Exception):  # the store itself may be what failed
             for run_id in taken:
                 _end(store, run_id, *_what_ended_it(error))
         raise
+
+
+def same_split(store: Store, run: NewRun) -> "list[MlflowRun]":
+    """All runs with the fingerprint of this one, newest first."""
+    return list(store.client.search_runs([run.experiment], f"tags.fingerprint = '{run.tags['fingerprint']}'"))
+
+
+def finished_among(found: "Sequence[MlflowRun]") -> "MlflowRun | None":
+    """That one of the runs of a split that has its result; None where it is to be done."""
+    redone = {AGAIN, *(run.info.run_id for run in found)}
+    for run in found:
+        if run.info.status == "FINISHED" and run.data.tags.get("superseded_by") not in redone:
+            return run
+    return None
+
+
+def take_or_make(
+    store: Store, run: NewRun, found: "Sequence[MlflowRun]", epochs: set[tuple[int, int]], taken: list[str]
+) -> str:
+    """Take over the unfinished run whose epochs are all among these (number and time), or make one; return its id.
+
+    The id is in `taken`, too, before the run is complete.
+    """
+    tags = {**run.tags, PARENT: run.parent_id}
+    for other in found:
+        if other.info.status != "FINISHED" and _logged(store, other.info.run_id) <= epochs:
+            taken.append(other.info.run_id)
+            _complete(store, other, run.params)
+            _take(store, other.info.run_id, tags)
+            return taken[-1]
+    taken.append(_create(store, run.experiment, run.name, tags))
+    _complete(store, store.client.get_run(taken[-1]), run.params)
+    return taken[-1]
 
 
 def wait_and_claim(parent: Parent, name: str, params: Mapping[str, Any], tags: Mapping[str, str], left: Claim) -> Claim:
@@ -293,7 +377,7 @@ def _load_saved(resume_file: Path, tags: Mapping[str, str]) -> dict[str, Any] | 
 
 @contextlib.contextmanager
 def child_run(store: Store, claimed: Claim) -> Iterator[Run]:
-    """Do the run that was claimed; when it has finished, older runs of its split in its comparison group are marked.
+    """Do the run that was claimed, and finish it, unless the journal does that.
 
     Yields
     ------
@@ -303,8 +387,9 @@ def child_run(store: Store, claimed: Claim) -> Iterator[Run]:
     try:
         with owners.heartbeat(store, run.id):
             yield run
-            persist(lambda: _supersede_others(store, store.client.get_run(run.id)))
-            persist(lambda: _end(store, run.id, "FINISHED"))
+            if run.in_journal:
+                return
+            run.finish()
     except BaseException as error:
         with contextlib.suppress(Exception):  # the store itself may be what failed
             _end(store, run.id, *_what_ended_it(error))
@@ -312,11 +397,27 @@ def child_run(store: Store, claimed: Claim) -> Iterator[Run]:
     claimed.resume_file.unlink(missing_ok=True)
 
 
-def close_dead_runs(store: Store, task: str) -> None:
+def close_dead_runs(
+    store: Store, task: str, reason: str = "its process ended without a word", mine: bool = False
+) -> None:
     """Give an end to the runs of a task whose process is gone, and remove what such processes left in scratch.
 
     Runs that a process is at work on, here or on another machine, are left alone.
+
+    Parameters
+    ----------
+    store : Store
+    task : str
+    reason : str
+        Why they have no result.
+    mine : bool
+        No process of this command is at work on a split any more.
     """
+
+    def is_at_work(run: "MlflowRun") -> bool:
+        ended = mine and PARENT in run.data.tags and run.data.tags.get("command") == store.command
+        return owners.is_alive(run.data.tags) and not ended
+
     experiment = store.experiment_id(task)
     if experiment is None:
         return
@@ -326,11 +427,11 @@ def close_dead_runs(store: Store, task: str) -> None:
             for run in store.client.search_runs([experiment], "status = 'RUNNING'")
             if "fingerprint" in run.data.tags
         ]
-        alive = [run for run in running if owners.is_alive(run.data.tags)]
+        alive = [run for run in running if is_at_work(run)]
         needed = {run.info.run_id for run in alive} | {run.data.tags.get(PARENT) for run in alive}
         for run in running:
             if run.info.run_id not in needed:
-                _end(store, run.info.run_id, "KILLED", "its process ended without a word")
+                _end(store, run.info.run_id, "KILLED", reason)
         for folder in store.state.glob(f"{SCRATCH}*"):
             pid, machine, _ = folder.name.removeprefix(SCRATCH).split("@")
             if machine == host() and not owners.is_running(int(pid)):
@@ -349,7 +450,7 @@ def _logged(store: Store, run_id: str) -> set[tuple[int, int]]:
 
 def _create(store: Store, experiment: str, name: str, tags: Mapping[str, str]) -> str:
     _check_keys((tag for tag in tags if not tag.startswith("mlflow.")), TAGS)
-    run = store.client.create_run(experiment, tags={**tags, **owners.signs_of_life()}, run_name=name)
+    run = store.client.create_run(experiment, tags={**tags, **owners.signs_of_life(store.command)}, run_name=name)
     return str(run.info.run_id)
 
 
@@ -366,7 +467,7 @@ def _take(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
     """Make a run that had ended this process's, with the tags that it would have given it."""
     from mlflow.entities import RunTag
 
-    fresh = {**tags, **owners.signs_of_life()}
+    fresh = {**tags, **owners.signs_of_life(store.command)}
     store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in fresh.items()])
     store.client.update_run(run_id, status="RUNNING")
     _explain(store, run_id, "")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from filelock import FileLock
 
 from tracking.keys import EXPERIMENTS
@@ -32,7 +33,7 @@ class StoreError(Exception):
 
 
 class StoreAwayError(StoreError):
-    """The server does not answer, which may pass."""
+    """The server does not answer, or the database is locked, which may pass."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,16 @@ class Store:
     uri : str
         Absolute MLflow tracking URI.
     client : MlflowClient
+    state : pathlib.Path
+        Folder of locks, resume files, journal and scratch folders: beside a SQLite file, else in mlruns/.
+    command : str
+        The process whose command all this is done for (`this_process` there); it may be on another machine.
     """
 
     uri: str
     client: "MlflowClient"
+    state: Path
+    command: str
 
     @property
     def label(self) -> str:
@@ -58,13 +65,6 @@ class Store:
     def database(self) -> Path | None:
         """The SQLite file, or None for a server."""
         return sqlite_path(self.uri)
-
-    @property
-    def state(self) -> Path:
-        """Folder of locks, resume files and scratch folders on this machine: beside a SQLite file, else in mlruns/."""
-        if self.database is not None:
-            return state_folder(self.database)
-        return MLRUNS / f"{re.sub(r'[^A-Za-z0-9]+', '-', self.label).strip('-')[-80:]}.state"
 
     def lock(self) -> FileLock:
         """Keep the other processes of this machine from deciding at the same time who does what."""
@@ -157,7 +157,9 @@ def check_uri(uri: str | None = None) -> str:
     return uri
 
 
-def open_store(uri: str | None = None, create: bool = False) -> Store:
+def open_store(
+    uri: str | None = None, create: bool = False, command: str | None = None, state: Path | None = None
+) -> Store:
     """Open the result database.
 
     Parameters
@@ -166,6 +168,9 @@ def open_store(uri: str | None = None, create: bool = False) -> Store:
         See `check_uri`.
     create : bool
         Make a SQLite database that is not there yet.
+    command, state
+        Of the store of the command that this process works for; it works for itself unless given. On a machine that
+        cannot have that folder it is one in its own mlruns/.
 
     Returns
     -------
@@ -192,7 +197,21 @@ def open_store(uri: str | None = None, create: bool = False) -> Store:
                 "another version of MLflow made it; install that version, or let the newer one upgrade a copy of it"
             )
         raise StoreError(f"cannot open the result database {without_password(uri)}: {reason}") from None
-    return Store(uri, client)
+    return Store(uri, client, _usable(state) or _own_state(uri), command or this_process())
+
+
+def _usable(state: Path | None) -> Path | None:
+    if state is not None:
+        with contextlib.suppress(OSError):
+            state.mkdir(parents=True, exist_ok=True)
+            return state
+    return None
+
+
+def _own_state(uri: str) -> Path:
+    if (database := sqlite_path(uri)) is not None:
+        return state_folder(database)
+    return MLRUNS / f"{re.sub(r'[^A-Za-z0-9]+', '-', without_password(uri)).strip('-')[-80:]}.state"
 
 
 def check_exists(database: Path) -> None:
@@ -235,6 +254,11 @@ def host() -> str:
         namespace = str(Path("/proc/self/ns/pid").readlink())  # Linux: "pid:[4026531836]" outside of containers
         return name if "4026531836" in namespace else f"{name}.{re.sub(r'[^0-9]', '', namespace)}"
     return name
+
+
+def this_process() -> str:
+    """Name this process: its machine, its number there, and when it started (Unix time)."""
+    return f"{host()} {os.getpid()} {psutil.Process().create_time():.0f}"
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -303,7 +327,12 @@ def _check_sqlite(path: Path) -> None:
             with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
                 connection.execute("PRAGMA schema_version").fetchone()
     except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"cannot open the result database {path}: {error}") from None
+        raise sqlite_error(error)(f"cannot open the result database {path}: {error}") from None
+
+
+def sqlite_error(error: Exception) -> type[StoreError]:
+    """The kind of what SQLite says: another process may hold the database for a moment."""
+    return StoreAwayError if "locked" in str(error) else StoreError
 
 
 def _check_server(uri: str) -> None:

@@ -1,0 +1,132 @@
+"""How many jobs at once, with how many threads: the rule of `--jobs auto`.
+
+The rule is written down, not timed: threads decide last bits, and two runs must not differ because a machine was busy.
+It was found on 2 cores (seconds of four splits, or two of EfficientNet-B0; all with start and end of the command):
+
+======================  ========  ===================  ========================  =====
+model                   pixels    one job, 2 threads   two jobs, a thread each   ratio
+======================  ========  ===================  ========================  =====
+LeNet-5                 28 x 28   44.7                 31.2                      0.70
+VGGNet                  28 x 28   57.1                 55.2                      0.97
+LeNet-5                 128 x 128 35.2                 33.0                      0.94
+ResNetCNN               128 x 128 40.6                 39.1                      0.96
+EfficientNet-B0         128 x 128 62.2                 60.8                      0.98
+======================  ========  ===================  ========================  =====
+
+So a job a core is never slower while all cores have one, and much faster for small models. But the last jobs of a large
+model may leave cores idle for long: then one job with all threads ends earlier.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from joblib.externals.loky import cpu_count
+
+from datasets import Split
+from experiments.config import TrainingConfig
+from experiments.jobs import Ray
+from models import ModelCard
+
+SMALL = 1e6  # multiply-accumulates of an image below which a second thread finds little to do
+RATIO_SMALL, RATIO = 0.70, 0.97  # of the times above
+OVERHEAD = 5e6  # what a job costs beside its convolutions, as multiply-accumulates of an image
+# memory of a job, in bytes: calibrated on the peaks in benchmarks/README.md
+BASE = 1.3e9  # the libraries, what the allocator keeps, one batch of images
+PER_OUTPUT = 8  # of each value that a layer puts out for a batch: it, its normalised form, and a gradient, in bf16
+BASE_ON_GPU = 1e9  # context, libraries, recorded passes
+MOST_ON_GPU = 4  # jobs of one GPU, which takes turns between processes: there is no more host work to hide then
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Jobs at once, CPU threads of each, and why."""
+
+    at_once: int
+    threads: int
+    why: str = ""
+
+
+def plan(
+    jobs: int | None,
+    threads: int | None,
+    cluster: Ray | None,
+    config: TrainingConfig,
+    cards: Sequence[ModelCard],
+    splits: Sequence[Split],
+    chosen: Sequence[int],
+) -> Plan:
+    """Decide how many jobs are done at once.
+
+    Parameters
+    ----------
+    jobs : int or None
+        As asked for; None chooses.
+    threads : int or None
+        As asked for; None takes OMP_NUM_THREADS where that is set, and else shares the cores among the jobs.
+    cluster : Ray or None
+        It knows itself how many of the jobs it has room for.
+    config : TrainingConfig
+        Resolved.
+    cards : sequence of ModelCard
+        Of all models; each is done on the chosen splits.
+    splits : sequence of Split
+    chosen : sequence of int
+
+    Returns
+    -------
+    Plan
+    """
+    count = len(cards) * len(chosen)
+    if cluster is not None:
+        return Plan(min(jobs or count, count), cluster.threads)
+    all_threads = torch.get_num_threads()  # OMP_NUM_THREADS, or all cores
+    if os.environ.get("OMP_NUM_THREADS"):
+        threads = threads or all_threads
+    cores = cpu_count()  # that this process may use
+    if jobs is not None:
+        at_once = min(jobs, count)
+        return Plan(at_once, threads or (all_threads if at_once == 1 else max(1, cores // at_once)))
+    on_gpu = torch.device(config.device).type == "cuda"
+    fit = max(1, int(_free_memory(config.device) / max(_memory(card, config, splits[chosen[0]]) for card in cards)))
+    if on_gpu:
+        at_once = min(count, fit, MOST_ON_GPU, max(1, cores // 2))
+        return Plan(at_once, threads or max(1, cores // at_once), f"auto: {at_once} jobs share the GPU")
+    at_once = min(count, fit, max(1, cores // (threads or 1)))
+    if at_once == 1:
+        why = "auto: one core" if cores == 1 else "auto: one job" if count == 1 else "auto: memory for one job"
+        return Plan(1, threads or all_threads, why)
+    if threads is None and not _is_faster(at_once, cards, len(chosen)):
+        return Plan(1, all_threads, f"auto: one job with all {all_threads} threads, so that no core is idle at the end")
+    each = threads or max(1, cores // at_once)
+    return Plan(at_once, each, f"auto: {at_once} jobs at once, {each} thread{'s' * (each > 1)} each")
+
+
+def cost(card: ModelCard) -> float:
+    """What a job of a model takes, to compare it with others of the same command."""
+    return card.macs + OVERHEAD
+
+
+def _is_faster(at_once: int, cards: Sequence[ModelCard], n_splits: int) -> bool:
+    """Whether that many jobs at once end before one after the other with all threads."""
+    ends = [0.0] * at_once
+    for card in sorted(cards, key=cost, reverse=True):
+        ratio = RATIO_SMALL if card.macs < SMALL else RATIO
+        for _ in range(n_splits):
+            first = ends.index(min(ends))
+            ends[first] += ratio * at_once * cost(card)
+    return max(ends) < n_splits * sum(map(cost, cards))
+
+
+def _free_memory(device: str) -> int:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def _memory(card: ModelCard, config: TrainingConfig, split: Split) -> float:
+    """What a job takes at most, but for the images, which all share (on a GPU each job has its own)."""
+    base = BASE_ON_GPU if torch.device(config.device).type == "cuda" else BASE
+    return base + PER_OUTPUT * card.outputs * min(config.batch_size, len(split.train))

@@ -1,0 +1,126 @@
+"""Jobs on a Ray cluster of two nodes, which are on this machine; one of them dies."""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import analysis
+from tests.test_jobs import SAMPLE, same_numbers, wait_for_epochs
+from tests.test_resume import start
+
+pytest.importorskip("ray", reason="Ray is not installed (requirements-cluster.txt)")
+LONG = ("--sample", "--no-baselines", "-m", "resnetcnn", "--n-splits", "4", "--epochs", "12", "--patience", "12")
+HEAD, OTHER = "127.0.0.2", "127.0.0.3"
+
+
+def ray_command(*arguments: str) -> None:
+    command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def raylets(address: str) -> list[psutil.Process]:
+    """The process of each node at an address of this cluster."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "raylet" and f"--node_ip_address={address}" in process.cmdline():
+                found.append(process)
+    return found
+
+
+def join(address: str) -> None:
+    ray_command("start", f"--address={HEAD}:{os.environ['RAY_ADDRESS'].split(':')[1]}", f"--node-ip-address={address}",
+                "--num-cpus=1", "--disable-usage-stats")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with socket.socket() as free:
+        free.bind((HEAD, 0))
+        port = free.getsockname()[1]
+    folder = Path("/tmp") / f"ray-{secrets.token_hex(3)}"  # sockets' names must be short
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_ADDRESS", f"{HEAD}:{port}")
+        ray_command("start", "--head", f"--node-ip-address={HEAD}", f"--port={port}", "--num-cpus=1",
+                    "--include-dashboard=false", f"--temp-dir={folder}", "--disable-usage-stats")  # fmt: skip
+        try:
+            join(OTHER)
+            yield
+        finally:
+            ours = [process for process in psutil.process_iter() if str(folder) in " ".join(cmdline(process))]
+            for process in ours:
+                process.kill()
+            psutil.wait_procs(ours, timeout=10)
+            subprocess.run(["rm", "-rf", str(folder)], check=False)
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def test_a_cluster_gives_the_numbers_of_one_process(cluster: None, tmp_path: Path) -> None:
+    one, many = (f"sqlite:///{tmp_path / name}.db" for name in ("one", "many"))
+    assert start("task3", one, *SAMPLE).communicate(timeout=300)[1] == ""
+    process = start("task3", many, *SAMPLE, "--backend", "ray")
+    printed, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
+    assert "4 of 4 done, 0 running, 0 failed" in printed
+    assert same_numbers(one, many)
+    runs = analysis.load_runs(["task3"], many)
+    assert runs["owner"].nunique() == 2  # a worker on each node
+    assert runs["command"].nunique() == 1 and not runs["owner"].isin(runs["command"]).any()
+    assert [path.name for path in (tmp_path / "many.state").iterdir()] == ["store.lock"]
+
+
+def test_a_node_that_dies_costs_nothing_but_time(cluster: None, tmp_path: Path) -> None:
+    undisturbed, uri = (f"sqlite:///{tmp_path / name}.db" for name in ("undisturbed", "killed"))
+    assert start("task3", undisturbed, *LONG).communicate(timeout=300)[1] == ""
+    process = start("task3", uri, *LONG, "--backend", "ray")
+    wait_for_epochs(process, uri)
+    (node,) = raylets(OTHER)
+    node.kill()
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "4 of 4 done, 0 running, 0 failed" in printed
+    assert analysis.load_runs(["task3"], uri)["status"].tolist() == ["FINISHED"] * 4
+    assert same_numbers(undisturbed, uri)
+    join(OTHER)
+
+
+def test_an_interrupt_ends_the_runs_of_all_nodes(cluster: None, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    process = start("task3", uri, *LONG, "--backend", "ray")
+    wait_for_epochs(process, uri)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Error: interrupted; the same command goes on where this one stopped\n" in errors
+    deadline = time.monotonic() + 30
+    while (runs := analysis.load_runs(["task3"], uri))["status"].eq("RUNNING").any() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert set(runs["status"]) <= {"KILLED", "FINISHED"}
+
+
+def test_what_no_node_has_and_who_does_not_answer_is_one_sentence(cluster: None, tmp_path: Path, monkeypatch) -> None:
+    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    monkeypatch.setenv("RAY_ADDRESS", f"{HEAD}:1")
+    monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
+    process = start("task3", uri, *SAMPLE, "--backend", "ray")
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert f"Error: no Ray cluster can be used at {HEAD}:1 (" in errors and "Traceback (most" not in errors
