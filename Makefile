@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = --sample --n-splits 2
 
-.PHONY: demo test lint task1 task2 task3 ui notebook race clean
+.PHONY: demo test lint task1 task2 task3 ui server notebook race clean
 
 demo: .venv/ready                ## all three tasks on generated images, a few minutes on 2 cores
 	$(BIN)/python experiments/task1.py $(DEMO) --epochs 12 --batch-size 32
@@ -24,6 +24,9 @@ lint: .venv/ready-dev
 ui: .venv/ready                  ## the MLflow UI on mlruns/, on loopback
 	$(BIN)/python -m tracking ui
 
+server: .venv/ready-cluster      ## the tracking server on PostgreSQL, on loopback; deploy/README.md says what it needs
+	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/server.sh
+
 notebook: .venv/ready-notebook   ## comparison.ipynb on mlruns/, in a browser
 	$(BIN)/jupyter lab analysis/comparison.ipynb
 
@@ -39,6 +42,10 @@ clean:                           ## the virtual environment and caches; results 
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	touch $@
 
+.venv/ready-cluster: .venv/ready requirements-cluster.txt
+	$(BIN)/pip install --quiet --requirement requirements-cluster.txt
+	touch $@
+
 .venv/ready-notebook: .venv/ready requirements-notebook.txt
 	$(BIN)/pip install --quiet --requirement requirements-notebook.txt
 	touch $@
@@ -47,6 +54,6 @@ clean:                           ## the virtual environment and caches; results 
 	$(BIN)/pip install --quiet --requirement requirements-benchmarks.txt
 	touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt
+.venv/ready-dev: .venv/ready-cluster requirements-dev.txt
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
