@@ -11,6 +11,7 @@ import difflib
 import functools
 import json
 import math
+import os
 import posixpath
 import shutil
 import sqlite3
@@ -22,15 +23,14 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 import pandas as pd
 
 from tracking import EXPERIMENTS, Store, StoreError, check_uri, open_store
+from tracking.artifacts import local_path, moved_artifacts, relocated
 from tracking.keys import CLASSES, EPOCH_METRICS, FINAL_METRICS, PARAMS, PARENT, PREDICTIONS, TAGS, THUMBNAILS
-from tracking.store import StoreAwayError, check_exists, in_one_line, sqlite_path, without_password
+from tracking.store import StoreAwayError, check_exists, in_one_line, sqlite_error, sqlite_path, without_password
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment as MlflowExperiment
@@ -57,6 +57,8 @@ PREDICTION_TYPES = {"index": np.int64, "true": np.int64, "pred": np.int64, "prob
 # A point that was logged as NaN, where None is one that was not logged: SQL's MAX skips None and prefers any number to
 # this. MLflow stores no infinity of its own.
 NAN = -math.inf
+
+PROXIED = "mlflow-artifacts:"  # scheme of what only a tracking server knows the place of
 
 Row = tuple[Any, ...]
 Execute = Callable[[str, dict[str, Any]], list[Row]]
@@ -125,7 +127,7 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: 
     rows.sort(key=lambda row: (row[start] or 0, row[0]))
     runs = _frame(rows, RUN_COLUMNS, FINAL_METRICS)
     if moved:
-        runs["artifact_uri"] = runs["artifact_uri"].map(lambda uri: _relocated(uri, moved)).astype("str")
+        runs["artifact_uri"] = runs["artifact_uri"].map(lambda uri: relocated(uri, moved)).astype("str")
     return runs
 
 
@@ -266,9 +268,11 @@ def local_artifact(run: "str | pd.Series[Any]", name: str, tracking_uri: str | N
         run_id, uri = run, _artifact_uri(run, tracking_uri)
     else:
         run_id, uri = run["run_id"], run["artifact_uri"]
-    folder = _local_path(uri)
+    if uri.startswith(PROXIED) and not (tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
+        uri = _behind_the_server(uri)
+    folder = local_path(uri)
     if folder is None:
-        return _download(run_id, name, tracking_uri)
+        return _download(run_id, uri, name, tracking_uri)
     path = folder / name
     if not path.is_file():
         raise _missing(run_id, name)
@@ -430,7 +434,7 @@ def _sqlite(path: Path) -> Iterator[Execute]:
             connection.execute("BEGIN")  # all queries see the same state
             yield lambda query, values: connection.execute(query, values).fetchall()
     except sqlite3.Error as error:
-        raise StoreError(f"cannot read the result database {path}: {error}") from None
+        raise sqlite_error(error)(f"cannot read the result database {path}: {error}") from None
 
 
 @contextlib.contextmanager
@@ -500,44 +504,36 @@ def _artifact_uri(run_id: str, tracking_uri: str | None) -> str:
         if found is None:
             raise StoreError(f"there is no run {run_id} in {reader.label}")
         uri, experiment = found
-        return _relocated(uri, _moved([experiment], reader.database))
+        return relocated(uri, _moved([experiment], reader.database))
 
 
 def _moved(experiments: Sequence[_Experiment], database: Path | None) -> dict[str, str]:
-    """Where artifacts are that are not where the store says, by experiment: beside a database that was moved."""
-    if database is None:
-        return {}
-    moved = {}
-    for experiment in experiments:
-        recorded, beside = _local_path(experiment.location), database.parent / "artifacts" / experiment.name
-        if recorded and not recorded.exists() and beside.is_dir():
-            moved[experiment.location] = beside.as_uri()
-    return moved
-
-
-def _relocated(uri: str, moved: dict[str, str]) -> str:
-    for old, new in moved.items():
-        if uri.startswith(f"{old}/"):
-            return new + uri.removeprefix(old)
-    return uri
-
-
-def _local_path(uri: str) -> Path | None:
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return Path(url2pathname(parts.path))
-    return Path(uri) if len(parts.scheme) < 2 else None  # one letter is a drive
+    return moved_artifacts({experiment.name: experiment.location for experiment in experiments}, database)
 
 
 def _missing(run_id: str, name: str) -> StoreError:
     return StoreError(f"run {run_id} has no {name}; run its task again with --fresh to have it written")
 
 
+def _behind_the_server(uri: str) -> str:
+    """Where a server keeps files, for who reads its database himself; the variable is the server's own."""
+    destination = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION")
+    if not destination:
+        raise StoreError(
+            "files of these runs are kept by a tracking server; name its http:// address in --tracking-uri, or the "
+            "place in MLFLOW_ARTIFACTS_DESTINATION"
+        )
+    return destination.rstrip("/") + uri.removeprefix(PROXIED)
+
+
 @functools.cache
-def _download(run_id: str, name: str, tracking_uri: str | None) -> Path:
-    client = open_store(tracking_uri).client
-    if name not in [file.path for file in client.list_artifacts(run_id, posixpath.dirname(name) or None)]:
+def _download(run_id: str, uri: str, name: str, tracking_uri: str | None) -> Path:
+    store = open_store(tracking_uri)
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    files: Any = get_artifact_repository(uri, tracking_uri=store.uri)
+    if name not in [file.path for file in files.list_artifacts(posixpath.dirname(name) or None)]:
         raise _missing(run_id, name)
     folder = tempfile.mkdtemp(prefix=f"{run_id}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(client.download_artifacts(run_id, name, folder))
+    return Path(files.download_artifacts(name, folder))

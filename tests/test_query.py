@@ -243,7 +243,7 @@ def test_predictions(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert frame.dtypes.astype(str).tolist() == ["str", "int64", "int64", "int64", "float32"]
     assert frame["index"].tolist() == [0, 1, 2, 0, 1] and frame["prob"].tolist() == [np.float32(0.1)] * 5
     pd.testing.assert_frame_equal(frame, query.load_predictions(row["run_id"], uri(filled)))
-    monkeypatch.setattr(query, "_local_path", lambda uri: None)  # as where artifacts lie behind a server
+    monkeypatch.setattr(query, "local_path", lambda uri: None)  # as where artifacts lie behind a server
     downloaded = query.local_artifact(row, keys.PREDICTIONS, uri(filled))
     assert not downloaded.is_relative_to(filled)
     assert query.local_artifact(row, keys.PREDICTIONS, uri(filled)) == downloaded  # not again

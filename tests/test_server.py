@@ -104,10 +104,28 @@ def test_the_database_says_itself_what_the_server_says(server: TrackingServer) -
         pd.testing.assert_frame_equal(load(["task3"], server.uri), load(["task3"], server.database.uri()))
 
 
-def test_the_table_comes_from_the_server_alone(server: TrackingServer, finished: str) -> None:
-    result = run("-m", "analysis", "table", "task3", MLFLOW_TRACKING_URI=server.uri)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() in finished
+def test_the_table_comes_from_the_server_or_the_database(server: TrackingServer, finished: str) -> None:
+    administrator = server.artifacts.environment | {"MLFLOW_ARTIFACTS_DESTINATION": server.artifacts.uri}
+    for uri, environment in ((server.uri, {}), (server.database.uri(), administrator)):
+        result = run("-m", "analysis", "table", "task3", MLFLOW_TRACKING_URI=uri, **environment)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip() in finished
+
+
+@pytest.mark.usefixtures("finished")
+def test_of_files_behind_a_server_the_database_alone_says_so(server: TrackingServer) -> None:
+    result = run("-m", "experiments", "verify", "task3", MLFLOW_TRACKING_URI=server.database.uri())
+    assert result.returncode == 1
+    assert "are kept by a tracking server; name its http:// address" in result.stdout + result.stderr
+
+
+@pytest.mark.usefixtures("finished")
+def test_no_client_is_sent_to_the_bucket(server: TrackingServer) -> None:
+    # In compose.yaml nobody but the server reaches it.
+    for command in (("analysis", "table"), ("experiments", "verify")):
+        assert run("-m", *command, "task3", MLFLOW_TRACKING_URI=server.uri).returncode == 0
+    assert "GET /api/2.0/mlflow-artifacts/artifacts/" in server.log
+    assert "/mlflow-artifacts/presigned/" not in server.log
 
 
 @pytest.mark.usefixtures("finished")
@@ -117,12 +135,14 @@ def test_every_number_is_derived_again_through_the_server(server: TrackingServer
     assert f"{RUNS} runs" in result.stdout and " 0 differences" in result.stdout
 
 
-@pytest.mark.parametrize("command", [("analysis", "table"), ("experiments", "verify")], ids="-".join)
+@pytest.mark.parametrize(
+    "command", [("-m", "analysis", "table", "task3"), ("-m", "experiments", "verify", "task3"), TASK], ids=" ".join
+)
 @pytest.mark.parametrize("uri", ["mlflow:{password}@{host}/mlflow", "mlflow@{host}/mlflow?password={password}"])
-def test_a_password_that_is_refused_is_not_shown(uri: str, command: tuple[str, str], server: TrackingServer) -> None:
+def test_a_password_that_is_refused_is_not_shown(uri: str, command: tuple[str, ...], server: TrackingServer) -> None:
     host = f"127.0.0.1:{server.database.port}"
-    uri = f"postgresql+psycopg://{uri.format(password='0pen-sesame', host=host)}"
-    result = run("-m", *command, "task3", "--tracking-uri", uri)
+    uri = f"postgresql+psycopg://{uri.format(password='0pen/sesame', host=host)}"
+    result = run(*command, "--tracking-uri", uri)
     assert result.returncode == 1 and result.stdout == ""
     assert re.fullmatch(r"Error: .*password authentication failed.*\n", result.stderr)
     assert "sesame" not in result.stderr and host in result.stderr

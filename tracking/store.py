@@ -100,8 +100,10 @@ class Store:
         if self.database is None:
             from mlflow.exceptions import MlflowException
 
+            # a server has a place of its own; to a database alone, MLflow's would be below the working directory
+            place = None if self.uri.startswith("http") else (MLRUNS / "artifacts" / name).as_uri()
             try:
-                return self.experiment_id(task) or str(self.client.create_experiment(name))
+                return self.experiment_id(task) or str(self.client.create_experiment(name, artifact_location=place))
             except MlflowException:
                 if made := self.experiment_id(task):  # by another process, between the two calls
                     return made
@@ -188,10 +190,12 @@ def open_store(
     try:
         if path is not None and not path.exists():
             _create_sqlite(path)
+        if uri.startswith("postgresql"):
+            _connect_once(uri)
         client = _client(uri)
         client.search_experiments(max_results=1)  # the first use is what finds a store that cannot be opened
     except Exception as error:  # noqa: BLE001 - MLflow's, SQLAlchemy's, a missing driver's, OSError
-        reason = in_one_line(error)
+        reason = in_one_line(getattr(error, "orig", None) or error)
         if "out-of-date database schema" in reason:  # MLflow's words for any other schema, be it newer
             reason = (
                 "another version of MLflow made it; install that version, or let the newer one upgrade a copy of it"
@@ -223,7 +227,7 @@ def check_exists(database: Path) -> None:
 def without_password(text: str) -> str:
     """Return a URI, or a text that quotes some, with the passwords hidden."""
     return re.sub(
-        r"(://[^:/@\s]*):[^@/\s]*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}:***@" if m[1] else f"{m[2]}***", text
+        r"(://[^:/@\s]*):[^@\s]*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}:***@" if m[1] else f"{m[2]}***", text
     )
 
 
@@ -241,6 +245,9 @@ def _client(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # with a server, lines between our own
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # files go through the server: its S3, which the client would ask itself where there is one, may be closed to us
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
     for name in ("mlflow", "alembic"):  # otherwise each table that is made is announced
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what is raised as well
@@ -328,6 +335,13 @@ def _check_sqlite(path: Path) -> None:
                 connection.execute("PRAGMA schema_version").fetchone()
     except (OSError, sqlite3.Error) as error:
         raise sqlite_error(error)(f"cannot open the result database {path}: {error}") from None
+
+
+def _connect_once(uri: str) -> None:
+    """See whether PostgreSQL lets us in: MLflow would try for two minutes, with a wrong password, too."""
+    from sqlalchemy import NullPool, create_engine
+
+    create_engine(uri, poolclass=NullPool).connect().close()
 
 
 def sqlite_error(error: Exception) -> type[StoreError]:
