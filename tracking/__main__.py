@@ -1,5 +1,6 @@
-"""`python -m tracking ui`: the MLflow UI on the result database."""
+"""`python -m tracking`: the MLflow UI on the result database, and copying results into another one."""
 
+import contextlib
 import http.client
 import os
 import signal
@@ -7,11 +8,19 @@ import subprocess
 import sys
 import time
 import urllib.request
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracking import EXPERIMENTS, Store, StoreError, open_store
+from tracking import EXPERIMENTS, Store, StoreError, check_uri, open_store
+from tracking.names import not_one_of
+from tracking.store import in_one_line
+
+if TYPE_CHECKING:
+    from tracking.copying import Report
+
+SHOWN = 50  # differences that are printed
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -80,6 +89,98 @@ def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
         else:
             return server.poll() is None  # else another program answers on that port
     return False
+
+
+def _check(tasks: list[str] | None) -> list[str]:
+    for task in tasks or ():
+        if task not in EXPERIMENTS:
+            raise typer.BadParameter(not_one_of(task, EXPERIMENTS))
+    return list(dict.fromkeys(tasks or ()))
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Option("--from", metavar="URI", help="the result database that is read")],
+    destination: Annotated[str, typer.Option("--to", metavar="URI", help="the one that gets what it lacks")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TASK", help=f"{', '.join(EXPERIMENTS)}; all that there are", callback=_check),
+    ] = None,
+) -> None:
+    """Copy the runs of tasks into another result database, with all they logged, and compare them there.
+
+    What is there already is skipped, so that an interrupted copy goes on, and results of several machines can be
+    brought together. URI is sqlite:///path/to/mlflow.db, http://host:port or postgresql+psycopg://user:password@host/db.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        differs = _copy(source, destination, tasks or [])
+    except KeyboardInterrupt:
+        print("Error: interrupted; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except StoreError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        # a full disk or a store that went away; MLflow need not be imported for its exception's sake
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("mlflow"):
+            raise
+        reason = in_one_line(error)
+        print(f"Error: not all is copied ({reason}); repair that, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(1) from None
+    raise typer.Exit(1 if differs else 0)
+
+
+def _copy(source: str, destination: str, tasks: list[str]) -> bool:
+    """Copy task after task, and return whether anything differs afterwards."""
+    with _option("--from"):
+        origin = open_store(source)
+    with _option("--to"):
+        if check_uri(destination).rstrip("/") == origin.uri.rstrip("/"):
+            raise StoreError(f"--from and --to are both {origin.label}")
+    chosen = [task for task in tasks or EXPERIMENTS if origin.experiment_id(task) is not None]
+    missing = [task for task in tasks if task not in chosen]
+    if missing or not chosen:
+        raise StoreError(f"there are no runs of {', '.join(missing or EXPERIMENTS)} in {origin.label}")
+    with _option("--to"):
+        target = open_store(destination, create=True)
+    reports = [_copy_task(origin, target, task) for task in chosen]
+    differences = [line for report in reports for line in report.differences]
+    for line in differences[:SHOWN]:
+        print(line)
+    if (more := len(differences) - SHOWN) > 0:
+        print(f"and {more:,} more")
+    return bool(differences)
+
+
+def _copy_task(source: Store, destination: Store, task: str) -> "Report":
+    """Copy a task with a bar, and say what became of it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tracking.copying import copy_task
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    ) as bar:
+        row = bar.add_task(task, total=None)
+        report = copy_task(source, destination, task, lambda done, total: bar.update(row, completed=done, total=total))
+    print(f"{task}: {report.summary()}")
+    if report.outdated:
+        names = ", ".join(report.outdated)
+        print(f"{task}: {names} had other splits, too; their summary is right after the next experiments/{task}.py")
+    return report
+
+
+@contextlib.contextmanager
+def _option(name: str) -> Iterator[None]:
+    """Let what is wrong with a URI be said of the option that it was given in."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(str(error).replace("--tracking-uri", name)) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""Where a run's files are now: a SQLite database may have been moved together with its artifacts."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from tracking.outages import persist
+from tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment as MlflowExperiment
+    from mlflow.entities import Run as MlflowRun
+
+
+class Artifacts:
+    """The files of an experiment's runs, wherever the store keeps them."""
+
+    def __init__(self, store: Store, experiment: "MlflowExperiment") -> None:
+        self._client = store.client
+        self._moved = moved_artifacts({experiment.name: experiment.artifact_location}, store.database)
+
+    def fetch(self, run: "MlflowRun", scratch: Path) -> Path:
+        """Return the folder of a run's files, which may be missing where there are none; a server's are downloaded."""
+        if (folder := self._folder(run)) is not None:
+            return folder
+        scratch.mkdir()
+        return Path(persist(lambda: self._client.download_artifacts(run.info.run_id, "", str(scratch))))
+
+    def upload(self, run: "MlflowRun", files: Path) -> None:
+        """Copy the files of a folder to a run's."""
+        if (folder := self._folder(run)) is None:
+            persist(lambda: self._client.log_artifacts(run.info.run_id, str(files)))
+            return
+        for name in file_digests(files):  # MLflow itself would write to where the database was moved from
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(files / name, folder / name)
+
+    def _folder(self, run: "MlflowRun") -> Path | None:
+        return local_path(relocated(run.info.artifact_uri, self._moved))
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in a folder, by its path there; of none where there is no folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def moved_artifacts(locations: Mapping[str, str], database: Path | None) -> dict[str, str]:
+    """Find the artifacts that are not where the store says, but beside a database that was moved.
+
+    Parameters
+    ----------
+    locations : mapping of str to str
+        Where experiments' artifacts were at first, as URIs, by the experiments' names.
+    database : pathlib.Path or None
+        The SQLite file; of other stores nothing is found.
+
+    Returns
+    -------
+    dict of str to str
+        Where they are now, by where they were.
+    """
+    if database is None:
+        return {}
+    moved = {}
+    for name, location in locations.items():
+        recorded, beside = local_path(location), database.parent / "artifacts" / name
+        if recorded and not recorded.exists() and beside.is_dir():
+            moved[location] = beside.as_uri()
+    return moved
+
+
+def relocated(uri: str, moved: Mapping[str, str]) -> str:
+    """Return the URI of a run's artifacts as it is now, by what `moved_artifacts` found."""
+    for old, new in moved.items():
+        if uri.startswith(f"{old}/"):
+            return new + uri.removeprefix(old)
+    return uri
+
+
+def local_path(uri: str) -> Path | None:
+    """Return the folder that a URI names on this machine; None where it is a server's."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
+    return Path(uri) if len(parts.scheme) < 2 else None  # one letter is a drive
