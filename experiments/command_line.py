@@ -48,8 +48,9 @@ class RunOptions:
     ] = False
     fresh: Annotated[bool, typer.Option("--fresh", help="train again what is finished")] = False
     jobs: Annotated[
-        str, typer.Option(help="splits that are trained at once, each in a process of its own; or auto", metavar="N")
-    ] = "1"
+        str | None,
+        typer.Option(metavar="N", help="splits at once, or auto; 1 here, and what it has room for on a cluster"),
+    ] = None
     backend: Annotated[Literal["local", "ray"], typer.Option(help="where: on this machine, or on a Ray cluster")] = (
         "local"
     )
@@ -109,9 +110,10 @@ def _resolve(task: Task, options: RunOptions, config: TrainingConfig) -> tuple[T
         if isinstance(value, float) and not math.isfinite(value):
             raise typer.BadParameter(f"{value} is not a finite number", param_hint=f"--{key.replace('_', '-')}")
 
-    jobs = None if options.jobs == "auto" else int(options.jobs) if options.jobs.isdecimal() else 0
+    asked = options.jobs or ("1" if options.backend == "local" else "auto")
+    jobs = None if asked == "auto" else int(asked) if asked.isdecimal() else 0
     if jobs is not None and not 1 <= jobs <= MOST_JOBS:
-        reason = f"{options.jobs!r} is neither auto nor a number from 1 to {MOST_JOBS}"
+        reason = f"{asked!r} is neither auto nor a number from 1 to {MOST_JOBS}"
         raise typer.BadParameter(reason, param_hint="--jobs")
     if options.gpus_per_job is not None and options.backend != "ray":
         raise typer.BadParameter("only a Ray cluster gives a job a number of GPUs", param_hint="--gpus-per-job")

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from socket import create_connection, gethostname
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -39,6 +40,7 @@ STAYS_HERE = [  # on the way to a cluster; patterns as in .gitignore
     "/data", "/mlruns", "/docs", "/deploy", "/tests", "/benchmarks", ".git", ".venv", ".*_cache", ".hypothesis",
     "__pycache__", "*.npy", "*.npz", "*.pt", "*.db", "*.ipynb", "*.state", "*.whl", "*.zip",
 ]  # fmt: skip
+HERE = {"runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}}  # where all nodes are on this machine
 
 Outcome = Literal["trained", "kept", "found", "left", "failed"]
 
@@ -320,12 +322,8 @@ class Ray(Engine):
         self._refs: dict[Future[Result], Any] = {}
         handler = signal.getsignal(signal.SIGTERM)  # which Ray takes for itself
         try:
-            ray.init(
-                logging_level=logging.ERROR,
-                include_dashboard=False,
-                runtime_env={"working_dir": str(ROOT), "excludes": STAYS_HERE},
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            self._options: dict[str, Any] = self._connect()
+        except (OSError, RuntimeError, ValueError) as error:
             where = os.environ.get("RAY_ADDRESS", "this machine")
             raise EngineError(
                 f"no Ray cluster can be used at {where} ({tracking.in_one_line(error)}); see that it runs, and that "
@@ -335,7 +333,28 @@ class Ray(Engine):
             signal.signal(signal.SIGTERM, handler)
         if gpus is None:
             gpus = float("GPU" in self._ray.cluster_resources())
-        self._options = {"num_cpus": threads, "num_gpus": gpus}
+        self._options |= {"num_cpus": threads, "num_gpus": gpus}
+
+    def _connect(self) -> dict[str, Any]:
+        """Connect to the cluster, or start one; return the options of a task that make it find the source."""
+        address = os.environ.get("RAY_ADDRESS")
+        if address and ":" in address:  # Ray itself would try for minutes
+            host, port = address.removeprefix("ray://").rsplit(":", 1)
+            create_connection((host, int(port)), timeout=10).close()
+        settings = {"logging_level": logging.ERROR}
+        try:
+            self._ray.init(address=address or "auto", **settings)
+        except ConnectionError:
+            if address is not None:
+                raise
+            self._ray.init(address="local", include_dashboard=False, **settings)
+            return HERE
+        if len(nodes := self._ray.nodes()) > 1 and {node["NodeManagerHostname"] for node in nodes} == {gethostname()}:
+            return HERE  # nodes that share a machine may share the folder that Ray unpacks into, and empty it
+        self._ray.shutdown()  # only now it is known, and only as one connects it can be said, that the source travels
+        travels = {"working_dir": str(ROOT), "excludes": STAYS_HERE}
+        self._ray.init(address=address or "auto", runtime_env=travels, **settings)
+        return {}
 
     @property
     def room(self) -> int:

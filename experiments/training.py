@@ -67,7 +67,9 @@ class DeviceImages:
         Pixels and their normalised copy (float32 at most) count; 1 is all the memory that the device has.
         """
         resident = 5 * data.images.nbytes <= memory * hardware.memory_of(device)
-        pixels = torch.from_numpy(data.images)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # a cluster's object store
+            pixels = torch.from_numpy(data.images)
         on_gpu = torch.device(device).type == "cuda"
         if resident:
             pixels = pixels.to(device)
@@ -77,7 +79,7 @@ class DeviceImages:
         for chunk in torch.split(pixels, 256):  # few at a time: int64 is 8 times as large
             x = chunk.to(device).long()
             moments.append(torch.stack([x.sum((1, 2)), x.square().sum((1, 2))]))
-        labels = torch.from_numpy(data.labels).to(device)
+        labels = torch.tensor(data.labels, device=device)
         return cls(pixels, labels, torch.cat(moments, dim=1), len(data.classes), resident)
 
     @property

@@ -25,7 +25,7 @@ from tracking import StoreError, persist
 from tracking.store import StoreAwayError
 
 SAMPLE = ("--sample", "--no-baselines", "-m", "lenet5", "--n-splits", "4", "--epochs", "3")
-LONG = ("--sample", "--no-baselines", "-m", "resnetcnn", "--n-splits", "3", "--epochs", "12", "--patience", "12")
+LONG = ("--sample", "--no-baselines", "-m", "lenet5", "--n-splits", "3", "--epochs", "40", "--patience", "40")
 TIMES = ["start_time", "end_time", "train_seconds", "images_per_second", "heartbeat", "owner", "command"]
 PLACES = ["run_id", "parent_id", "artifact_uri", "file_digests"]  # history.json has times
 
@@ -254,7 +254,7 @@ def test_the_workers_end_with_their_command_and_it_goes_on(signum: int, tmp_path
     assert ids <= set(runs["run_id"])  # they went on
     assert runs["status"].tolist() == ["FINISHED"] * 3
     assert analysis.load_curves(["task3"], uri).groupby("run_id")["epoch"].apply(list).map(
-        lambda epochs: epochs == list(range(1, 13))
+        lambda epochs: epochs == list(range(1, 41))
     ).all()  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from tests.test_jobs import SAMPLE, same_numbers, wait_for_epochs
 from tests.test_resume import start
 
 pytest.importorskip("ray", reason="Ray is not installed (requirements-cluster.txt)")
-LONG = ("--sample", "--no-baselines", "-m", "resnetcnn", "--n-splits", "4", "--epochs", "12", "--patience", "12")
+LONG = ("--sample", "--no-baselines", "-m", "lenet5", "--n-splits", "4", "--epochs", "40", "--patience", "40")
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"
 
 
@@ -116,11 +116,10 @@ def test_an_interrupt_ends_the_runs_of_all_nodes(cluster: None, tmp_path: Path) 
     assert set(runs["status"]) <= {"KILLED", "FINISHED"}
 
 
-def test_what_no_node_has_and_who_does_not_answer_is_one_sentence(cluster: None, tmp_path: Path, monkeypatch) -> None:
+def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
     uri = f"sqlite:///{tmp_path / 'store.db'}"
     monkeypatch.setenv("RAY_ADDRESS", f"{HEAD}:1")
-    monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
     process = start("task3", uri, *SAMPLE, "--backend", "ray")
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 1
-    assert f"Error: no Ray cluster can be used at {HEAD}:1 (" in errors and "Traceback (most" not in errors
+    assert errors.startswith(f"Error: no Ray cluster can be used at {HEAD}:1 (") and errors.count("\n") == 1
