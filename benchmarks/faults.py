@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mlflow.entities import Metric
 
-from experiments.records import file_digests
 from tracking import keys, open_store
+from tracking.artifacts import file_digests
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOL = ("--n-splits", "2", "--epochs", "6", "-m", "lenet5")

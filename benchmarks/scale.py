@@ -13,6 +13,7 @@ Time      a minute for each; `writes` takes URIs of stores that may be written t
 """
 
 import argparse
+import dataclasses
 import functools
 import heapq
 import itertools
@@ -25,7 +26,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ SECONDS = 10.0  # of each measurement of `writes`
 WRITERS = (1, 2, 4)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Engine:
     """How fast a store is, measured: `writes` and `split`.
 
@@ -56,7 +56,7 @@ class Engine:
     call: float
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Work:
     """What a worker does with a split: `seconds` of its own, and calls of the store, of which some are in between."""
 
@@ -133,10 +133,11 @@ def split(uri: str | None) -> None:
 
         return wrapper
 
+    from mlflow import MlflowClient
+
     import experiments.worker
     from experiments import TrainingConfig, hardware, protocol
     from experiments.task3 import TASK
-    from mlflow import MlflowClient
 
     for name, member in list(vars(MlflowClient).items()):
         if callable(member) and not name.startswith("_"):
@@ -146,14 +147,13 @@ def split(uri: str | None) -> None:
     def weigh(worker: experiments.worker.Worker, job: experiments.worker.Job) -> Any:
         images = worker.protocol.data.images
         whole = len(pickle.dumps((worker.protocol, job), protocol=5))
-        print(f"to a worker: {images.nbytes / 1e6:.1f} MB of images once a machine, {(whole - images.nbytes) / 1e6:.2f} MB a job")
+        own = (whole - images.nbytes) / 1e6
+        print(f"to a worker: {images.nbytes / 1e6:.1f} MB of images once a machine, {own:.2f} MB a job")
         calls.clear()
         seconds.clear()
         return train(worker, job)
 
     experiments.worker.Worker.train = weigh  # type: ignore[method-assign]
-    import dataclasses
-
     task = dataclasses.replace(TASK, models=("lenet5",), baselines=())
     config = hardware.resolve(TrainingConfig(batch_size=256, epochs=30, patience=30))
     with tempfile.TemporaryDirectory() as folder:
@@ -205,7 +205,8 @@ def simulate() -> None:
     """Print what the constants imply."""
     for work in WORKS:
         print(f"\n{work.name}: {work.seconds:g} s, {work.calls + work.calls_between} calls a split\n")
-        print("| splits | workers | " + " | ".join(f"{engine.name}: hours | at the store" for engine in ENGINES) + " | files |")
+        of_engines = " | ".join(f"{engine.name}: hours | at the store" for engine in ENGINES)
+        print(f"| splits | workers | {of_engines} | files |")
         print("|--:|--:|" + "--:|" * (2 * len(ENGINES) + 1))
         for splits, workers in itertools.product(SPLITS, WORKERS):
             if workers > splits and workers > WORKERS[1]:

@@ -1,6 +1,5 @@
 """What a run leaves in the result database: metrics under their keys, and files."""
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -126,12 +125,6 @@ def write_files(
     title = f"{checkpoint.model}, {'test' if part == 'test' else 'validation'} part, epoch {checkpoint.epoch}"
     figure = figures.confusion_figure(confusions[part], data.classes, title)
     figure.savefig(folder / keys.CONFUSION_FIGURE)
-
-
-def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def thumbnails(data: ImageData, indices: np.ndarray) -> np.ndarray:

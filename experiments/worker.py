@@ -34,6 +34,7 @@ from experiments.training import (
 )
 from models.layers import LayerStack
 from tracking import Claim, Parent, Run, Store, journal
+from tracking.artifacts import file_digests
 from tracking.checkpoints import Checkpoint
 
 SAVE_EVERY = 1.0  # seconds, at least, from one save of a training to the next
@@ -233,7 +234,7 @@ class Worker:
                 records.dataset_entry(data),
                 history,
                 records.final_metrics(history, evaluations["test"], split, leaks),
-                {"file_digests": json.dumps(records.file_digests(files))},
+                {"file_digests": json.dumps(file_digests(files))},
             )
             return journal.write(self.store, claimed, results, folder)
 

@@ -1,6 +1,8 @@
 """A store that goes away: a real MLflow server behind a connection that the tests cut, and a locked database."""
 
 import contextlib
+import dataclasses
+import json
 import socket
 import subprocess
 import sys
@@ -9,13 +11,19 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import psutil
 import pytest
 
 import analysis
 import tracking
-from tests.test_tracking import HISTORY, TAGS, claim, open_parent, scores
-from tracking import keys, outages
+from experiments import TrainingConfig, hardware, protocol, training, worker
+from experiments.task3 import TASK
+from tests.test_tracking import HISTORY, TAGS, claim, do, open_parent, scores
+from tracking import StoreError, journal, keys, outages
+from tracking.store import host
 
 
 class Line:
@@ -142,6 +150,143 @@ def test_a_server_that_stays_away_leaves_what_the_next_start_goes_on_from(line: 
     assert not again.resume_file.exists()
 
 
+# --- a whole protocol, and the journal
+
+
+def run_protocol(uri: str, n_splits: int) -> list[str]:
+    task = dataclasses.replace(
+        TASK, models=("lenet5",), baselines=(), protocol=dataclasses.replace(TASK.protocol, n_splits=n_splits)
+    )
+    config = hardware.resolve(TrainingConfig(epochs=3, device="cpu"))
+    options = protocol.ProtocolOptions(list(range(n_splits)))
+    return protocol.run(task, config, options, sample=True, tracking_uri=uri)
+
+
+def at_epochs(monkeypatch: pytest.MonkeyPatch, **actions: Callable[[], None]) -> list[int]:
+    """Do something when so many epochs have been trained, over all splits; return a list that grows with them."""
+    trained: list[int] = []
+
+    def fit(*arguments: Any) -> Iterator[training.EpochRecord]:
+        for record in training.fit(*arguments):
+            trained.append(record.epoch)
+            actions.get(f"after_{len(trained)}", lambda: None)()
+            yield record
+
+    monkeypatch.setattr(worker, "fit", fit)
+    monkeypatch.setattr(tracking, "SHORT", 0.5)
+    return trained
+
+
+def runs_of(uri: str, n_splits: int) -> pd.DataFrame:
+    """The runs of one test; all share the server."""
+    runs = analysis.load_runs(["task3"], uri)
+    return runs[runs["n_splits"] == n_splits]
+
+
+def epochs_by_split(uri: str, n_splits: int) -> dict[int, list[int]]:
+    curves = analysis.load_curves(["task3"], uri)
+    curves = curves[curves["run_id"].isin(runs_of(uri, n_splits)["run_id"])]
+    assert not curves.isna().to_numpy().any()
+    return {int(split): list(of_split["epoch"]) for split, of_split in curves.groupby("split")}
+
+
+def test_a_protocol_goes_on_without_its_server_and_everything_is_sent_when_that_is_back(
+    line: Line, monkeypatch, capfd
+) -> None:
+    uri = f"http://127.0.0.1:{line.port}"
+    trained = at_epochs(monkeypatch, after_2=line.cut, after_8=line.mend)  # back in the third split
+    assert run_protocol(uri, 4) == []
+    assert trained == [1, 2, 3] * 4
+    assert "results are kept for it, and training goes on" in capfd.readouterr().err
+    assert epochs_by_split(uri, 4) == {split: [1, 2, 3] for split in range(4)}
+    runs = runs_of(uri, 4)
+    assert runs["status"].tolist() == ["FINISHED"] * 4 and runs["test/accuracy"].notna().all()
+    store = tracking.open_store(uri)
+    parent = store.client.get_run(runs["parent_id"].iloc[0])
+    assert parent.info.status == "FINISHED" and parent.data.metrics["n_splits"] == 4
+    assert keys.MODEL_CARD in [file.path for file in store.client.list_artifacts(parent.info.run_id)]
+    assert [path.name for path in store.state.iterdir()] == ["store.lock"]
+
+
+def test_what_a_server_that_stays_away_lacks_is_sent_by_the_same_command_later(line: Line, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(outages, "PATIENCE", 1.0)
+    uri = f"http://127.0.0.1:{line.port}"
+    trained = at_epochs(monkeypatch, after_1=line.cut)
+    with pytest.raises(
+        StoreError, match=r"is away; the results of 5 splits are kept in .*, and the same command sends"
+    ):
+        run_protocol(uri, 5)
+    assert trained == [1, 2, 3] * 5
+    line.mend()
+    assert run_protocol(uri, 5) == []
+    assert len(trained) == 15  # nothing was trained again
+    printed = capfd.readouterr().out
+    assert "sent to the result database what was kept for it: 5 splits" in printed
+    assert "finished before and kept: 5 splits" in printed
+    assert epochs_by_split(uri, 5) == {split: [1, 2, 3] for split in range(5)}
+    runs = runs_of(uri, 5)
+    assert runs["status"].tolist() == ["FINISHED"] * 5 and runs["parent_id"].nunique() == 1
+    store = tracking.open_store(uri)
+    assert store.client.get_run(runs["parent_id"].iloc[0]).info.status == "FINISHED"
+    assert [path.name for path in store.state.iterdir()] == ["store.lock"]
+
+
+RESULTS = journal.Results(("d", "0" * 64, "{}"), HISTORY, scores(0.5), {"file_digests": "{}"})
+
+
+def write_entry(store: tracking.Store, claimed: tracking.Claim) -> Path:
+    with store.scratch() as scratch:
+        folder = Path(scratch) / "entry"
+        (folder / journal.FILES).mkdir(parents=True)
+        (folder / journal.FILES / keys.HISTORY).write_text("[]")
+        return journal.write(store, claimed, RESULTS, folder)
+
+
+def test_an_entry_of_a_process_that_was_killed_is_sent_once_and_one_of_a_living_process_is_left(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    with open_parent(store) as parent:
+        claimed = claim(parent, 0)
+        entry = write_entry(store, claimed)
+        record = json.loads((entry / journal.RECORD).read_text())
+        for owner, sent in (("1", 0), ("999999999", 1)):  # process 1 lives, the other one never did
+            signs = {"owner": f"{host()} {owner} {psutil.Process(1).create_time():.0f}", "command": "another"}
+            (entry / journal.RECORD).write_text(json.dumps(record | {"signs": record["signs"] | signs}))
+            assert journal.send_all(store) == sent
+        assert not entry.exists() and journal.send_all(store) == 0
+    assert len(store.client.get_metric_history(claimed.run_id, "val/loss")) == 3
+    assert store.client.get_run(claimed.run_id).info.status == "FINISHED"
+
+
+def test_an_entry_is_sent_again_after_a_kill_at_any_moment(store_uri: str, monkeypatch) -> None:
+    store = tracking.open_store(store_uri)
+    steps = ("log_dataset", "log_epochs", "log_files", "set_tag", "log_metrics", "finish")
+    with open_parent(store) as parent:
+        claimed = claim(parent, 0)
+        entry = write_entry(store, claimed)
+        for step in steps:
+            with monkeypatch.context() as killed:
+                killed.setattr(tracking.Run, step, lambda *arguments, **options: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    journal.send(store, entry)
+        journal.send(store, entry)
+        entry.mkdir()  # of a process that was killed as it removed it
+        assert journal.send_all(store) == 0 and not entry.exists()
+    (run,) = analysis.load_runs(["task3"], store_uri).itertuples()
+    assert (run.run_id, run.status) == (claimed.run_id, "FINISHED")
+    for key, n in (("val/loss", 3), ("test/accuracy", 1)):
+        assert len(store.client.get_metric_history(run.run_id, key)) == n
+    assert [file.path for file in store.client.list_artifacts(run.run_id)] == [keys.HISTORY]
+
+
+def test_an_entry_whose_split_another_process_has_finished_is_dropped(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    with open_parent(store) as parent:
+        entry = write_entry(store, dataclasses.replace(claim(parent, 0), run_id=""))
+        assert do(parent, 0, 0.7) is not None
+        assert journal.send_all(store) == 1 and not entry.exists()
+    assert analysis.load_runs(["task3"], store_uri)["test/accuracy"].tolist() == [0.7]
+
+
 @pytest.mark.parametrize(("reason", "may_pass"), [
     ("database is locked", True),
     ("attempt to write a readonly database", False),
@@ -153,6 +298,43 @@ def test_a_locked_database_may_pass_and_a_full_disk_does_not(reason: str, may_pa
     from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
     assert outages.passes(MlflowException(f"(sqlite3.OperationalError) {reason}", TEMPORARILY_UNAVAILABLE)) == may_pass
+
+
+def test_two_processes_that_enter_the_same_data_set_in_the_same_moment_both_do(store_uri: str, monkeypatch) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = tracking.open_store(store_uri)
+    log_inputs, meeting = SqlAlchemyStore.log_inputs, threading.Barrier(2)
+
+    def meet(*arguments: object, **options: object) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meeting.wait(1)
+        log_inputs(*arguments, **options)
+
+    monkeypatch.setattr(SqlAlchemyStore, "log_inputs", meet)
+    with open_parent(store) as parent:
+        for number in range(20):  # most of them collide
+            entering = [
+                threading.Thread(target=tracking.Run(store, parent.id).log_dataset, args=("d", f"{number:064d}", "{}"))
+                for _ in range(2)
+            ]
+            with raising_in_threads() as errors:
+                for thread in entering:
+                    thread.start()
+                for thread in entering:
+                    thread.join()
+            assert errors == []
+
+
+@contextlib.contextmanager
+def raising_in_threads() -> Iterator[list[BaseException]]:
+    errors: list[BaseException] = []
+    hook = threading.excepthook
+    threading.excepthook = lambda what: errors.append(what.exc_value)
+    try:
+        yield errors
+    finally:
+        threading.excepthook = hook
 
 
 def test_what_is_wrong_with_a_request_or_a_file_does_not_pass(store_uri: str) -> None:

@@ -22,10 +22,11 @@ from typer.testing import CliRunner
 import analysis
 from datasets import Split
 from experiments import __main__ as command
-from experiments import fingerprint, hardware, records, verify
+from experiments import fingerprint, hardware, verify
 from experiments.task3 import TASK
 from tests.conftest import ROOT
 from tracking import StoreError, keys
+from tracking.artifacts import file_digests
 from tracking.checkpoints import Checkpoint
 
 
@@ -82,7 +83,7 @@ class Victim:
 
     def sign(self) -> None:
         """Make the digests those of the files as they are now, so that another check has to find the change."""
-        self.set("tags", "file_digests", json.dumps(records.file_digests(self.files)))
+        self.set("tags", "file_digests", json.dumps(file_digests(self.files)))
 
     def verify(self) -> verify.Report:
         return verify.verify(TASK, "cpu", tracking_uri=self.uri)

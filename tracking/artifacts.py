@@ -30,14 +30,12 @@ class Artifacts:
         scratch.mkdir()
         return Path(persist(lambda: self._client.download_artifacts(run.info.run_id, "", str(scratch))))
 
-    def upload(self, run: "MlflowRun", files: Path) -> None:
-        """Copy the files of a folder to a run's."""
+    def upload(self, run: "MlflowRun", files: Path, into: str = "") -> None:
+        """Copy the files of a folder to a run's, or to a folder in them."""
         if (folder := self._folder(run)) is None:
-            persist(lambda: self._client.log_artifacts(run.info.run_id, str(files)))
-            return
-        for name in file_digests(files):  # MLflow itself would write to where the database was moved from
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(files / name, folder / name)
+            self._client.log_artifacts(run.info.run_id, str(files), into or None)
+        else:  # MLflow itself would write to where the database was moved from
+            shutil.copytree(files, folder / into, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
     def _folder(self, run: "MlflowRun") -> Path | None:
         return local_path(relocated(run.info.artifact_uri, self._moved))

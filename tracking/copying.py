@@ -329,7 +329,7 @@ class _Copy:
         if datasets := list(_datasets(run).values()):
             persist(lambda: self.client.log_inputs(copy.info.run_id, datasets))
         if any(files.rglob("*")):
-            self.destination.artifacts.upload(copy, files)
+            persist(lambda: self.destination.artifacts.upload(copy, files))
 
     def _end(self, run: "MlflowRun", copy_id: str) -> None:
         """Give a copy the tags that its source has, and no others, and its end; a running one has none."""

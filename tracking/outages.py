@@ -15,6 +15,11 @@ SHORT = 15.0  # seconds, where there is: as long as another process may hold a d
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between attempts, doubled after each
 LASTING = ("readonly", "read-only", "is full", "unable to open", "malformed", "no such table")  # SQLite's words
 
+# What SQLite and PostgreSQL say where two processes enter the same data set, say, in the same moment: MLflow looks
+# whether it is there, and enters it if it is not. A second attempt finds it
+COLLISION = ("UNIQUE constraint failed", "duplicate key value")
+COLLISIONS = 5  # in a row
+
 _hurry = threading.Event()  # set while nobody is to wait
 
 
@@ -61,10 +66,14 @@ def persist(action: Callable[[], T], patience: float | None = None) -> T:
     patience = PATIENCE if patience is None else patience
     deadline = time.monotonic() + patience
     wait = FIRST_WAIT
+    collisions = 0
     while True:
         try:
             return action()
         except Exception as error:  # MLflow's, those of requests, our own
+            if any(words in str(error) for words in COLLISION) and collisions < COLLISIONS:
+                collisions += 1
+                continue
             if not passes(error) or time.monotonic() + wait > deadline or _hurry.is_set():
                 raise
             if wait == FIRST_WAIT:

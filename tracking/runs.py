@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tracking import owners
+from tracking.artifacts import Artifacts
 from tracking.keys import AGAIN, EPOCH_METRICS, FINAL_METRICS, GROUP_PARAMS, PARAMS, PARENT, SUMMARY_METRICS, TAGS
 from tracking.outages import impatient, passes, persist
 from tracking.store import SCRATCH, Store, StoreError, host, in_one_line
@@ -101,9 +102,15 @@ class Run:
             self.store.client.log_batch(self.id, metrics)
             self._sent += len(unsent)
 
-    def log_files(self, folder: Path, into: str | None = None) -> None:
+    def log_files(self, folder: Path, into: str = "") -> None:
         """Copy the files of a folder to the run's artifacts, or to a folder in them."""
-        self._persist(lambda: self.store.client.log_artifacts(self.id, str(folder), into))
+
+        def upload() -> None:
+            run = self.store.client.get_run(self.id)
+            experiment = self.store.client.get_experiment(run.info.experiment_id)
+            Artifacts(self.store, experiment).upload(run, folder, into)
+
+        self._persist(upload)
 
     def tag(self, key: str) -> str | None:
         """Read a tag; None where there is none."""
