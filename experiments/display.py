@@ -1,5 +1,6 @@
 """What a run prints: the resolved settings, a bar per split, and what was left alone."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -171,9 +172,17 @@ def scores(best_epoch: int, best: Evaluation, test: Evaluation | None) -> str:
     return f"best {best_epoch}: val {val}" + (f", test {tested}" if test else "")
 
 
+def sent_later(sent: int, refused: Sequence[str]) -> None:
+    """Say what an earlier command had kept for the result database, and what became of it."""
+    if sent:
+        console.print(f"sent to the result database what was kept for it: {_count(sent, 'split')}")
+    for sentence in refused:
+        print(sentence, file=sys.stderr)
+
+
 def left_alone(finished: int, elsewhere: Sequence[str]) -> None:
     """Say what was not run: splits that were finished before, and those that another process does."""
     if finished:
-        console.print(f"finished before and kept: {finished} split{'s' * (finished > 1)}; --fresh trains again")
+        console.print(f"finished before and kept: {_count(finished, 'split')}; --fresh trains again")
     if elsewhere:
         console.print(f"left to others: {', '.join(elsewhere)}", markup=False, soft_wrap=True)

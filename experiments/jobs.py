@@ -349,7 +349,7 @@ class Ray(Engine):
                 raise
             self._ray.init(address="local", include_dashboard=False, **settings)
             return HERE
-        if len(nodes := self._ray.nodes()) > 1 and {node["NodeManagerHostname"] for node in nodes} == {gethostname()}:
+        if len(self._ray.nodes()) > 1 and not self.machines_elsewhere():
             return HERE  # nodes that share a machine may share the folder that Ray unpacks into, and empty it
         self._ray.shutdown()  # only now it is known, and only as one connects it can be said, that the source travels
         travels = {"working_dir": str(ROOT), "excludes": STAYS_HERE}
@@ -362,6 +362,10 @@ class Ray(Engine):
         there = self._ray.cluster_resources()
         needs = {"CPU": self._options["num_cpus"], "GPU": self._options["num_gpus"]}
         return min(int(there.get(kind, 0) / need) for kind, need in needs.items() if need)
+
+    def machines_elsewhere(self) -> set[str]:
+        """Names of the machines of the cluster, but for this one."""
+        return {node["NodeManagerHostname"] for node in self._ray.nodes() if node["Alive"]} - {gethostname()}
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function where jobs are done.

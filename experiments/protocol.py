@@ -17,7 +17,7 @@ import tracking
 from datasets import ImageData, Split
 from experiments import display, fingerprint, hardware, records, schedule
 from experiments.config import DEVICE_MEMORY, Task, TrainingConfig
-from experiments.jobs import Engine, Job, Local, Ray, Result, Sequential, run_jobs
+from experiments.jobs import Engine, EngineError, Job, Local, Ray, Result, Sequential, run_jobs
 from experiments.worker import Protocol, Worker, do, log_summary, model_arguments
 from tracking import Parent, Run, Store, journal
 
@@ -131,9 +131,14 @@ def run(
     cards = [models.describe(name, **model_arguments(data)) for name in names]
     plan = schedule.plan(options.jobs, options.threads, options.cluster, config, cards, splits, options.chosen)
     store = tracking.open_store(uri, create=True)
+    if store.database and options.cluster is not None and (machines := options.cluster.machines_elsewhere()):
+        raise EngineError(
+            f"{', '.join(sorted(machines))} cannot write to the SQLite file {store.database}; name a tracking server "
+            "in --tracking-uri (deploy/README.md)"
+        )
     tracking.persist(lambda: tracking.close_dead_runs(store, task.name))
-    if sent := journal.send_all(store):
-        display.console.print(f"sent to the result database what was kept for it: {sent} split{'s' * (sent > 1)}")
+    sent, refused = journal.send_all(store)
+    display.sent_later(sent, refused)
     display.announce(task, config, data, splits, options.chosen, store, plan)
     environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
     protocol = Protocol(
@@ -152,10 +157,10 @@ def run(
             for job in jobs:
                 tracking.persist(lambda tags=job.tags: tracking.begin_again(store, task.name, tags))  # type: ignore[misc]
         counts = do_jobs(protocol, plan, store, options.cluster, of_model, jobs)
-        finish(protocol, store, of_model)
+        refused = finish(protocol, store, of_model)
     display.left_alone(*counts)
     conclude(protocol, store, [runs.parent.id for runs in of_model.values()])
-    return [failure for runs in of_model.values() for failure in runs.failures]
+    return [*refused, *(failure for runs in of_model.values() for failure in runs.failures)]
 
 
 def do_jobs(
@@ -261,17 +266,23 @@ def conclude_model(protocol: Protocol, store: Store, runs: ModelRuns) -> None:
     runs.concluded = True
 
 
-def finish(protocol: Protocol, store: Store, of_model: Mapping[str, ModelRuns]) -> None:
+def finish(protocol: Protocol, store: Store, of_model: Mapping[str, ModelRuns]) -> list[str]:
     """Do what is left because the store was away, once it is back.
+
+    Returns
+    -------
+    list of str
+        A sentence for each split whose results the store refuses.
 
     Raises
     ------
     StoreError
         It stays away. The journal has what it lacks.
     """
+    refused: list[str] = []
 
     def catch_up() -> None:
-        journal.send_all(store)
+        refused.extend(journal.send_all(store)[1])
         tracking.persist(lambda: tracking.close_dead_runs(store, protocol.task.name, "its worker was lost", mine=True))
         for runs in of_model.values():
             if not runs.concluded:
@@ -283,6 +294,7 @@ def finish(protocol: Protocol, store: Store, of_model: Mapping[str, ModelRuns]) 
             f"{store.label} is away; the results of {journal.left(store)} splits are kept in {store.state}, and the "
             "same command sends them when it is back"
         )
+    return refused
 
 
 def conclude(protocol: Protocol, store: Store, parents: Sequence[str]) -> None:

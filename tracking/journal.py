@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tracking import owners
-from tracking.outages import attempt, persist
+from tracking.outages import attempt, passes, persist
 from tracking.runs import Claim, NewRun, Run, finished_among, resume_path, same_split, take_or_make
-from tracking.store import Store
+from tracking.store import Store, in_one_line
 
 ENTRY, RECORD, FILES = ".journal", "record.json", "files"
 
@@ -128,25 +128,30 @@ def _find_or_make(store: Store, run: NewRun, run_id: str, history: Sequence[Mapp
         return take_or_make(store, run, found, {(entry["epoch"], entry["time"]) for entry in history}, [])
 
 
-def send_all(store: Store, patience: float | None = None) -> int:
+def send_all(store: Store) -> tuple[int, list[str]]:
     """Send what processes of this command, or such as are gone, have left in the journal, oldest first.
 
     Returns
     -------
-    int
-        How many entries were sent.
+    tuple of int and list of str
+        How many entries were sent; and a sentence for each one that the store refused, or that cannot be read.
 
     Raises
     ------
     Exception
-        What the store says; the entries that were not sent stay.
+        The store is away; the entries that were not sent stay.
     """
-    sent = 0
+    sent, refused = 0, []
     for entry in sorted(store.state.glob(f"*{ENTRY}"), key=_age):
-        if take(store, entry):
-            send(store, entry, patience)
-            sent += 1
-    return sent
+        try:
+            if take(store, entry):
+                send(store, entry)
+                sent += 1
+        except Exception as error:  # MLflow's, those of requests, OSError, what a damaged file makes its reader say
+            if passes(error):
+                raise
+            refused.append(f"the results in {entry} cannot be sent ({in_one_line(error)}); repair that, or remove them")
+    return sent, refused
 
 
 def left(store: Store) -> int:
