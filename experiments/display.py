@@ -134,7 +134,9 @@ class JobBar:
     def begin(self, job: Job) -> None:
         """A job was handed over; again, where it is its second attempt."""
         self._running[job.title] = time.monotonic()
-        self._progress.update(self._row, state=self._state())
+        running = list(self._running) if len(self._running) <= self._room() else []  # else only the cluster knows
+        names = f" ({', '.join(running[:3])}{', ...' if len(running) > 3 else ''})" if running else ""
+        self._progress.update(self._row, state=self._state() + names)
 
     def end(self, job: Job, result: Result) -> None:
         """A job has its result."""
@@ -142,7 +144,7 @@ class JobBar:
         self._seconds.append(seconds)
         self._failed += result.outcome == "failed"
         text = {"trained": result.text, "kept": f"{result.text}, kept for the result database",
-                "found": "finished before", "left": "left to another process", "failed": "failed"}  # fmt: skip
+                "found": "finished before", "left": "left to another process", "failed": result.text.removeprefix(f"{job.title}: ")}  # fmt: skip
         line = f"{job.title:26s} {text[result.outcome]}  {_clock(seconds)}"
         self._progress.update(self._row, completed=len(self._seconds), state=self._state())
         console.print(line if console.is_terminal else f"{line}  [{self._state()}]", markup=False, soft_wrap=True)
