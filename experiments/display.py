@@ -143,9 +143,14 @@ class JobBar:
         seconds = time.monotonic() - self._running.pop(job.title)
         self._seconds.append(seconds)
         self._failed += result.outcome == "failed"
-        text = {"trained": result.text, "kept": f"{result.text}, kept for the result database",
-                "found": "finished before", "left": "left to another process", "failed": result.text.removeprefix(f"{job.title}: ")}  # fmt: skip
-        line = f"{job.title:26s} {text[result.outcome]}  {_clock(seconds)}"
+        texts = {
+            "trained": result.text,
+            "kept": f"{result.text}, kept for the result database",
+            "found": "finished before",
+            "left": "left to another process",
+            "failed": result.text.removeprefix(f"{job.title}: "),
+        }
+        line = f"{job.title:26s} {texts[result.outcome]}  {_clock(seconds)}"
         self._progress.update(self._row, completed=len(self._seconds), state=self._state())
         console.print(line if console.is_terminal else f"{line}  [{self._state()}]", markup=False, soft_wrap=True)
 
