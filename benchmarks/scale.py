@@ -19,7 +19,6 @@ import heapq
 import itertools
 import multiprocessing
 import os
-import pickle
 import sys
 import tempfile
 import threading
@@ -145,10 +144,9 @@ def split(uri: str | None) -> None:
     train = experiments.worker.Worker.train
 
     def weigh(worker: experiments.worker.Worker, job: experiments.worker.Job) -> Any:
-        images = worker.protocol.data.images
-        whole = len(pickle.dumps((worker.protocol, job), protocol=5))
-        own = (whole - images.nbytes) / 1e6
-        print(f"to a worker: {images.nbytes / 1e6:.1f} MB of images once a machine, {own:.2f} MB a job")
+        data, groups = worker.protocol.data, worker.protocol.groups
+        own = sum(array.nbytes for array in (*job.split, data.labels, groups)) / 1e6
+        print(f"to a worker: {data.images.nbytes / 1e6:.1f} MB of images once a machine, {own:.2f} MB a job")
         calls.clear()
         seconds.clear()
         return train(worker, job)
