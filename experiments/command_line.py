@@ -55,7 +55,8 @@ class RunOptions:
         "local"
     )
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of a job; the cores are shared among the jobs unless given")
+        int | None,
+        typer.Option(min=1, max=1024, help="CPU threads of a job; the cores are shared among the jobs unless given"),
     ] = None
     gpus_per_job: Annotated[
         float | None, typer.Option(min=0, help="on a Ray cluster, such as 0.5; 1 where it has GPUs unless given")
@@ -106,7 +107,7 @@ def _resolve(task: Task, options: RunOptions, config: TrainingConfig) -> tuple[T
     for number in chosen:
         if not 0 <= number < protocol.n_splits:
             raise typer.BadParameter(f"{number} is not one of 0 to {protocol.n_splits - 1}", param_hint="--split")
-    for key, value in dataclasses.asdict(config).items():
+    for key, value in (dataclasses.asdict(config) | dataclasses.asdict(options)).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise typer.BadParameter(f"{value} is not a finite number", param_hint=f"--{key.replace('_', '-')}")
 
@@ -117,6 +118,11 @@ def _resolve(task: Task, options: RunOptions, config: TrainingConfig) -> tuple[T
         raise typer.BadParameter(reason, param_hint="--jobs")
     if options.gpus_per_job is not None and options.backend != "ray":
         raise typer.BadParameter("only a Ray cluster gives a job a number of GPUs", param_hint="--gpus-per-job")
+    gpus = options.gpus_per_job or 0.0
+    if gpus and not 0.0001 <= gpus <= 1 and gpus != int(gpus):
+        raise typer.BadParameter(
+            f"{gpus:g} is neither a share of a GPU nor a whole number", param_hint="--gpus-per-job"
+        )
 
     from models import MODELS  # brings torch, which --help need not wait for
 

@@ -113,7 +113,7 @@ class JobBar:
         self._total = total
         self._room = room
         self._running: dict[str, float] = {}  # when they began
-        self._seconds: list[float] = []  # that jobs took
+        self._done = 0
         self._began = time.monotonic()
         self._failed = 0
         self._progress = Progress(
@@ -141,7 +141,7 @@ class JobBar:
     def end(self, job: Job, result: Result) -> None:
         """A job has its result."""
         seconds = time.monotonic() - self._running.pop(job.title)
-        self._seconds.append(seconds)
+        self._done += 1
         self._failed += result.outcome == "failed"
         texts = {
             "trained": result.text,
@@ -151,11 +151,11 @@ class JobBar:
             "failed": result.text.removeprefix(f"{job.title}: "),
         }
         line = f"{job.title:26s} {texts[result.outcome]}  {_clock(seconds)}"
-        self._progress.update(self._row, completed=len(self._seconds), state=self._state())
+        self._progress.update(self._row, completed=self._done, state=self._state())
         console.print(line if console.is_terminal else f"{line}  [{self._state()}]", markup=False, soft_wrap=True)
 
     def _state(self) -> str:
-        done, room = len(self._seconds), max(1, self._room())
+        done, room = self._done, max(1, self._room())
         parts = [f"{done} of {self._total} done", f"{min(room, self._total - done)} running", f"{self._failed} failed"]
         if done and (left := self._total - done):
             mean = (time.monotonic() - self._began) * min(room, done) / done

@@ -97,10 +97,13 @@ class Engine(ABC):
         Jobs that are handed over at once.
     lost : tuple of exception types
         What a future raises whose worker is gone.
+    tries_again : bool
+        Whether that is raised only after the engine itself has tried again.
     """
 
     slots: int
     lost: tuple[type[Exception], ...] = ()
+    tries_again = False
 
     @abstractmethod
     def submit(self, job: Job) -> "Future[Result]":
@@ -153,7 +156,8 @@ def run_jobs(
             try:
                 result = future.result()
             except engine.lost as error:
-                result = Result("failed", f"{job.title}: its worker was lost ({type(error).__name__})", again=True)
+                reason = f"{job.title}: its worker was lost ({type(error).__name__})"
+                result = Result("failed", reason, again=not engine.tries_again)
             if result.again and job.attempt + 1 < ATTEMPTS:
                 again.append(dataclasses.replace(job, attempt=job.attempt + 1))
             else:
@@ -222,10 +226,15 @@ class Local(Engine):
     def __init__(
         self, function: Callable[[Any, Job], Result], shared: object, slots: int, threads: int, folder: Path
     ) -> None:
+        from joblib.externals.loky.backend.reduction import dumps
+
         self.slots = slots
         self._work = functools.partial(function, shared)
         self._threads = threads
-        self._folder = folder
+        self._reducers = {np.ndarray: functools.partial(_reduce_array, folder)}
+        dumps(
+            shared, reducers=self._reducers
+        )  # large arrays are written here, where a full disk is an error like others
         self._idle: list[Any] = []
         self._busy: dict[Future[Result], Any] = {}
 
@@ -236,7 +245,8 @@ class Local(Engine):
             if not isinstance(future.exception(), self.lost):
                 self._idle.append(executor)
         executor = self._idle.pop() if self._idle else self._start()
-        future = executor.submit(self._work, job)
+        with _without_ctrl_c():
+            future = executor.submit(self._work, job)
         self._busy[future] = executor
         return future  # type: ignore[no-any-return]
 
@@ -248,7 +258,7 @@ class Local(Engine):
             initializer=_serve,
             initargs=(os.getpid(),),
             env={"OMP_NUM_THREADS": str(self._threads)},
-            job_reducers={np.ndarray: functools.partial(_reduce_array, self._folder)},
+            job_reducers=self._reducers,
         )
 
     def __exit__(
@@ -258,13 +268,32 @@ class Local(Engine):
             executor.shutdown(wait=True, kill_workers=kind is not None)
 
 
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Let a process that is started here not hear of Ctrl-C, which reaches all of a terminal; it inherits the mask."""
+    if sys.platform == "win32":  # which has no masks
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+_saving = threading.Lock()  # each executor has a thread of its own that does this
+
+
 def _reduce_array(folder: Path, array: np.ndarray) -> tuple[Any, ...]:
     """How an array travels to another process of this machine: a large one as the name of a file."""
     if array.nbytes < LARGE_ARRAY:
         return array.__reduce__()  # type: ignore[return-value]
     path = folder / f"{id(array)}.npy"  # what is shared, and a job, live until the end
-    if not path.exists():
-        np.save(path, array)
+    with _saving:
+        if not path.exists():
+            with (partial := path.with_suffix(".partial")).open("wb") as file:
+                np.save(file, array)
+            partial.replace(path)
     return _map_array, (str(path),)
 
 
@@ -273,8 +302,7 @@ def _map_array(path: str) -> np.ndarray:
 
 
 def _serve(driver: int) -> None:
-    """Set a worker process up: only its driver ends it, and it ends with that, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
+    """Let a worker process end with its driver, however that ends."""
 
     def watch() -> None:
         while os.getppid() == driver:
@@ -304,6 +332,8 @@ class Ray(Engine):
         Ray is not installed, or the cluster does not answer.
     """
 
+    tries_again = True
+
     def __init__(self, threads: int, gpus: float | None) -> None:
         # Ray listens on all interfaces, so who may use it is asked for; the mode has to be the same everywhere
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -323,7 +353,7 @@ class Ray(Engine):
         handler = signal.getsignal(signal.SIGTERM)  # which Ray takes for itself
         try:
             self._options: dict[str, Any] = self._connect()
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, RayError) as error:
             where = os.environ.get("RAY_ADDRESS", "this machine")
             raise EngineError(
                 f"no Ray cluster can be used at {where} ({tracking.in_one_line(error)}); see that it runs, and that "
@@ -359,9 +389,12 @@ class Ray(Engine):
     @property
     def room(self) -> int:
         """How many jobs the cluster can do at a time, as it is now."""
-        there = self._ray.cluster_resources()
         needs = {"CPU": self._options["num_cpus"], "GPU": self._options["num_gpus"]}
-        return min(int(there.get(kind, 0) / need) for kind, need in needs.items() if need)
+        return sum(
+            min(int(node["Resources"].get(kind, 0) / need) for kind, need in needs.items() if need)
+            for node in self._ray.nodes()
+            if node["Alive"]
+        )
 
     def machines_elsewhere(self) -> set[str]:
         """Names of the machines of the cluster, but for this one."""
@@ -383,7 +416,13 @@ class Ray(Engine):
         while not self._ray.wait([work], timeout=1)[0]:
             if not self.room and time.monotonic() > deadline:
                 raise EngineError(f"no node of the Ray cluster has {needs}; lower --threads or --gpus-per-job")
-        return self._ray.get(work)  # type: ignore[no-any-return]
+        try:
+            return self._ray.get(work)  # type: ignore[no-any-return]
+        except self.lost as error:
+            cause = getattr(error, "cause", None) or error  # what the function raised there
+            if isinstance(cause, ValueError):
+                raise cause from None
+            raise EngineError(f"the Ray cluster cannot do jobs ({tracking.in_one_line(cause)})") from None
 
     def share(self, function: Callable[[Any, Job], Result], shared: object, slots: int) -> None:
         """Set what does a job, `function(shared, job)`; `shared` goes to each node once.
@@ -392,7 +431,10 @@ class Ray(Engine):
         """
         self.slots = slots
         task = self._ray.remote(max_retries=ATTEMPTS)(function).options(**self._options)
-        reference = self._ray.put(shared)
+        try:
+            reference = self._ray.put(shared)
+        except self.lost as error:
+            raise EngineError(f"the Ray cluster cannot hold the images ({tracking.in_one_line(error)})") from None
         self._work = lambda job: task.remote(reference, job)
 
     def submit(self, job: Job) -> "Future[Result]":

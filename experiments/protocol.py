@@ -20,6 +20,9 @@ from experiments.config import DEVICE_MEMORY, Task, TrainingConfig
 from experiments.jobs import Engine, EngineError, Job, Local, Ray, Result, Sequential, run_jobs
 from experiments.worker import Protocol, Worker, do, log_summary, model_arguments
 from tracking import Parent, Run, Store, journal
+from tracking.store import host
+
+OF_THE_CLIENT = ("MLFLOW_", "AWS_", "PG")  # variables that tell the store's client how to get in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,10 @@ class ModelRuns:
         Whether the parent has been told of the model and the images.
     concluded : bool
         Whether the parent has its summary and its end.
+    kept : dict of str to str
+        Titles of the splits whose results are kept for a store that is away, by fingerprint.
+    failures : list of str
+        A sentence for each split without a result.
     """
 
     card: models.ModelCard
@@ -74,6 +81,7 @@ class ModelRuns:
     left: int
     described: bool = True
     concluded: bool = False
+    kept: dict[str, str] = dataclasses.field(default_factory=dict)
     failures: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -138,11 +146,12 @@ def run(
         )
     tracking.persist(lambda: tracking.close_dead_runs(store, task.name))
     sent, refused = journal.send_all(store)
-    display.sent_later(sent, refused)
+    display.sent_later(sent, list(refused.values()))
     display.announce(task, config, data, splits, options.chosen, store, plan)
-    environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
     protocol = Protocol(
-        task, config, plan.threads, options.device_memory, data, groups, uri, store.command, store.state, environment
+        task, config, plan.threads, options.device_memory, data, groups,
+        uri, store.command, store.state, host(),
+        {key: value for key, value in os.environ.items() if key.startswith(OF_THE_CLIENT)},
     )  # fmt: skip
     with contextlib.ExitStack() as parents:
         of_model: dict[str, ModelRuns] = {}
@@ -157,10 +166,10 @@ def run(
             for job in jobs:
                 tracking.persist(lambda tags=job.tags: tracking.begin_again(store, task.name, tags))  # type: ignore[misc]
         counts = do_jobs(protocol, plan, store, options.cluster, of_model, jobs)
-        refused = finish(protocol, store, of_model)
+        finish(protocol, store, of_model)
     display.left_alone(*counts)
     conclude(protocol, store, [runs.parent.id for runs in of_model.values()])
-    return [*refused, *(failure for runs in of_model.values() for failure in runs.failures)]
+    return [failure for runs in of_model.values() for failure in runs.failures]
 
 
 def do_jobs(
@@ -183,17 +192,18 @@ def do_jobs(
             elsewhere.append(result.text)
         elif result.outcome == "failed":
             runs.failures.append(result.text)
+        elif result.outcome == "kept":
+            runs.kept[job.tags["fingerprint"]] = job.title
         elif not runs.described:
             tracking.attempt(lambda: describe(protocol, runs))
-        if not runs.left:
+        if not runs.left and not runs.kept:  # else `finish` does it, once the store is back
             tracking.attempt(lambda: conclude_model(protocol, store, runs))
 
     waiting = []
     finished = known_as_finished(store, protocol.task.name)
     for job in jobs:
-        parent = of_model[job.card.name].parent
         known = job.tags["fingerprint"] in finished
-        if known and not tracking.claim(parent, job.title, job.params, job.tags).is_ours:
+        if known and tracking.is_finished(of_model[job.card.name].parent, job.tags):
             note(job, Result("found"))
         else:
             waiting.append(job)
@@ -210,15 +220,16 @@ def do_jobs(
         with contextlib.ExitStack() as working:
             engine = working.enter_context(make_engine(protocol, plan, store, cluster, working))
             several = cluster is not None or plan.at_once > 1
-            room = (lambda: cluster.room) if cluster is not None else (lambda: plan.at_once)
+            room = (lambda: min(cluster.room, plan.at_once)) if cluster is not None else (lambda: plan.at_once)
             bar = working.enter_context(display.JobBar(len(waiting), room)) if several else None
             for job, result in run_jobs(iter(waiting), engine, bar.begin if bar else lambda job: None):
                 if bar:
                     bar.end(job, result)
                 note(job, result)
-    except BaseException:
+    except BaseException as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else tracking.in_one_line(error)
         with contextlib.suppress(Exception):
-            tracking.close_dead_runs(store, protocol.task.name, "interrupted", mine=True)
+            tracking.close_dead_runs(store, protocol.task.name, reason, mine=True)
         raise
     return found, elsewhere
 
@@ -266,35 +277,32 @@ def conclude_model(protocol: Protocol, store: Store, runs: ModelRuns) -> None:
     runs.concluded = True
 
 
-def finish(protocol: Protocol, store: Store, of_model: Mapping[str, ModelRuns]) -> list[str]:
+def finish(protocol: Protocol, store: Store, of_model: Mapping[str, ModelRuns]) -> None:
     """Do what is left because the store was away, once it is back.
-
-    Returns
-    -------
-    list of str
-        A sentence for each split whose results the store refuses.
 
     Raises
     ------
     StoreError
         It stays away. The journal has what it lacks.
     """
-    refused: list[str] = []
+    kept = {fingerprint: title for runs in of_model.values() for fingerprint, title in runs.kept.items()}
 
     def catch_up() -> None:
-        refused.extend(journal.send_all(store)[1])
+        refused = journal.send_all(store)[1]
         tracking.persist(lambda: tracking.close_dead_runs(store, protocol.task.name, "its worker was lost", mine=True))
+        finished = known_as_finished(store, protocol.task.name) if kept else set()
         for runs in of_model.values():
+            lost = {key: title for key, title in runs.kept.items() if key not in finished}
+            gone = "its results are on another machine; the same command trains it again"
+            runs.failures += [refused.get(key, f"{title}: {gone}") for key, title in lost.items()]
+            runs.kept.clear()
             if not runs.concluded:
                 runs.parent.patience = None
                 conclude_model(protocol, store, runs)
 
     if not tracking.attempt(catch_up):
-        raise tracking.StoreError(
-            f"{store.label} is away; the results of {journal.left(store)} splits are kept in {store.state}, and the "
-            "same command sends them when it is back"
-        )
-    return refused
+        what = f"; the results of {', '.join(kept.values())} are kept in {store.state}" if kept else ""
+        raise tracking.StoreError(f"{store.label} is away{what}; the same command goes on when it is back")
 
 
 def conclude(protocol: Protocol, store: Store, parents: Sequence[str]) -> None:

@@ -21,11 +21,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 from joblib.externals.loky import cpu_count
 
 from datasets import Split
+from experiments import hardware
 from experiments.config import TrainingConfig
 from experiments.jobs import Ray
 from models import ModelCard
@@ -33,6 +33,7 @@ from models import ModelCard
 SMALL = 1e6  # multiply-accumulates of an image below which a second thread finds little to do
 RATIO_SMALL, RATIO = 0.70, 0.97  # of the times above
 OVERHEAD = 5e6  # what a job costs beside its convolutions, as multiply-accumulates of an image
+SHARE = 0.8  # of all memory, not of what is free: it must not depend on what else runs how many threads a job has
 # memory of a job, in bytes: calibrated on the peaks in benchmarks/README.md
 BASE = 1.3e9  # the libraries, what the allocator keeps, one batch of images
 PER_OUTPUT = 8  # of each value that a layer puts out for a batch: it, its normalised form, and a gradient, in bf16
@@ -90,7 +91,12 @@ def plan(
         at_once = min(jobs, count)
         return Plan(at_once, threads or (all_threads if at_once == 1 else max(1, cores // at_once)))
     on_gpu = torch.device(config.device).type == "cuda"
-    fit = max(1, int(_free_memory(config.device) / max(_memory(card, config, splits[chosen[0]]) for card in cards)))
+    fit = max(
+        1,
+        int(
+            SHARE * hardware.memory_of(config.device) / max(_memory(card, config, splits[chosen[0]]) for card in cards)
+        ),
+    )
     if on_gpu:
         at_once = min(count, fit, MOST_ON_GPU, max(1, cores // 2))
         return Plan(at_once, threads or max(1, cores // at_once), f"auto: {at_once} jobs share the GPU")
@@ -118,12 +124,6 @@ def _is_faster(at_once: int, cards: Sequence[ModelCard], n_splits: int) -> bool:
             first = ends.index(min(ends))
             ends[first] += ratio * at_once * cost(card)
     return max(ends) < n_splits * sum(map(cost, cards))
-
-
-def _free_memory(device: str) -> int:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
 
 
 def _memory(card: ModelCard, config: TrainingConfig, split: Split) -> float:

@@ -36,6 +36,7 @@ from models.layers import LayerStack
 from tracking import Claim, Parent, Run, Store, journal
 from tracking.artifacts import file_digests
 from tracking.checkpoints import Checkpoint
+from tracking.store import host
 
 SAVE_EVERY = 1.0  # seconds, at least, from one save of a training to the next
 SAVE_SHARE = 0.02  # of the time that training takes, which saves may take at most, but for the first and the last
@@ -59,6 +60,8 @@ class Protocol:
         Of near duplicates (`datasets.duplicate_groups`).
     uri, command, state
         Of the store (`tracking.open_store`).
+    host : str
+        The machine of the command.
     environment : dict of str to str
         What the store's client needs to know.
     """
@@ -72,6 +75,7 @@ class Protocol:
     uri: str
     command: str
     state: Path
+    host: str
     environment: Mapping[str, str]
 
     @property
@@ -98,7 +102,8 @@ def do(protocol: Protocol, job: Job) -> Result:
             os.environ.update(protocol.environment)
             torch.set_num_threads(protocol.threads)
             hardware.prepare()
-            store = tracking.open_store(protocol.uri, command=protocol.command, state=protocol.state)
+            # without a look at whether it is there: the command has looked, and training goes on while it is away
+            store = tracking.open_store(protocol.uri, command=protocol.command, state=protocol.state, look=False)
             _workers.clear()  # Ray gives a process to several commands
             worker = _workers[protocol.command] = Worker(protocol, store)
         return worker.train(job)()
@@ -125,7 +130,10 @@ class Worker:
         self.store = store
         self.images = DeviceImages.load(protocol.data, protocol.config.device, protocol.device_memory)
         self._away = False  # the store, when it was last asked
-        self._kept: list[Path] = []  # entries of the journal that are still to be sent
+        # entries of the journal that are still to be sent, with their runs where they are open
+        self._kept: list[tuple[Path, Run | None]] = []
+        # on another machine the folder may be gone when the command ends: it waits for a store as long as that does
+        self._patience = tracking.SHORT if host() == protocol.host else None
         self._model = ""  # of the last job; what follows is of it
         self._state: TrainingState | None = None  # what it recorded on a GPU serves the next split
         self._evidence: analysis.Evidence | None = None  # that the summary so far was made of
@@ -152,8 +160,9 @@ class Worker:
             found = left if claimed.owner else Result("found")
             return lambda: found
         if journal.take(self.store, entry := journal.entry_path(self.store, job.tags["fingerprint"])):
-            self._kept.append(entry)  # of a worker that was lost before it had sent it
-            return lambda: self._sent(parent, job, "trained by an earlier attempt")
+            return lambda: self._send_again(
+                parent, job, claimed, entry
+            )  # of a worker that was lost before it had sent it
         try:
             return self._train(parent, job, claimed)
         except TrainingDivergedError as error:
@@ -209,9 +218,9 @@ class Worker:
 
             def write() -> Result:
                 with still_open:
-                    self._kept.append(self._write(claimed, job.split, checkpoint, history, results))
+                    entry = self._write(claimed, job.split, checkpoint, history, results)
                     child.in_journal = True
-                    return self._sent(parent, job, scores, child)
+                    return self._send(parent, job, scores, entry, child)
 
             still_open = open_run.pop_all()
         return write
@@ -238,12 +247,24 @@ class Worker:
             )
             return journal.write(self.store, claimed, results, folder)
 
-    def _sent(self, parent: Parent, job: Job, scores: str, child: Run | None = None) -> Result:
-        """Send what is in the journal, in order, as far as the store is there; `child` is the newest one's run."""
-        patience = 0 if self._away else tracking.SHORT
+    def _send_again(self, parent: Parent, job: Job, claimed: Claim, entry: Path) -> Result:
+        with tracking.child_run(self.store, claimed) as child:
+            child.in_journal = True
+            return self._send(parent, job, "trained by an earlier attempt", entry, None)
+
+    def _send(self, parent: Parent, job: Job, scores: str, entry: Path, run: Run | None) -> Result:
+        """Send what is in the journal, in order, as far as the store is there; `entry` is this job's."""
+        self._kept.append((entry, run))
         while self._kept:
-            known = child if len(self._kept) == 1 else None
-            self._away = not journal.try_to_send(self.store, self._kept[0], patience, known)
+            oldest, of_run = self._kept[0]
+            patience = 0 if self._away and self._patience else self._patience
+            try:
+                self._away = not journal.try_to_send(self.store, oldest, patience, of_run)
+            except Exception:
+                self._kept.pop(0)  # it stays in the journal, and is sent, or named, at the end of the command
+                if oldest == entry:
+                    raise
+                continue
             if self._away:
                 return Result("kept", scores)
             self._kept.pop(0)

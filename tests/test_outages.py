@@ -213,7 +213,7 @@ def test_what_a_server_that_stays_away_lacks_is_sent_by_the_same_command_later(l
     uri = f"http://127.0.0.1:{line.port}"
     trained = at_epochs(monkeypatch, after_1=line.cut)
     with pytest.raises(
-        StoreError, match=r"is away; the results of 5 splits are kept in .*, and the same command sends"
+        StoreError, match=r"is away; the results of lenet5 split 0, .*lenet5 split 4 are kept in .*; the same command"
     ):
         run_protocol(uri, 5)
     assert trained == [1, 2, 3] * 5
@@ -251,8 +251,8 @@ def test_an_entry_of_a_process_that_was_killed_is_sent_once_and_one_of_a_living_
         for owner, sent in (("1", 0), ("999999999", 1)):  # process 1 lives, the other one never did
             signs = {"owner": f"{host()} {owner} {psutil.Process(1).create_time():.0f}", "command": "another"}
             (entry / journal.RECORD).write_text(json.dumps(record | {"signs": record["signs"] | signs}))
-            assert journal.send_all(store) == (sent, [])
-        assert not entry.exists() and journal.send_all(store) == (0, [])
+            assert journal.send_all(store) == (sent, {})
+        assert not entry.exists() and journal.send_all(store) == (0, {})
     assert len(store.client.get_metric_history(claimed.run_id, "val/loss")) == 3
     assert store.client.get_run(claimed.run_id).info.status == "FINISHED"
 
@@ -270,7 +270,7 @@ def test_an_entry_is_sent_again_after_a_kill_at_any_moment(store_uri: str, monke
                     journal.send(store, entry)
         journal.send(store, entry)
         entry.mkdir()  # of a process that was killed as it removed it
-        assert journal.send_all(store) == (0, []) and not entry.exists()
+        assert journal.send_all(store) == (0, {}) and not entry.exists()
     (run,) = analysis.load_runs(["task3"], store_uri).itertuples()
     assert (run.run_id, run.status) == (claimed.run_id, "FINISHED")
     for key, n in (("val/loss", 3), ("test/accuracy", 1)):
@@ -296,7 +296,7 @@ def test_an_entry_whose_split_another_process_has_finished_is_dropped(store_uri:
     with open_parent(store) as parent:
         entry = write_entry(store, dataclasses.replace(claim(parent, 0), run_id=""))
         assert do(parent, 0, 0.7) is not None
-        assert journal.send_all(store) == (1, []) and not entry.exists()
+        assert journal.send_all(store) == (1, {}) and not entry.exists()
     assert analysis.load_runs(["task3"], store_uri)["test/accuracy"].tolist() == [0.7]
 
 

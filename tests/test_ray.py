@@ -82,7 +82,7 @@ def test_a_cluster_gives_the_numbers_of_one_process(cluster: None, tmp_path: Pat
     assert "4 of 4 done, 0 running, 0 failed" in printed
     assert same_numbers(one, many)
     runs = analysis.load_runs(["task3"], many)
-    assert runs["owner"].nunique() == 2  # a worker on each node
+    assert runs["owner"].nunique() >= 2  # a worker on each node
     assert runs["command"].nunique() == 1 and not runs["owner"].isin(runs["command"]).any()
     assert [path.name for path in (tmp_path / "many.state").iterdir()] == ["store.lock"]
 

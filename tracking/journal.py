@@ -8,6 +8,7 @@ its resume file, likewise before it is sent.)
 """
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -68,8 +69,11 @@ def write(store: Store, claimed: Claim, results: Results, folder: Path) -> Path:
     }
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
     entry = entry_path(store, claimed.run.tags["fingerprint"])
-    shutil.rmtree(entry, ignore_errors=True)
-    folder.rename(entry)
+    with store.lock():
+        if entry.exists() and owners.is_others(_read(entry)["signs"], store.command):
+            entry = entry.with_name(f"{entry.stem}-{os.getpid()}{ENTRY}")  # done by both while the store was away
+        shutil.rmtree(entry, ignore_errors=True)
+        folder.rename(entry)
     return entry
 
 
@@ -95,7 +99,10 @@ def send(store: Store, entry: Path, patience: float | None = None, known: Run | 
     Exception
         What the store says; the entry stays.
     """
-    record = json.loads((entry / RECORD).read_text(encoding="utf-8"))
+    try:
+        record = _read(entry)
+    except FileNotFoundError:
+        return  # it was sent
     claimed, results = NewRun(**record["run"]), Results(**record["results"])
     run_id: str | None = known.id if known else ""
     if run_id == "":
@@ -112,14 +119,20 @@ def send(store: Store, entry: Path, patience: float | None = None, known: Run | 
         run.log_metrics(results.metrics, timestamp=results.history[-1]["time"])
         run.finish()
     resume_path(store, claimed.tags).unlink(missing_ok=True)
-    (entry / RECORD).unlink()  # first, so that nobody takes what is left for an entry
+    (entry / RECORD).unlink(missing_ok=True)  # first, so that nobody takes what is left for an entry
     shutil.rmtree(entry, ignore_errors=True)
 
 
 def _find_or_make(store: Store, run: NewRun, run_id: str, history: Sequence[Mapping[str, Any]]) -> str | None:
     """Return the run that an entry goes into; None where the split has its result, be it from this entry."""
+    run = run._replace(experiment=store.make_experiment(run.tags["task"]))  # ids are those of one database
     with store.lock():
-        found = same_split(store, run)
+        # what a living process of another command does is left to it: both results will be there, and the later counts
+        found = [
+            other
+            for other in same_split(store, run)
+            if other.info.status != "RUNNING" or not owners.is_others(other.data.tags, store.command)
+        ]
         statuses = {other.info.run_id: other.info.status for other in found}
         if finished_among(found) is not None or statuses.get(run_id) == "FINISHED":
             return None
@@ -128,20 +141,21 @@ def _find_or_make(store: Store, run: NewRun, run_id: str, history: Sequence[Mapp
         return take_or_make(store, run, found, {(entry["epoch"], entry["time"]) for entry in history}, [])
 
 
-def send_all(store: Store) -> tuple[int, list[str]]:
+def send_all(store: Store) -> tuple[int, dict[str, str]]:
     """Send what processes of this command, or such as are gone, have left in the journal, oldest first.
 
     Returns
     -------
-    tuple of int and list of str
-        How many entries were sent; and a sentence for each one that the store refused, or that cannot be read.
+    tuple of int and dict of str to str
+        How many entries were sent; and a sentence for each one that the store refused, or that cannot be read, by its
+        split's fingerprint.
 
     Raises
     ------
     Exception
         The store is away; the entries that were not sent stay.
     """
-    sent, refused = 0, []
+    sent, refused = 0, {}
     for entry in sorted(store.state.glob(f"*{ENTRY}"), key=_age):
         try:
             if take(store, entry):
@@ -150,16 +164,17 @@ def send_all(store: Store) -> tuple[int, list[str]]:
         except Exception as error:  # MLflow's, those of requests, OSError, what a damaged file makes its reader say
             if passes(error):
                 raise
-            refused.append(f"the results in {entry} cannot be sent ({in_one_line(error)}); repair that, or remove them")
+            reason = in_one_line(error)
+            refused[entry.stem[:64]] = f"the results in {entry} cannot be sent ({reason}); repair that, or remove them"
     return sent, refused
 
 
-def left(store: Store) -> int:
-    """How many splits are in the journal."""
-    return len(list(store.state.glob(f"*{ENTRY}/{RECORD}")))
+def _read(entry: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((entry / RECORD).read_text(encoding="utf-8"))
+    return record
 
 
-def try_to_send(store: Store, entry: Path, patience: float, known: Run | None = None) -> bool:
+def try_to_send(store: Store, entry: Path, patience: float | None, known: Run | None = None) -> bool:
     """Send an entry, but for a store that is away: then it stays, and False is returned."""
     sent = attempt(lambda: send(store, entry, patience, known))
     if not sent:
@@ -176,7 +191,7 @@ def take(store: Store, entry: Path) -> bool:
     path = entry / RECORD
     with store.lock():  # two commands may come here at once
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = _read(entry)
         except FileNotFoundError:
             shutil.rmtree(entry, ignore_errors=True)  # of a process that was killed as it removed it
             return False

@@ -18,7 +18,7 @@ LASTING = ("readonly", "read-only", "is full", "unable to open", "malformed", "n
 # What SQLite and PostgreSQL say where two processes enter the same data set, say, in the same moment: MLflow looks
 # whether it is there, and enters it if it is not. A second attempt finds it
 COLLISION = ("UNIQUE constraint failed", "duplicate key value")
-COLLISIONS = 5  # in a row
+COLLISIONS = 5  # that are tried again
 
 _hurry = threading.Event()  # set while nobody is to wait
 

@@ -222,6 +222,7 @@ class NewRun(NamedTuple):
     name: str  # in the UI
     params: Mapping[str, Any]
     tags: Mapping[str, str]
+    command: str  # that does it
 
 
 @dataclass(frozen=True)
@@ -274,14 +275,17 @@ def claim(
     patience : float, optional
         Seconds to wait for a store that is away (`persist`).
     without_store : bool
-        After that claim it nevertheless: the store did not know it as finished, and nobody else is told to do it.
+        After that claim it nevertheless, unless the resume file is of a living process: the store did not know it as
+        finished when the command began.
 
     Returns
     -------
     Claim
     """
+    from tracking.checkpoints import load_resume_file  # imports torch
+
     store = parent.store
-    run = NewRun(parent.experiment, parent.id, name, params, tags)
+    run = NewRun(parent.experiment, parent.id, name, params, tags, store.command)
     resume_file = resume_path(store, tags)
     taken: list[str] = []  # by an attempt that failed after it
 
@@ -303,6 +307,9 @@ def claim(
         return persist(decide, patience)
     except BaseException as error:
         if without_store and isinstance(error, Exception) and passes(error):
+            signs = (load_resume_file(resume_file) or {}).get("signs", {})
+            if owners.is_others(signs, store.command):
+                return Claim(run, "", False, resume_file, owner=owners.describe(signs))
             return Claim(run, "", True, resume_file, _load_saved(resume_file, tags))
         with contextlib.suppress(Exception):  # the store itself may be what failed
             for run_id in taken:
@@ -343,6 +350,21 @@ def take_or_make(
     return taken[-1]
 
 
+def is_finished(parent: Parent, tags: Mapping[str, str]) -> bool:
+    """Whether the split with this fingerprint has its result, which then counts below this parent."""
+    store = parent.store
+
+    def look() -> bool:
+        with store.lock():
+            done = finished_among(same_split(store, NewRun(parent.experiment, parent.id, "", {}, tags, store.command)))
+            if done is not None:
+                resume_path(store, tags).unlink(missing_ok=True)
+                _keep(store, parent, done)
+            return done is not None
+
+    return persist(look)
+
+
 def wait_and_claim(parent: Parent, name: str, params: Mapping[str, Any], tags: Mapping[str, str], left: Claim) -> Claim:
     """Claim a split again that was left to a process on another machine, if it gives no sign of life."""
     persist(lambda: owners.wait_for_sign(parent.store, left.run_id))
@@ -372,7 +394,9 @@ def save_progress(claimed: Claim, tags: Mapping[str, str], history: Sequence[Any
     from tracking.checkpoints import save_resume_file  # imports torch
 
     made = {key: tags.get(key) for key in MADE_WITH}
-    save_resume_file(claimed.resume_file, {"history": list(history), "state": dict(state), "made": made})
+    signs = owners.signs_of_life(claimed.run.command)
+    content = {"history": list(history), "state": dict(state), "made": made, "signs": signs}
+    save_resume_file(claimed.resume_file, content)
 
 
 def _load_saved(resume_file: Path, tags: Mapping[str, str]) -> dict[str, Any] | None:

@@ -160,7 +160,11 @@ def check_uri(uri: str | None = None) -> str:
 
 
 def open_store(
-    uri: str | None = None, create: bool = False, command: str | None = None, state: Path | None = None
+    uri: str | None = None,
+    create: bool = False,
+    command: str | None = None,
+    state: Path | None = None,
+    look: bool = True,
 ) -> Store:
     """Open the result database.
 
@@ -173,6 +177,8 @@ def open_store(
     command, state
         Of the store of the command that this process works for; it works for itself unless given. On a machine that
         cannot have that folder it is one in its own mlruns/.
+    look : bool
+        Look whether a server, or a database of one, is there.
 
     Returns
     -------
@@ -183,17 +189,19 @@ def open_store(
     StoreError
         It is not there, cannot be opened, or does not answer.
     """
-    uri = check_uri(uri)
+    if look or uri is None or uri.startswith("sqlite"):
+        uri = check_uri(uri)
     path = sqlite_path(uri)
     if path is not None and not create:
         check_exists(path)
     try:
         if path is not None and not path.exists():
             _create_sqlite(path)
-        if uri.startswith("postgresql"):
+        if look and uri.startswith("postgresql"):
             _connect_once(uri)
         client = _client(uri)
-        client.search_experiments(max_results=1)  # the first use is what finds a store that cannot be opened
+        if look:
+            client.search_experiments(max_results=1)  # the first use is what finds a store that cannot be opened
     except Exception as error:  # noqa: BLE001 - MLflow's, SQLAlchemy's, a missing driver's, OSError
         reason = in_one_line(getattr(error, "orig", None) or error)
         if "out-of-date database schema" in reason:  # MLflow's words for any other schema, be it newer
