@@ -19,7 +19,7 @@ import analysis
 import datasets
 import models
 import tracking
-from experiments import hardware, protocol
+from experiments import hardware, protocol, worker
 from experiments.task3 import TASK
 from experiments.training import EpochRecord, TrainingState, fit
 from tests.conftest import ROOT, snapshot
@@ -174,7 +174,7 @@ def test_a_split_that_does_not_fit_says_so_and_the_protocol_goes_on(store_uri: s
             torch.empty(2**60)  # more than a process can address
         yield from fit(state, *where)
 
-    monkeypatch.setattr(protocol, "fit", fit_greedily)
+    monkeypatch.setattr(worker, "fit", fit_greedily)
     task = dataclasses.replace(
         TASK, models=("vggnet", "lenet5"), baselines=(), protocol=dataclasses.replace(TASK.protocol, n_splits=1)
     )

@@ -34,8 +34,11 @@ class Artifacts:
         """Copy the files of a folder to a run's, or to a folder in them."""
         if (folder := self._folder(run)) is None:
             self._client.log_artifacts(run.info.run_id, str(files), into or None)
-        else:  # MLflow itself would write to where the database was moved from
-            shutil.copytree(files, folder / into, copy_function=shutil.copyfile, dirs_exist_ok=True)
+            return
+        for path in filter(Path.is_file, files.rglob("*")):  # MLflow itself would write to where it was moved from
+            target = folder / into / path.relative_to(files)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
     def _folder(self, run: "MlflowRun") -> Path | None:
         return local_path(relocated(run.info.artifact_uri, self._moved))
