@@ -151,7 +151,7 @@ def run_jobs(
     while True:
         may_submit = len(pending) < engine.slots and not (exhausted and not again)
         done, _ = wait(pending, timeout=0 if may_submit else None, return_when=FIRST_COMPLETED)
-        for future in done:
+        for future in [future for future in pending if future in done]:  # in the order in which they were begun
             job = pending.pop(future)
             try:
                 result = future.result()

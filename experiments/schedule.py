@@ -13,8 +13,9 @@ ResNetCNN               128 x 128 40.6                 39.1                     
 EfficientNet-B0         128 x 128 62.2                 60.8                      0.98
 ======================  ========  ===================  ========================  =====
 
-So a job a core is never slower while all cores have one, and much faster for small models. But the last jobs of a large
-model may leave cores idle for long: then one job with all threads ends earlier.
+So a job a core is never slower while all cores have one, and much faster for small models. But the last jobs of a
+large model may leave cores idle for long: then one job with all threads ends earlier. With more cores the rule follows
+Amdahl's law: of a job that takes one thread the time 1, k threads leave s + (1 - s) / k, and s = 1 / ratio - 1.
 """
 
 import os
@@ -31,7 +32,7 @@ from experiments.jobs import Ray
 from models import ModelCard
 
 SMALL = 1e6  # multiply-accumulates of an image below which a second thread finds little to do
-RATIO_SMALL, RATIO = 0.70, 0.97  # of the times above
+SERIAL_SMALL, SERIAL = 0.43, 0.03  # share of a job that more threads do not shorten
 OVERHEAD = 5e6  # what a job costs beside its convolutions, as multiply-accumulates of an image
 SHARE = 0.8  # of all memory, not of what is free: it must not depend on what else runs how many threads a job has
 # memory of a job, in bytes: calibrated on the peaks in benchmarks/README.md
@@ -104,9 +105,9 @@ def plan(
     if at_once == 1:
         why = "auto: one core" if cores == 1 else "auto: one job" if count == 1 else "auto: memory for one job"
         return Plan(1, threads or all_threads, why)
-    if threads is None and not _is_faster(at_once, cards, len(chosen)):
-        return Plan(1, all_threads, f"auto: one job with all {all_threads} threads, so that no core is idle at the end")
     each = threads or max(1, cores // at_once)
+    if threads is None and _ends(1, all_threads, cards, len(chosen)) < _ends(at_once, each, cards, len(chosen)):
+        return Plan(1, all_threads, f"auto: one job with all {all_threads} threads, so that no core is idle at the end")
     return Plan(at_once, each, f"auto: {at_once} jobs at once, {each} thread{'s' * (each > 1)} each")
 
 
@@ -115,15 +116,14 @@ def cost(card: ModelCard) -> float:
     return card.macs + OVERHEAD
 
 
-def _is_faster(at_once: int, cards: Sequence[ModelCard], n_splits: int) -> bool:
-    """Whether that many jobs at once end before one after the other with all threads."""
+def _ends(at_once: int, threads: int, cards: Sequence[ModelCard], n_splits: int) -> float:
+    """When the last job ends, the longest being begun first, in the unit of `cost` on one thread."""
     ends = [0.0] * at_once
     for card in sorted(cards, key=cost, reverse=True):
-        ratio = RATIO_SMALL if card.macs < SMALL else RATIO
+        serial = SERIAL_SMALL if card.macs < SMALL else SERIAL
         for _ in range(n_splits):
-            first = ends.index(min(ends))
-            ends[first] += ratio * at_once * cost(card)
-    return max(ends) < n_splits * sum(map(cost, cards))
+            ends[ends.index(min(ends))] += cost(card) * (serial + (1 - serial) / threads)
+    return max(ends)
 
 
 def _memory(card: ModelCard, config: TrainingConfig, split: Split) -> float:

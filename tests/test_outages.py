@@ -287,8 +287,8 @@ def test_an_entry_that_is_damaged_or_refused_is_named_and_stops_nothing(store_ur
         (refused / journal.RECORD).write_text(record.replace('"val/loss"', '"val/los"'))
         sent, sentences = journal.send_all(store)
         assert sent == 1 and not good.exists() and damaged.exists() and refused.exists()
-        assert [str(entry) in " ".join(sentences) for entry in (damaged, good, refused)] == [True, False, True]
-        assert "val/los not in tracking.keys" in " ".join(sentences)
+        assert [str(entry) in " ".join(sentences.values()) for entry in (damaged, good, refused)] == [True, False, True]
+        assert "val/los not in tracking.keys" in " ".join(sentences.values())
 
 
 def test_an_entry_whose_split_another_process_has_finished_is_dropped(store_uri: str) -> None:

@@ -165,7 +165,9 @@ def send_all(store: Store) -> tuple[int, dict[str, str]]:
             if passes(error):
                 raise
             reason = in_one_line(error)
-            refused[entry.stem[:64]] = f"the results in {entry} cannot be sent ({reason}); repair that, or remove them"
+            refused[entry.stem.partition("-")[0]] = (
+                f"the results in {entry} cannot be sent ({reason}); repair that, or remove them"
+            )
     return sent, refused
 
 
