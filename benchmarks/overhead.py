@@ -74,16 +74,16 @@ def start(data: Sequence[str], repeats: int = 5) -> None:
         )
 
 
-def share(script: str, options: Sequence[str]) -> None:
-    """Run a script and print how much of its time MLflow took."""
-    spent = 0.0
+def watch_client(note: Callable[[str, float], None]) -> None:
+    """Have each call of MLflow's client, in whatever thread, noted by its name and seconds, one call at a time."""
+    from mlflow import MlflowClient
+
     lock = threading.Lock()
     inside = threading.local()  # calls of the client that others of its calls make are counted once
 
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            nonlocal spent
             if getattr(inside, "call", False):
                 return function(*args, **kwargs)
             inside.call, began = True, time.perf_counter()
@@ -92,17 +92,26 @@ def share(script: str, options: Sequence[str]) -> None:
             finally:
                 inside.call = False
                 with lock:
-                    spent += time.perf_counter() - began
+                    note(name, time.perf_counter() - began)
 
         return wrapper
 
-    started = time.perf_counter()
-    from mlflow import MlflowClient
-
-    spent += time.perf_counter() - started
     for name, member in list(vars(MlflowClient).items()):
         if callable(member) and (name == "__init__" or not name.startswith("_")):
-            setattr(MlflowClient, name, timed(member))
+            setattr(MlflowClient, name, watched(name, member))
+
+
+def share(script: str, options: Sequence[str]) -> None:
+    """Run a script and print how much of its time MLflow took."""
+    spent = 0.0
+
+    def note(name: str, seconds: float) -> None:
+        nonlocal spent
+        spent += seconds
+
+    started = time.perf_counter()
+    watch_client(note)
+    spent += time.perf_counter() - started  # the import
     sys.argv = [script, *options]
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")

@@ -14,23 +14,21 @@ Time      a minute for each; `writes` takes URIs of stores that may be written t
 
 import argparse
 import dataclasses
-import functools
 import heapq
 import itertools
 import multiprocessing
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tracking
+from benchmarks.overhead import watch_client
 from tracking.keys import EPOCH_METRICS
 from tracking.store import without_password
 
@@ -116,32 +114,17 @@ def split(uri: str | None) -> None:
     """Print what one split costs."""
     calls: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
-    inside = threading.local()
 
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if getattr(inside, "call", False):  # calls that others make are counted once
-                return function(*args, **kwargs)
-            inside.call, began = True, time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                inside.call = False
-                calls[name] += 1
-                seconds[name] += time.perf_counter() - began
+    def note(name: str, taken: float) -> None:
+        calls[name] += 1
+        seconds[name] += taken
 
-        return wrapper
-
-    from mlflow import MlflowClient
+    watch_client(note)
 
     import experiments.worker
     from experiments import TrainingConfig, hardware, protocol
     from experiments.task3 import TASK
 
-    for name, member in list(vars(MlflowClient).items()):
-        if callable(member) and not name.startswith("_"):
-            setattr(MlflowClient, name, counted(name, member))
     train = experiments.worker.Worker.train
 
     def weigh(worker: experiments.worker.Worker, job: experiments.worker.Job) -> Any:
