@@ -111,7 +111,8 @@ def make(uri: str, splits: tuple[int, ...] = (0, 1), value: float = 0.5) -> str:
 @pytest.fixture(scope="module")
 def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store as the scripts leave it, with a superseded run and a failed one; it was moved since."""
-    folder = tmp_path_factory.mktemp("made")
+    folder = tmp_path_factory.mktemp("copying") / "made"
+    folder.mkdir()
     shutil.copy(empty_database, folder / "mlflow.db")
     script = [sys.executable, str(ROOT / "experiments" / "task3.py"), "--sample", "--epochs", "1", "--n-splits", "2"]
     script += ["--no-baselines", "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]

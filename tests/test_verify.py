@@ -92,7 +92,8 @@ class Victim:
 @pytest.fixture(scope="module")
 def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store of two splits of LeNet-5 and the baselines; it was moved since, and is not changed."""
-    folder = tmp_path_factory.mktemp("made")
+    folder = tmp_path_factory.mktemp("verify") / "made"
+    folder.mkdir()
     shutil.copy(empty_database, folder / "mlflow.db")
     script = [sys.executable, str(ROOT / "experiments" / "task3.py"), "--sample", "--epochs", "2", "--n-splits", "2"]
     options = ["-m", "lenet5", "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]
