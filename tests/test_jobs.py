@@ -195,6 +195,22 @@ def test_processes_share_arrays_and_a_killed_one_takes_no_other_along(tmp_path: 
     assert len(list(tmp_path.iterdir())) == 1  # the array, once
 
 
+kept: list[np.ndarray] = []
+
+
+def grow(shared: None, job: Job) -> Result:
+    """Keep 400 MB, as an allocator does for the next job, for longer than loky takes between two looks."""
+    kept.append(np.ones(50_000_000))
+    time.sleep(1.1)
+    return Result("trained", str(os.getpid()))
+
+
+def test_a_process_that_keeps_memory_does_all_the_jobs(tmp_path: Path) -> None:
+    with Local(grow, None, 1, 1, tmp_path) as engine:
+        processes = {result.text for _, result in run_jobs(iter(make_jobs(3)), engine)}
+    assert len(processes) == 1
+
+
 def test_several_jobs_at_once_give_the_numbers_of_one_and_a_rerun_does_nothing(tmp_path: Path, run_command) -> None:
     one, two = (f"sqlite:///{tmp_path / name}.db" for name in ("one", "two"))
     for uri, jobs in ((one, "1"), (two, "2")):
