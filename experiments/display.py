@@ -59,7 +59,22 @@ def announce(
         console.print(f"  left out  {len(data.skipped)} of {total:,} files do not decode: {shown}", markup=False)
 
 
-class SplitBar:
+class _Bar:
+    """Progress that is shown while the body of a `with` works."""
+
+    _progress: Progress
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class SplitBar(_Bar):
     """The progress of one split: epochs, scores, time left. It stays as one line when the split is done."""
 
     def __init__(self, title: str, epochs: int) -> None:
@@ -73,16 +88,12 @@ class SplitBar:
         )
         self._row = self._progress.add_task(title, total=epochs, scores="")
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._progress.update(self._row, scores=f"[red]{kind.__name__ if kind else ''}")
-        self._progress.stop()
+        if kind is not None:
+            self._progress.update(self._row, scores=f"[red]{kind.__name__}")
+        super().__exit__(kind, error, trace)
 
     def update(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Show the scores of the last epoch."""
@@ -96,7 +107,7 @@ class SplitBar:
         self._progress.update(self._row, total=row.completed, scores=scores)  # an early stop is an end, too
 
 
-class JobBar:
+class JobBar(_Bar):
     """The progress of jobs that are done at once: a line for each that has ended, and one for all of them.
 
     Where the output is no terminal, the line for all is added to each of the others.
@@ -121,15 +132,6 @@ class JobBar:
             console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self._row = self._progress.add_task("jobs", total=total, state=self._state())
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def begin(self, job: Job) -> None:
         """A job was handed over; again, where it is its second attempt."""

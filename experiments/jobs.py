@@ -232,9 +232,8 @@ class Local(Engine):
         self._work = functools.partial(function, shared)
         self._threads = threads
         self._reducers = {np.ndarray: functools.partial(_reduce_array, folder)}
-        dumps(
-            shared, reducers=self._reducers
-        )  # large arrays are written here, where a full disk is an error like others
+        # large arrays are written here, where a full disk is an error like others
+        dumps(shared, reducers=self._reducers)
         self._idle: list[Any] = []
         self._busy: dict[Future[Result], Any] = {}
 
@@ -305,8 +304,8 @@ def _serve(driver: int) -> None:
     """Let a worker process end with its driver, however that ends, and not before it."""
     from joblib.externals.loky import process_executor
 
-    # loky ends a worker whose memory grew by 300 MB, and warns: it takes what the allocator keeps for the next job for
-    # a leak. There is no option; where this name is another one, a worker is replaced now and then, as before.
+    # loky replaces a worker whose memory grew by 300 MB, and warns: it takes what the allocator keeps for the next job
+    # for a leak. It has no option for that; should this name change, workers are replaced now and then, no more.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
     def watch() -> None:

@@ -92,12 +92,8 @@ def plan(
         at_once = min(jobs, count)
         return Plan(at_once, threads or (all_threads if at_once == 1 else max(1, cores // at_once)))
     on_gpu = torch.device(config.device).type == "cuda"
-    fit = max(
-        1,
-        int(
-            SHARE * hardware.memory_of(config.device) / max(_memory(card, config, splits[chosen[0]]) for card in cards)
-        ),
-    )
+    most = max(_memory(card, config, splits[chosen[0]]) for card in cards)
+    fit = max(1, int(SHARE * hardware.memory_of(config.device) / most))
     if on_gpu:
         at_once = min(count, fit, MOST_ON_GPU, max(1, cores // 2))
         return Plan(at_once, threads or max(1, cores // at_once), f"auto: {at_once} jobs share the GPU")

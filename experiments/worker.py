@@ -160,9 +160,8 @@ class Worker:
             found = left if claimed.owner else Result("found")
             return lambda: found
         if journal.take(self.store, entry := journal.entry_path(self.store, job.tags["fingerprint"])):
-            return lambda: self._send_again(
-                parent, job, claimed, entry
-            )  # of a worker that was lost before it had sent it
+            # of a worker that was lost before it had sent it
+            return lambda: self._send_again(parent, job, claimed, entry)
         try:
             return self._train(parent, job, claimed)
         except TrainingDivergedError as error:

@@ -33,10 +33,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store_uri(empty_database: Path, tmp_path: Path) -> str:
     """The URI of an empty SQLite store of the test's own."""
-    path = tmp_path / "store" / "mlflow.db"
-    path.parent.mkdir()
-    shutil.copy(empty_database, path)
-    return f"sqlite:///{path}"
+    return new_store(empty_database, tmp_path / "store")
 
 
 @pytest.fixture
@@ -66,6 +63,32 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
+
+
+def new_store(empty_database: Path, folder: Path) -> str:
+    """Make a folder with an empty store; return its URI."""
+    folder.mkdir()
+    return f"sqlite:///{shutil.copy(empty_database, folder / 'mlflow.db')}"
+
+
+def run_task3(folder: Path, *options: str, code: int = 0) -> None:
+    """Run two splits of task 3 on the sample, with one thread, in the store of a folder and from there."""
+    script = [sys.executable, str(ROOT / "experiments" / "task3.py"), "--sample", "--n-splits", "2", *options]
+    result = subprocess.run(
+        [*script, "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"],
+        cwd=folder, capture_output=True, text=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == code, result.stderr
+
+
+def help_and_modules(*command: str) -> tuple[str, set[str]]:
+    """What a script, or a module after -m, prints with `--help`, and the modules that it imports for that."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "typer" in modules
+    return result.stdout, modules
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, int]]:

@@ -256,8 +256,8 @@ def connects(uri: str) -> bool:
     return True
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.create_server((host, 0)) as free:
         return free.getsockname()[1]
 
 

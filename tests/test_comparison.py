@@ -25,7 +25,7 @@ from analysis.__main__ import app
 from analysis.comparison import compare
 from analysis.groups import group_id, list_groups, what_is_wrong
 from analysis.tables import _sentence, baselines_not_beaten
-from tests.conftest import ROOT
+from tests.conftest import ROOT, new_store
 from tracking import keys
 
 SETTINGS = {
@@ -473,9 +473,8 @@ def run_analysis(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def store_of_four(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("four")
-    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    folder = tmp_path_factory.mktemp("comparison") / "four"
+    uri = new_store(empty_database, folder)
     for model, skill in (("lenet5", 0.35), ("vggnet", 0.95), ("linear", 0.6), ("majority", 0.3)):
         log_model(uri, model, skill, tmp=folder)
     log_model(uri, "lenet5", 0.5, splits=1, tmp=folder, lr=1.0)

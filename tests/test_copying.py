@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,7 +18,7 @@ from typer.testing import CliRunner
 
 import analysis
 import tracking
-from tests.conftest import ROOT, snapshot
+from tests.conftest import ROOT, help_and_modules, new_store, run_task3, snapshot
 from tests.servers import tracking_server
 from tests.test_tracking import HISTORY, TAGS, claim, do, open_parent, own_tags, scores
 from tracking import keys, owners
@@ -39,10 +37,7 @@ def _handlers() -> Iterator[None]:
 @pytest.fixture
 def other_uri(empty_database: Path, tmp_path: Path) -> str:
     """The URI of a second empty store."""
-    path = tmp_path / "other" / "mlflow.db"
-    path.parent.mkdir()
-    shutil.copy(empty_database, path)
-    return f"sqlite:///{path}"
+    return new_store(empty_database, tmp_path / "other")
 
 
 def copy(source: str, destination: str) -> Report:
@@ -112,19 +107,10 @@ def make(uri: str, splits: tuple[int, ...] = (0, 1), value: float = 0.5) -> str:
 def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store as the scripts leave it, with a superseded run and a failed one; it was moved since."""
     folder = tmp_path_factory.mktemp("copying") / "made"
-    folder.mkdir()
-    shutil.copy(empty_database, folder / "mlflow.db")
-    script = [sys.executable, str(ROOT / "experiments" / "task3.py"), "--sample", "--epochs", "1", "--n-splits", "2"]
-    script += ["--no-baselines", "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    for options, code in (
-        (["-m", "resnetcnn", "-m", "lenet5", "--lr", "1e30"], 1),  # tanh keeps LeNet-5 finite, whatever its weights
-        (["-m", "lenet5", "--split", "0", "--fresh", "--lr", "1e30"], 0),
-    ):
-        result = subprocess.run(
-            [*script, *options], cwd=folder, capture_output=True, text=True, timeout=400,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert result.returncode == code, result.stderr
+    new_store(empty_database, folder)
+    options = ("--epochs", "1", "--no-baselines", "--lr", "1e30", "-m", "lenet5")
+    run_task3(folder, *options, "-m", "resnetcnn", code=1)  # tanh keeps LeNet-5 finite, whatever its weights
+    run_task3(folder, *options, "--split", "0", "--fresh")
     return f"sqlite:///{folder.rename(folder.with_name('moved')) / 'mlflow.db'}"
 
 
@@ -407,10 +393,5 @@ def test_an_interrupt_says_how_to_go_on(store_uri: str, other_uri: str, monkeypa
 
 
 def test_help_loads_no_mlflow() -> None:
-    code = (
-        "import sys, runpy; sys.argv = ['tracking', 'copy', '--help']\n"
-        "try: runpy.run_module('tracking', run_name='__main__')\n"
-        "except SystemExit: print({'torch', 'mlflow', 'pandas'} & set(sys.modules))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--from" in result.stdout and result.stdout.rstrip().endswith("set()")
+    printed, modules = help_and_modules("-m", "tracking", "copy")
+    assert "--from" in printed and not {"torch", "mlflow", "pandas"} & modules

@@ -4,11 +4,8 @@ import contextlib
 import dataclasses
 import json
 import socket
-import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,8 @@ import analysis
 import tracking
 from experiments import TrainingConfig, hardware, protocol, training, worker
 from experiments.task3 import TASK
+from tests.conftest import new_store
+from tests.servers import answers, free_port, running, wait_until
 from tests.test_tracking import HISTORY, TAGS, claim, do, open_parent, scores
 from tracking import StoreError, journal, keys, outages
 from tracking.store import host
@@ -32,9 +31,7 @@ class Line:
     def __init__(self, server: int) -> None:
         self.server = server
         self.listener: socket.socket | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.ends: list[socket.socket] = []
 
     def mend(self) -> None:
@@ -67,23 +64,13 @@ class Line:
 
 @pytest.fixture(scope="module")
 def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+    folder = tmp_path_factory.mktemp("outages") / "server"
+    uri, port = new_store(empty_database, folder), free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri,
                "--artifacts-destination", str(folder / "artifacts"), "--workers", "1", "--port", str(port)]  # fmt: skip
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-            break
-        time.sleep(0.2)
-    yield port
-    process.terminate()
-    process.wait()
+    with running(command, log := folder / "server.log", cwd=folder) as process:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), process, log)
+        yield port
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 import tracking
 from analysis import query
-from tests.conftest import ROOT
+from tests.conftest import ROOT, new_store
 from tracking import StoreError, keys
 
 TASKS = list(keys.EXPERIMENTS)
@@ -40,9 +40,8 @@ PREDICTIONS = {
 @pytest.fixture(scope="module")
 def filled(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store that has runs of every kind; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("filled")
-    shutil.copy(empty_database, folder / "mlflow.db")
-    store = tracking.open_store(f"sqlite:///{folder}/mlflow.db")
+    folder = tmp_path_factory.mktemp("query") / "filled"
+    store = tracking.open_store(new_store(empty_database, folder))
     with tracking.parent_run(store, "task3", "lenet5", PARAMS, TAGS) as parent:
         with child(parent, 0) as run:  # a finished split
             values = {key: number / 10 for number, key in enumerate(keys.EPOCH_METRICS)}

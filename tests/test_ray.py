@@ -4,7 +4,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import psutil
 import pytest
 
 import analysis
+from tests.servers import free_port
 from tests.test_jobs import SAMPLE, same_numbers, wait_for_epochs
 from tests.test_resume import start
 
@@ -46,9 +46,7 @@ def join(address: str) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with socket.socket() as free:
-        free.bind((HEAD, 0))
-        port = free.getsockname()[1]
+    port = free_port(HEAD)
     folder = Path("/tmp") / f"ray-{secrets.token_hex(3)}"  # sockets' names must be short
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")

@@ -17,6 +17,7 @@ import torch
 import analysis
 import tracking
 from tests.conftest import ROOT
+from tests.servers import free_port
 from tracking import StoreError, keys
 from tracking.checkpoints import Checkpoint
 
@@ -179,8 +180,7 @@ def test_the_ui_is_served_on_loopback_alone(store_uri: str) -> None:
     # A server on all addresses would answer on 127.0.0.2, too.
     with socket.create_server(("", 0)) as everywhere:
         assert answers("127.0.0.2", everywhere.getsockname()[1])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     tracking.open_store(store_uri).make_experiment("task1")
     command = [sys.executable, "-m", "tracking", "ui", "--port", str(port), "--tracking-uri", store_uri]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -6,8 +6,6 @@ import os
 import pickle
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from datasets import Split
 from experiments import __main__ as command
 from experiments import fingerprint, hardware, verify
 from experiments.task3 import TASK
-from tests.conftest import ROOT
+from tests.conftest import help_and_modules, new_store, run_task3
 from tracking import StoreError, keys
 from tracking.artifacts import file_digests
 from tracking.checkpoints import Checkpoint
@@ -93,15 +91,8 @@ class Victim:
 def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store of two splits of LeNet-5 and the baselines; it was moved since, and is not changed."""
     folder = tmp_path_factory.mktemp("verify") / "made"
-    folder.mkdir()
-    shutil.copy(empty_database, folder / "mlflow.db")
-    script = [sys.executable, str(ROOT / "experiments" / "task3.py"), "--sample", "--epochs", "2", "--n-splits", "2"]
-    options = ["-m", "lenet5", "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    result = subprocess.run(
-        [*script, *options], cwd=folder, capture_output=True, text=True, timeout=400,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    new_store(empty_database, folder)
+    run_task3(folder, "--epochs", "2", "-m", "lenet5")
     return folder.rename(folder.with_name("moved"))
 
 
@@ -479,12 +470,7 @@ def test_what_cannot_be_done_is_one_sentence(
 
 
 def test_help_needs_neither_torch_nor_mlflow() -> None:
-    code = (
-        "import sys, runpy; sys.argv = ['experiments', 'verify', '--help']\n"
-        "try: runpy.run_module('experiments', run_name='__main__')\n"
-        "except SystemExit: print({'torch', 'mlflow', 'pandas'} & set(sys.modules))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    printed, modules = help_and_modules("-m", "experiments", "verify")
     for option in ("--sample-splits", "--data-dir", "--device", "--tracking-uri"):
-        assert option in result.stdout
-    assert result.stdout.rstrip().endswith("set()")
+        assert option in printed
+    assert not {"torch", "mlflow", "pandas"} & modules
