@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tracking import EXPERIMENTS, StoreError, check_uri
-from tracking.names import not_one_of
+from tracking import StoreError, check_uri
+from tracking.commands import Tasks, Uri
 from tracking.store import without_password
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help=", ".join(EXPERIMENTS))]
-Uri = Annotated[
-    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of the result database; mlruns/ unless given")
-]
 Metric = Annotated[
     str | None, typer.Option(help="test/accuracy unless given; also test/f1_macro, best_val/accuracy, ...")
 ]
@@ -77,7 +73,7 @@ def figures(
     from analysis.figures import draw_figures, save
 
     with _one_sentence():
-        for task in _known(tasks):
+        for task in tasks:
             evidence, chosen, _ = _evidence(task, metric, group, tracking_uri)
             for name, _, figure in draw_figures(evidence, chosen, rope / 100):
                 for path in save(figure, out / task if len(tasks) > 1 else out, name):
@@ -96,7 +92,7 @@ def report(
     from tracking import open_store
 
     with _one_sentence():
-        chosen = [_evidence(task, metric, group, tracking_uri)[:2] for task in _known(tasks)]
+        chosen = [_evidence(task, metric, group, tracking_uri)[:2] for task in tasks]
         write_report(out, chosen, open_store(tracking_uri), rope / 100)
         print(out)
 
@@ -114,7 +110,7 @@ def _write(
 
     form = form or (SUFFIXES.get(out.suffix.lower(), "markdown") if out else "text")
     with _one_sentence():
-        found = [_evidence(task, metric, group, tracking_uri) for task in _known(tasks)]
+        found = [_evidence(task, metric, group, tracking_uri) for task in tasks]
         tables = [build(evidence, chosen) for evidence, chosen, _ in found]
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -125,13 +121,6 @@ def _write(
         if form in ("text", "csv"):  # the other formats hold the notes themselves
             for (evidence, _, runs), result in zip(found, tables, strict=True):
                 print_groups(runs, evidence.group, result.notes if form == "csv" else [])
-
-
-def _known(tasks: list[str]) -> list[str]:
-    for task in tasks:
-        if task not in EXPERIMENTS:
-            raise typer.BadParameter(not_one_of(task, EXPERIMENTS), param_hint="TASK")
-    return list(dict.fromkeys(tasks))
 
 
 def _evidence(

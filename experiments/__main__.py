@@ -9,31 +9,18 @@ import typer
 
 from datasets import DatasetError
 from experiments.config import Task, TrainingConfig
-from tracking import EXPERIMENTS, StoreError
-from tracking.names import not_one_of
+from tracking import StoreError
+from tracking.commands import Tasks, Uri, print_differences
 from tracking.store import in_one_line
-
-SHOWN = 50  # differences that are printed
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def _check(tasks: list[str]) -> list[str]:
-    for task in tasks:
-        if task not in EXPERIMENTS:
-            raise typer.BadParameter(not_one_of(task, EXPERIMENTS))
-    return list(dict.fromkeys(tasks))
-
-
-Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help=", ".join(EXPERIMENTS), callback=_check)]
 DataDir = Annotated[
     Path | None,
     typer.Option(envvar="DATA_DIR", exists=True, file_okay=False, help="see the task scripts; only read"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")]
-Uri = Annotated[
-    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of the result database; mlruns/ unless given")
-]
 
 
 @app.callback()
@@ -69,10 +56,7 @@ def verify(
             print(f"Error: {in_one_line(error)}", file=sys.stderr)
             failed = True
             continue
-        for line in report.differences[:SHOWN]:
-            print(line)
-        if (more := len(report.differences) - SHOWN) > 0:
-            print(f"and {more:,} more")
+        print_differences(report.differences)
         print(report.summary())
         failed |= bool(report.differences)
     raise typer.Exit(1 if failed else 0)

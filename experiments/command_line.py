@@ -15,7 +15,7 @@ from datasets import DatasetError
 from experiments.config import DEVICE_MEMORY, Task, TrainingConfig
 from experiments.jobs import EngineError, Ray
 from tracking import StoreError
-from tracking.names import not_one_of
+from tracking.commands import Uri, not_one_of
 from tracking.store import in_one_line
 
 MOST_JOBS = 1000
@@ -65,9 +65,7 @@ class RunOptions:
         float, typer.Option(min=0, max=1, help="share of the device's memory for images; more are streamed to it")
     ] = DEVICE_MEMORY
     sample: Annotated[bool, typer.Option("--sample", help="generated images instead of real data")] = False
-    tracking_uri: Annotated[
-        str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of the result database; mlruns/ unless given")
-    ] = None
+    tracking_uri: Uri = None
 
 
 def main(task: Task) -> None:

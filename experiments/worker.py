@@ -78,11 +78,6 @@ class Protocol:
     host: str
     environment: Mapping[str, str]
 
-    @property
-    def model_arguments(self) -> dict[str, int]:
-        """What `models.build` needs besides the name."""
-        return model_arguments(self.data)
-
 
 def model_arguments(data: ImageData) -> dict[str, int]:
     """What `models.build` needs besides the name, for a data set."""
@@ -186,10 +181,11 @@ class Worker:
 
     def _train(self, parent: Parent, job: Job, claimed: Claim) -> Callable[[], Result]:
         protocol, name = self.protocol, job.card.name
+        arguments = model_arguments(protocol.data)
         with contextlib.ExitStack() as open_run:
             child = open_run.enter_context(tracking.child_run(self.store, claimed))
             seed = split_seed(protocol.config.seed, job.number)
-            model = initialise(lambda: models.build(name, **protocol.model_arguments), seed, protocol.config.device)
+            model = initialise(lambda: models.build(name, **arguments), seed, protocol.config.device)
             with display.SplitBar(job.title, protocol.config.epochs) as bar:
                 if name in models.BASELINES:
                     history, best = self._fit_baseline(child, name, model, job.split, bar)
@@ -210,9 +206,7 @@ class Worker:
                 scores = display.scores(best_epoch, best, test)
                 bar.finish(scores)
             weights = {key: value.cpu() for key, value in model.state_dict().items()}
-            checkpoint = Checkpoint(
-                name, protocol.model_arguments, best_epoch, best.loss, mean.cpu(), std.cpu(), weights
-            )
+            checkpoint = Checkpoint(name, arguments, best_epoch, best.loss, mean.cpu(), std.cpu(), weights)
             results = {"val": best.on_host(), "test": test}
 
             def write() -> Result:

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tracking import EXPERIMENTS, Store, StoreError, check_uri, open_store
-from tracking.names import not_one_of
+from tracking.commands import Uri, known_tasks, print_differences
 from tracking.store import in_one_line
 
 if TYPE_CHECKING:
     from tracking.copying import Report
-
-SHOWN = 50  # differences that are printed
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -33,9 +31,7 @@ def tracking() -> None:
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="on 127.0.0.1")] = 5000,
-    tracking_uri: Annotated[
-        str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of the result database; mlruns/ unless given")
-    ] = None,
+    tracking_uri: Uri = None,
 ) -> None:
     """Serve the MLflow UI on loopback until Ctrl-C, and print the links that open the runs."""
     try:
@@ -91,20 +87,13 @@ def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
     return False
 
 
-def _check(tasks: list[str] | None) -> list[str]:
-    for task in tasks or ():
-        if task not in EXPERIMENTS:
-            raise typer.BadParameter(not_one_of(task, EXPERIMENTS))
-    return list(dict.fromkeys(tasks or ()))
-
-
 @app.command()
 def copy(
     source: Annotated[str, typer.Option("--from", metavar="URI", help="the result database that is read")],
     destination: Annotated[str, typer.Option("--to", metavar="URI", help="the one that gets what it lacks")],
     tasks: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TASK", help=f"{', '.join(EXPERIMENTS)}; all that there are", callback=_check),
+        typer.Argument(metavar="TASK", help=f"{', '.join(EXPERIMENTS)}; all that there are", callback=known_tasks),
     ] = None,
 ) -> None:
     """Copy the runs of tasks into another result database, with all they logged, and compare them there.
@@ -146,10 +135,7 @@ def _copy(source: str, destination: str, tasks: list[str]) -> bool:
         target = open_store(destination, create=True)
     reports = [_copy_task(origin, target, task) for task in chosen]
     differences = [line for report in reports for line in report.differences]
-    for line in differences[:SHOWN]:
-        print(line)
-    if (more := len(differences) - SHOWN) > 0:
-        print(f"and {more:,} more")
+    print_differences(differences)
     return bool(differences)
 
 
