@@ -444,7 +444,7 @@ def test_a_quick_look_takes_the_same_runs_of_all_models(victim: Victim, monkeypa
 
 def test_the_command_prints_what_differs_and_fails(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     lose_the_folder(victim)
-    monkeypatch.setattr(command, "SHOWN", 2)
+    monkeypatch.setattr("tracking.commands.SHOWN", 2)
     result = CliRunner().invoke(command.app, ["verify", "task3", "--tracking-uri", victim.uri, "--device", "cpu"])
     assert result.exit_code == 1
     *shown, more, summary = result.stdout.splitlines()
