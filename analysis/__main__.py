@@ -1,4 +1,4 @@
-"""`python -m analysis`: tables, tests, figures and the report, from the result database alone."""
+"""`python -m analysis`: tables, tests, figures, the report and what is published, from the result database alone."""
 
 import contextlib
 import sys
@@ -85,7 +85,9 @@ def figures(
 @app.command()
 def report(
     tasks: Tasks, out: Annotated[Path, typer.Option(dir_okay=False, help="the page")] = Path("report.html"),
-    metric: Metric = None, group: Group = None, rope: Rope = 1.0, tracking_uri: Uri = None,
+    metric: Metric = None, group: Group = None, rope: Rope = 1.0,
+    thumbnails: Annotated[bool, typer.Option(help="whether to show pictures of the data")] = True,
+    tracking_uri: Uri = None,
 ) -> None:  # fmt: skip
     """Write one self-contained page about some tasks, for people who do not have the program."""
     from analysis.report import write_report
@@ -93,8 +95,29 @@ def report(
 
     with _one_sentence():
         chosen = [_evidence(task, metric, group, tracking_uri)[:2] for task in tasks]
-        write_report(out, chosen, open_store(tracking_uri), rope / 100)
+        write_report(out, chosen, open_store(tracking_uri), rope / 100, thumbnails)
         print(out)
+
+
+@app.command()
+def export(
+    tasks: Tasks, out: Annotated[Path, typer.Option(file_okay=False, help="folder for the files")],
+    metric: Metric = None, group: Group = None, rope: Rope = 1.0, tracking_uri: Uri = None,
+) -> None:  # fmt: skip
+    """Write a folder to publish: README, tables, verdicts, figures and the report, without pictures of the data."""
+    from analysis.export import make_files, write_files
+    from tracking import open_store
+
+    with _one_sentence():
+        chosen = [_evidence(task, metric, group, tracking_uri)[:2] for task in tasks]
+        store = open_store(tracking_uri)
+        made = [make_files(evidence, score, store, rope / 100) for evidence, score in chosen]
+        for task, files, (evidence, _) in zip(tasks, made, chosen, strict=True):
+            folder = out / task if len(tasks) > 1 else out
+            write_files(folder, files)
+            print(folder)
+            for problem in evidence.problems.values():
+                print(f"! {problem}", file=sys.stderr)
 
 
 def _write(

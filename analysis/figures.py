@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from PIL import Image
 
 from analysis.comparison import NETWORKS, Evidence, compare, predicted_part, tabulate
 from analysis.fonts import font_families
@@ -59,7 +60,16 @@ def encode(figure: Figure, form: str) -> bytes:
     """Return a figure as the content of a `png` or `svg` file, the same each time."""
     with mpl.rc_context(STYLE):
         figure.savefig(buffer := io.BytesIO(), format=form, **FORMS[form])
-    return buffer.getvalue()
+    # a third of the size, and no difference to the eye; photographs need all their colours
+    few_colours = form == "png" and not any(axes.images for axes in figure.axes)
+    return _with_palette(buffer) if few_colours else buffer.getvalue()
+
+
+def _with_palette(file: io.BytesIO) -> bytes:
+    image = Image.open(file)
+    drawn = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    drawn.save(smaller := io.BytesIO(), "png", optimize=True, dpi=image.info["dpi"])
+    return smaller.getvalue()
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -71,7 +81,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def draw_figures(evidence: Evidence, metric: str, rope: float = 0.01) -> Iterator[tuple[str, str | None, Figure]]:
+def draw_figures(
+    evidence: Evidence, metric: str, rope: float = 0.01, thumbnails: bool = True
+) -> Iterator[tuple[str, str | None, Figure]]:
     """Draw every figure that a group's runs allow.
 
     Parameters
@@ -81,6 +93,8 @@ def draw_figures(evidence: Evidence, metric: str, rope: float = 0.01) -> Iterato
         One of `comparison.METRICS`.
     rope : float
         Region of practical equivalence, in the metric's units.
+    thumbnails : bool
+        Whether to draw those that show pictures of the data.
 
     Yields
     ------
@@ -112,6 +126,8 @@ def draw_figures(evidence: Evidence, metric: str, rope: float = 0.01) -> Iterato
         name = "test" if part == "test" else "validation"
         title = f"{model}, {name} part, {len(runs)} splits pooled"
         yield f"confusion_{model}", model, confusion_figure(confusion, classes, title)
+        if not thumbnails:
+            continue
         pictures = _thumbnails(evidence, runs)
         sheet = mistakes_figure(predictions, pictures, classes, f"{model}: its most confident mistakes")
         if sheet is not None:

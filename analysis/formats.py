@@ -87,15 +87,17 @@ def _plain(value: Any) -> Any:
 
 
 def _markdown(table: ResultTable) -> str:
-    lines = [f"## {table.title}", "", f"{table.caption}.", "", _markdown_table(table.cells), ""]
+    lines = [f"## {table.title}", "", f"{table.caption}.", "", markdown_table(table.cells), ""]
     lines += [f"- {note}" for note in table.notes]
     if table.notes:
         lines.append("")
-    lines += ["Runs behind these numbers:", "", _markdown_table(_readable(table.runs)), ""]
+    lines += ["Runs behind these numbers:", "", markdown_table(_readable(table.runs)), ""]
     return "\n".join(lines)
 
 
-def _markdown_table(cells: pd.DataFrame) -> str:
+def markdown_table(cells: pd.DataFrame) -> str:
+    """Only the cells, as a table in Markdown, without a newline at the end."""
+
     def line(values: Sequence[str]) -> str:
         return f"| {' | '.join(value.replace('|', chr(92) + '|') for value in values)} |"
 

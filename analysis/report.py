@@ -1,9 +1,11 @@
 """The report: one self-contained HTML page that a person can read without the program."""
 
 import base64
+import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ CAPTIONS = {
     "confusion": "Confusion matrix over all splits.",
     "most_confused": "The images that were wrong with the most confidence.",
 }
-RASTER = ("most_confused",)  # photographs: PNG is smaller; all else is SVG
+RASTER = ("most_confused", "confusion")  # photographs, and a hundred numbers: PNG is far smaller; all else is SVG
 METHODS = {  # how a standard error was found, for readers who have nothing but the page
     "corrected resampled t": "Corrected resampled t (Nadeau and Bengio 2003): SE² = (1/J + scored/trained images) s², "
     "since the splits share training images; J - 1 degrees of freedom.",
@@ -46,7 +48,47 @@ LEGEND = (
     "estimated from the stored predictions; degrees of freedom are Satterthwaite's. How often these tests err in a "
     "simulation is in the program's docs/statistics.md."
 )
+ABOUT_SCORES = (
+    "± is the standard deviation over splits: how much one split differs from the next. It is not the uncertainty of "
+    "the mean; the interval is. Micro-F1 equals accuracy where an image has one label, so it is no second finding."
+)
+NO_COMPARISON = "A comparison takes two models, one of them a network, so there is none."
+# a path or address in a sentence, up to the name of the file
+PLACE = re.compile(r"(?<![\w.<])(?:[a-z0-9+]+://[^\s/]*/*|/+(?=\S))(?:[^\s/]+/)*")
 OPTIONS = ("n_splits", "lr", "weight_decay", "batch_size", "epochs", "patience", "precision", "seed")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what is said of it; the model is None where it compares."""
+
+    name: str
+    model: str | None
+    figure: Figure
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What it shows, whatever the model."""
+        return self.name.removesuffix(f"_{self.model}")
+
+    @property
+    def caption(self) -> str:
+        """A sentence for the reader."""
+        text = CAPTIONS[self.kind]
+        return f"{self.model}: {text[0].lower()}{text[1:]}" if self.model else text
+
+    @property
+    def source(self) -> str:
+        """An address that holds the whole file."""
+        form, mime = ("png", "image/png") if self.kind in RASTER else ("svg", "image/svg+xml")
+        return f"data:{mime};base64,{base64.b64encode(self.content(form)).decode()}"
+
+    def content(self, form: str) -> bytes:
+        """Of a `png` or `svg` file."""
+        if form not in self.contents:
+            self.contents[form] = encode(self.figure, form)
+        return self.contents[form]
 
 
 @dataclass(frozen=True)
@@ -60,7 +102,7 @@ class Section:
     differences: ResultTable | None
     verdicts: list[str]
     methods: list[str]
-    figures: list[dict[str, str]]
+    figures: list[Drawing]
     problems: list[str]
     classes: pd.DataFrame
     cards: list[str]
@@ -70,7 +112,9 @@ class Section:
     runs_link: str
 
 
-def write_report(path: Path, chosen: Sequence[tuple[Evidence, str]], store: Store, rope: float) -> None:
+def write_report(
+    path: Path, chosen: Sequence[tuple[Evidence, str]], store: Store, rope: float, thumbnails: bool = True
+) -> None:
     """Write the page.
 
     Parameters
@@ -83,16 +127,47 @@ def write_report(path: Path, chosen: Sequence[tuple[Evidence, str]], store: Stor
         That they came from.
     rope : float
         Region of practical equivalence, in the metric's units.
+    thumbnails : bool
+        Whether to show pictures of the data.
     """
-    folder = Path(__file__).parent
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
-    sections = [_section(evidence, metric, store, rope) for evidence, metric in chosen]
-    page = environment.get_template("report.html.jinja").render(sections=sections, made=f"{datetime.now(UTC):%Y-%m-%d}")
+    page = render_page([describe(evidence, metric, store, rope, thumbnails) for evidence, metric in chosen])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 
 
-def _section(evidence: Evidence, metric: str, store: Store, rope: float) -> Section:
+def render_page(sections: Sequence[Section]) -> str:
+    """Return the page as HTML, with today's date."""
+    folder = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html.jinja").render(
+        sections=sections,
+        made=f"{datetime.now(UTC):%Y-%m-%d}",
+        about_scores=ABOUT_SCORES,
+        no_comparison=NO_COMPARISON,
+    )
+
+
+def describe(
+    evidence: Evidence, metric: str, store: Store, rope: float, thumbnails: bool = True, public: bool = False
+) -> Section:
+    """Gather what is said of a task.
+
+    Parameters
+    ----------
+    evidence, metric, store, rope, thumbnails
+        See `write_report`.
+    public : bool
+        Whether it is for readers elsewhere, who have no use for links to a UI and the paths of this machine.
+
+    Returns
+    -------
+    Section
+
+    Raises
+    ------
+    ComparisonError
+        See `comparison_table`.
+    """
     runs = evidence.runs
     task = runs["task"].iloc[0]
     scores = score_table(evidence, metric)
@@ -102,8 +177,8 @@ def _section(evidence: Evidence, metric: str, store: Store, rope: float) -> Sect
         differences = difference_table(evidence, metric, rope)
         used = [method for method in differences.data["method"].unique() if method]
         methods = [METHODS[method] for method in used] + ([LEGEND] if used else [])
-    figures = [_embed(name, model, figure) for name, model, figure in draw_figures(evidence, metric, rope)]
-    return Section(
+    figures = [Drawing(*drawn) for drawn in draw_figures(evidence, metric, rope, thumbnails)]
+    section = Section(
         task=task,
         question=_text(runs, "question"),
         facts=_facts(evidence, store),
@@ -113,12 +188,34 @@ def _section(evidence: Evidence, metric: str, store: Store, rope: float) -> Sect
         methods=methods,
         figures=figures,
         classes=_class_scores(evidence, metric, models),
-        problems=list(evidence.problems.values()),
+        problems=[evidence.problems[model] for model in models if model in evidence.problems],
         cards=_cards(evidence, models),
         command=reproduce(runs),
         provenance=_provenance(runs),
-        links=store.run_links(task, runs["run_id"]),
-        runs_link=store.runs_link(task),
+        links={} if public else store.run_links(task, runs["run_id"]),
+        runs_link="" if public else store.runs_link(task),
+    )
+    return _without_places(section) if public else section
+
+
+def _without_places(section: Section) -> Section:
+    """The same where sentences name files without their folders: those of an unreadable file, or of a failed run."""
+
+    def clean(sentences: Iterable[str]) -> list[str]:
+        return [PLACE.sub("", sentence) for sentence in sentences]
+
+    def clean_table(table: ResultTable) -> ResultTable:
+        data = table.data
+        if "problem" in data:
+            data = data.assign(problem=clean(data["problem"]))
+        return dataclasses.replace(table, notes=clean(table.notes), data=data)
+
+    return dataclasses.replace(
+        section,
+        scores=clean_table(section.scores),
+        differences=section.differences and clean_table(section.differences),
+        verdicts=clean(section.verdicts),
+        problems=clean(section.problems),
     )
 
 
@@ -140,7 +237,7 @@ def _facts(evidence: Evidence, store: Store) -> dict[str, str]:
         "training": f"AdamW, learning rate {_text(runs, 'lr')}, weight decay {_text(runs, 'weight_decay')}, batches of "
         f"{_text(runs, 'batch_size')}, {augmented}, cosine schedule over at most {_text(runs, 'epochs')} epochs, early "
         f"stopping after {_text(runs, 'patience')} epochs without a lower validation loss, {_text(runs, 'precision')}",
-        "hardware": f"{_text(runs, 'hardware')} ({_text(runs, 'device')}, {_text(runs, 'threads')} threads)",
+        "hardware": f"{_text(runs, 'hardware')} ({_text(runs, 'device')}, threads: {_text(runs, 'threads')})",
     }
 
 
@@ -158,15 +255,6 @@ def _profile(store: Store, runs: pd.DataFrame) -> str:
     if not {"images", "shape"} <= set(profile):
         return ""
     return f"{profile['images']:,} images, {'×'.join(map(str, profile['shape']))}, of "
-
-
-def _embed(name: str, model: str | None, figure: Figure) -> dict[str, str]:
-    """The figure as an address that holds the whole file."""
-    kind = name.removesuffix(f"_{model}")
-    form, mime = ("png", "image/png") if kind in RASTER else ("svg", "image/svg+xml")
-    source = f"data:{mime};base64,{base64.b64encode(encode(figure, form)).decode()}"
-    caption = f"{model}: {CAPTIONS[kind][0].lower()}{CAPTIONS[kind][1:]}" if model else CAPTIONS[kind]
-    return {"name": name, "source": source, "caption": caption, "kind": "model" if model else "comparison"}
 
 
 def _class_scores(evidence: Evidence, metric: str, models: Sequence[str]) -> pd.DataFrame:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import analysis
 import tracking
+from analysis.__main__ import app
 from analysis.report import reproduce, write_report
 from tests.test_comparison import log_model
 from tracking import keys
@@ -83,11 +85,27 @@ def test_one_file_holds_everything(described_store: str, tmp_path: Path) -> None
         assert page.text.count("Why it is so.") == len(table), model
     for run_id, score in runs[["run_id", "test/accuracy"]].to_numpy():
         assert run_id in page.text and str(score) in page.text
-        assert any(link.endswith(f"/runs/{run_id}") for link in page.links)
+        assert any(f"/runs/{run_id}?" in link for link in page.links)
     assert "Which?" in page.text and "30 images, 28×28×1, of 3 classes" in page.text
     assert re.search(r"vggnet (is better than|and lenet5 are) ", page.text) and "SE² =" in page.text
     assert "lenet5 is not shown to beat linear" in page.text
     assert "0" * 64 in page.text and reproduce(evidence.runs) in page.text
+
+
+def test_without_thumbnails_there_is_no_picture_of_the_data(described_store: str, tmp_path: Path) -> None:
+    pages = {}
+    for option in ("--thumbnails", "--no-thumbnails"):
+        path = tmp_path / f"{option}.html"
+        result = CliRunner().invoke(
+            app, ["report", "task3", option, "--out", str(path), "--tracking-uri", described_store]
+        )
+        assert result.exit_code == 0, result.stderr
+        pages[option] = Page(path.read_text(encoding="utf-8"))
+    shown, hidden = pages["--thumbnails"], pages["--no-thumbnails"]
+    assert set(hidden.sources) < set(shown.sources) and len(hidden.sources) == len(shown.sources) - 2
+    mistakes = re.compile(r"\n\w+: the images that were wrong with the most confidence\.")
+    assert len(mistakes.findall(shown.text)) == 2 and mistakes.sub("", shown.text) == hidden.text
+    assert shown.links == hidden.links
 
 
 def test_one_model_and_one_split_say_what_can_be_said(described_store: str, tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""What is published of a task's results: a folder for git that shows them, and says how they were made.
+
+It holds no picture of the data, which are not the publisher's, and nothing that is of use on the maker's machine alone.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from analysis.comparison import Evidence, default_metric
+from analysis.figures import FORMS
+from analysis.formats import markdown_table, render
+from analysis.groups import ComparisonError, group_id
+from analysis.report import ABOUT_SCORES, CAPTIONS, NO_COMPARISON, Drawing, Section, describe, render_page
+from tracking import Store
+
+README, FIGURES = "README.md", "figures"
+SHOWN_WITH_SCORES = ("scores_by_split",)
+SHOWN_WITH_VERDICTS = ("paired_differences", "accuracy_against_cost")
+ABOUT = {  # the files beside the figures
+    "report.html": "all of this on one page, with learning curves, classes, models and every run",
+    "table.md": "the score table, and each run behind it",
+    "table.csv": "the same for programs, in full precision",
+    "verdicts.md": "what was found for each pair of models, with intervals, p and probabilities",
+    "verdicts.csv": "the same for programs, in full precision",
+}
+MARK = "<!-- Made by `python -m analysis export`, which writes this folder's files anew. -->"
+UNFINISHED = f"# Unfinished\n\nWriting these files was interrupted. The same command writes them again.\n\n{MARK}\n"
+OWN_FILES = re.compile(rf"verdicts\.(md|csv)|{FIGURES}/({'|'.join(CAPTIONS)})(_[a-z0-9_]+)?\.({'|'.join(FORMS)})")
+# what Markdown would take for its own in names that people chose; an underscore within a word is none of it
+MARKUP = re.compile(r"[\\`*\[\]]|<(?=[A-Za-z/!?])|&(?=[#\w])|\b_|_\b")
+
+
+def make_files(evidence: Evidence, metric: str, store: Store, rope: float) -> dict[str, bytes]:
+    """Make the files of one task.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Of the comparison group to be shown.
+    metric : str
+        One of `comparison.METRICS`.
+    store : Store
+        That it came from.
+    rope : float
+        Region of practical equivalence, in the metric's units.
+
+    Returns
+    -------
+    dict of str to bytes
+        Content by path below the folder. The same store gives the same bytes, apart from the date in report.html.
+
+    Raises
+    ------
+    ComparisonError
+        See `comparison_table`.
+    """
+    section = describe(evidence, metric, store, rope, thumbnails=False, public=True)
+    texts = {"table.md": render([section.scores], "markdown"), "table.csv": render([section.scores], "csv")}
+    if section.differences:
+        table = render([section.differences], "markdown")
+        texts["verdicts.md"] = "\n".join([*_title(section), *_bullets(section.verdicts), table])
+        texts["verdicts.csv"] = render([section.differences], "csv")
+    figures = {
+        f"{FIGURES}/{drawing.name}.{form}": drawing.content(form) for drawing in section.figures for form in FORMS
+    }
+    texts["report.html"] = render_page([section])
+    texts[README] = _readme(section, texts, _command(section.task, evidence, metric, rope))
+    return {name: text.encode() for name, text in texts.items()} | figures
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write an export, in the place of an earlier one where there is one.
+
+    Parameters
+    ----------
+    folder : Path
+        Is made where it is missing. Files in it that are not an export's stay as they are.
+    files : mapping of str to bytes
+        From `make_files`.
+
+    Raises
+    ------
+    ComparisonError
+        A file of one of these names is there, and no export made it.
+    OSError
+        They cannot be written. Until all are there the README says that they are not.
+    """
+    readme = folder / README
+    earlier = readme.is_file() and MARK in readme.read_text(encoding="utf-8", errors="replace")
+    if not earlier and (foreign := next((name for name in files if (folder / name).exists()), None)):
+        raise ComparisonError(f"{folder / foreign} is there and was not made by an export; choose another --out")
+    target = folder.resolve()  # beside which, and not beside a link to it, renaming is possible
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder_beside:
+        scratch = Path(folder_beside)
+        (scratch / FIGURES).mkdir()
+        for name, content in files.items():
+            (scratch / name).write_bytes(content)
+        (target / FIGURES).mkdir(parents=True, exist_ok=True)
+        (target / README).write_text(UNFINISHED, encoding="utf-8")
+        for stale in _stale(target, files):
+            stale.unlink()
+        for name in sorted(files, key=lambda name: name == README):  # last
+            (scratch / name).replace(target / name)
+
+
+def _stale(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
+    """What an earlier export left that this one does not have, by its name."""
+    for path in [*folder.glob("*"), *folder.glob(f"{FIGURES}/*")]:
+        name = path.relative_to(folder).as_posix()
+        if OWN_FILES.fullmatch(name) and name not in files:
+            yield path
+
+
+def _readme(section: Section, texts: Mapping[str, str], command: str) -> str:
+    lines = _title(section)
+    lines += _bullets([f"**{label}**: {_escaped(text)}" for label, text in section.facts.items()])
+    lines += ["## Scores", "", f"{section.scores.caption}.", "", markdown_table(section.scores.cells), ""]
+    lines += [*_bullets([_escaped(note) for note in section.scores.notes]), ABOUT_SCORES, ""]
+    lines += _shown(section, SHOWN_WITH_SCORES)
+    lines += ["## What was found", ""]
+    if section.verdicts:
+        lines += _bullets([_escaped(sentence) for sentence in section.verdicts])
+    elif section.differences:
+        lines += ["There are no two networks; how one differs from the baselines is in [verdicts.md](verdicts.md).", ""]
+    else:
+        lines += [NO_COMPARISON, ""]
+    lines += _shown(section, SHOWN_WITH_VERDICTS)
+    described = [f"[{name}]({name}): {about}" for name, about in ABOUT.items() if name in texts]
+    described += [f"{_links(drawing)}: {_escaped(drawing.caption)}" for drawing in section.figures]
+    lines += ["## Files", "", *_bullets(described)]
+    lines += _bullets([_escaped(problem) for problem in section.problems])
+    lines += ["## How it was made", "", "The runs:", "", *_code(section.command)]
+    lines += ["These files, from the result database that the runs are in:", "", *_code(command)]
+    provenance = {label: " ".join(f"`{value}`" for value in values) for label, values in section.provenance.items()}
+    lines += _bullets([f"{label}: {values}" for label, values in provenance.items()])
+    return "\n".join([*lines, MARK, ""])
+
+
+def _title(section: Section) -> list[str]:
+    return [f"# {section.task}: {_escaped(section.question)}", ""]
+
+
+def _bullets(sentences: list[str]) -> list[str]:
+    return [*(f"- {sentence}" for sentence in sentences), ""] if sentences else []
+
+
+def _code(commands: str) -> list[str]:
+    return ["```sh", commands, "```", ""]
+
+
+def _shown(section: Section, names: tuple[str, ...]) -> list[str]:
+    """Figures with their captions."""
+    lines = []
+    for drawing in section.figures:
+        if drawing.name in names:
+            lines += [f"![{drawing.name}]({FIGURES}/{drawing.name}.png)", "", drawing.caption, ""]
+    return lines
+
+
+def _links(drawing: Drawing) -> str:
+    """Links to the files of a figure."""
+    png, svg = (f"{FIGURES}/{drawing.name}.{form}" for form in ("png", "svg"))
+    return f"[{png}]({png}) ([SVG]({svg}))"
+
+
+def _command(task: str, evidence: Evidence, metric: str, rope: float) -> str:
+    """The command that makes the files again."""
+    options = f" --group {group_id(evidence.group)}"  # the store may have gained others
+    options += f" --metric {metric}" if metric != default_metric(evidence.group) else ""
+    options += f" --rope {100 * rope:g}" if rope != 0.01 else ""
+    return f".venv/bin/python -m analysis export {task}{options} --out DIR"
+
+
+def _escaped(text: str) -> str:
+    """Text as Markdown that shows it as it is."""
+    return MARKUP.sub(r"\\\g<0>", text)
