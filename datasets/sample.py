@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from datasets.images import building
+from datasets.images import DatasetError, building
 
 Colour = tuple[int, ...]  # red, green, blue
 
@@ -41,8 +41,11 @@ _OUTLINES = {
 def draw(task: str, folder: Path) -> Path:
     """Draw the sample of a task below `folder`, unless it is there, and return the folder that holds it.
 
-    The folder's name changes with this file, so that an older sample is never taken for the present one.
+    The folder's name changes with this file, so that an older sample is never taken for the present one. A
+    `DatasetError` says so where nobody has written how to draw the task's.
     """
+    if task not in _DRAW:
+        raise DatasetError(f"there is no generated sample of {task}; leave out --sample, and name images in --data-dir")
     target = folder / f"{task}-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
     if not target.is_dir():
         with building(target) as partial:

@@ -1,17 +1,21 @@
-"""`python -m experiments verify`: whether the numbers of the result database follow from the files beside it."""
+"""`python -m experiments`: verify the numbers of the result database, and predict with the best model in it."""
 
+import csv
 import importlib
+import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from datasets import DatasetError
 from experiments.config import Task, TrainingConfig
-from tracking import StoreError
-from tracking.commands import Tasks, Uri, print_differences
-from tracking.store import in_one_line
+from tracking import EXPERIMENTS, StoreError, in_one_line, open_store
+from tracking.commands import Tasks, Uri, known_tasks, print_differences
+
+if TYPE_CHECKING:
+    from experiments.predict import Predictor
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -60,6 +64,53 @@ def verify(
         print(report.summary())
         failed |= bool(report.differences)
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def predict(
+    task: Annotated[str, typer.Argument(help=", ".join(EXPERIMENTS), callback=lambda task: known_tasks([task])[0])],
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="of any format and size")],
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="write a CSV file, too")] = None,
+    tracking_uri: Uri = None,
+) -> None:
+    """Print what the best model of a task takes photos for, with its probability.
+
+    The exit code is 1 where one of them cannot be read.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from experiments.predict import Predictor
+
+    try:
+        predictor = Predictor.load(open_store(tracking_uri), task)
+        unreadable = _print_predictions(predictor, photos, out)
+    except (StoreError, OSError, MlflowException) as error:
+        print(f"Error: {in_one_line(error)}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    raise typer.Exit(1 if unreadable else 0)
+
+
+def _print_predictions(predictor: "Predictor", photos: list[Path], out: Path | None) -> int:
+    """Print and write what is predicted; return how many photos cannot be read."""
+    rows, unreadable = [], 0
+    print(predictor.origin)
+    if predictor.is_of_sample:
+        print("! it was trained on generated images and knows nothing of real ones", file=sys.stderr)
+    width = max(len(str(path)) for path in photos)
+    for path, name, probability in predictor.predict(photos):
+        if math.isnan(probability):
+            print(f"Error: {name}", file=sys.stderr)
+            unreadable += 1
+            continue
+        rows.append((path, name, probability, predictor.run_id))
+        print(f"{path!s:{width}}  {probability:6.1%}  {name}", flush=True)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("photo", "class", "probability", "run_id"))
+            writer.writerows(rows)
+    return unreadable
 
 
 def _usable(device: str) -> str:

@@ -77,7 +77,8 @@ def main(task: Task) -> None:
         # takes a sixth of the time until the first epoch
         gc.set_threshold(100_000)
         config = TrainingConfig(**values)
-        raise typer.Exit(_run(*_resolve(task, options, config), config, options))
+        asked, chosen, jobs = _resolve(task, options, config)
+        raise typer.Exit(_run(asked, chosen, jobs, config, options, task.protocol.n_splits))
 
     defaults = {**dataclasses.asdict(RunOptions()), **dataclasses.asdict(task.training)}
     hints = get_type_hints(RunOptions, include_extras=True) | get_type_hints(TrainingConfig, include_extras=True)
@@ -145,7 +146,9 @@ def _resolve_config(config: TrainingConfig, options: RunOptions) -> tuple[Traini
         raise typer.BadParameter(str(error), param_hint="--device") from None
 
 
-def _run(task: Task, chosen: list[int], jobs: int | None, config: TrainingConfig, options: RunOptions) -> int:
+def _run(
+    task: Task, chosen: list[int], jobs: int | None, config: TrainingConfig, options: RunOptions, usual_splits: int
+) -> int:
     """Run the protocol and return the exit code; what goes wrong is said in one sentence."""
     # a polite kill and a closed terminal end a run in the same order as Ctrl-C
     for name in ("SIGTERM", "SIGHUP"):
@@ -159,7 +162,14 @@ def _run(task: Task, chosen: list[int], jobs: int | None, config: TrainingConfig
 
         config, cluster = _resolve_config(config, options)
         what = protocol.ProtocolOptions(
-            chosen, options.leak_free, options.fresh, options.device_memory, jobs, options.threads, cluster
+            chosen,
+            options.leak_free,
+            options.fresh,
+            options.device_memory,
+            jobs,
+            options.threads,
+            cluster,
+            usual_splits,
         )
         failures = protocol.run(task, config, what, options.data_dir, options.sample, options.tracking_uri)
     except KeyboardInterrupt:

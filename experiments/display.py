@@ -195,3 +195,11 @@ def left_alone(finished: int, elsewhere: Sequence[str]) -> None:
         console.print(f"finished before and kept: {_count(finished, 'split')}; --fresh trains again")
     if elsewhere:
         console.print(f"left to others: {', '.join(elsewhere)}", markup=False, soft_wrap=True)
+
+
+def champion(store: Store, task: str, sentence: str) -> None:
+    """Say which model is the best of its task now, and how it is used."""
+    if sentence:
+        command = f"python -m experiments predict {task} PHOTO{store.option}"
+        console.print(f"champion   {sentence}", markup=False, soft_wrap=True)
+        console.print(f"           to use it: {command}", markup=False, soft_wrap=True)

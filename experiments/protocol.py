@@ -15,7 +15,7 @@ import datasets
 import models
 import tracking
 from datasets import ImageData, Split
-from experiments import display, fingerprint, hardware, records, schedule
+from experiments import champion, display, fingerprint, hardware, labels, records, schedule
 from experiments.config import DEVICE_MEMORY, Task, TrainingConfig
 from experiments.jobs import Engine, EngineError, Job, Local, Ray, Result, Sequential, run_jobs
 from experiments.worker import Protocol, Worker, do, log_summary, model_arguments
@@ -45,6 +45,8 @@ class ProtocolOptions:
         CPU threads of a job; None shares the cores among the jobs.
     cluster : Ray or None
         Where jobs are done, unless on this machine.
+    usual_splits : int or None
+        The task's own number of splits, where another one was asked for.
     """
 
     chosen: list[int]
@@ -54,6 +56,7 @@ class ProtocolOptions:
     jobs: int | None = 1
     threads: int | None = None
     cluster: Ray | None = None
+    usual_splits: int | None = None
 
 
 @dataclasses.dataclass
@@ -153,13 +156,16 @@ def run(
         uri, store.command, store.state, host(),
         {key: value for key, value in os.environ.items() if key.startswith(OF_THE_CLIENT)},
     )  # fmt: skip
+    usual_splits = options.usual_splits or task.protocol.n_splits
+    labels.describe_experiment(store, task, usual_splits)
     with contextlib.ExitStack() as parents:
         of_model: dict[str, ModelRuns] = {}
         jobs: list[Job] = []
         for card in cards:
             # all of them now, from the source that is running: files may be edited while it runs
             params, tags = shared_record(data, task, config, options.leak_free, plan.threads, card)
-            parent = parents.enter_context(tracking.parent_run(store, task.name, card.name, params, tags))
+            name = labels.parent_name(task, usual_splits, params)
+            parent = parents.enter_context(tracking.parent_run(store, task.name, name, params, tags))
             of_model[card.name] = ModelRuns(card, parent, len(options.chosen))
             jobs += [make_job(card, parent, splits[number], number, params, tags) for number in options.chosen]
         if options.fresh:  # all at once, so that an interrupted command need not be told so again
@@ -168,7 +174,7 @@ def run(
         counts = do_jobs(protocol, plan, store, options.cluster, of_model, jobs)
         finish(protocol, store, of_model)
     display.left_alone(*counts)
-    conclude(protocol, store, [runs.parent.id for runs in of_model.values()])
+    conclude(protocol, store, [runs.parent.id for runs in of_model.values()], usual_splits)
     return [failure for runs in of_model.values() for failure in runs.failures]
 
 
@@ -305,8 +311,11 @@ def finish(protocol: Protocol, store: Store, of_model: Mapping[str, ModelRuns]) 
         raise tracking.StoreError(f"{store.label} is away{what}; the same command goes on when it is back")
 
 
-def conclude(protocol: Protocol, store: Store, parents: Sequence[str]) -> None:
-    """Print the table of the comparison group that these runs belong to, and log its figures where they are older."""
+def conclude(protocol: Protocol, store: Store, parents: Sequence[str], usual_splits: int) -> None:
+    """Print the table of the comparison group that these runs belong to, log its figures, and register the best model.
+
+    What is done already is not done again.
+    """
     runs = tracking.persist(lambda: analysis.load_runs([protocol.task.name], store.uri))
     groups = [group for group in analysis.comparison_groups(runs) if group["parent_id"].isin(parents).any()]
     if not groups or analysis.finished(groups[0]).empty:
@@ -319,6 +328,11 @@ def conclude(protocol: Protocol, store: Store, parents: Sequence[str]) -> None:
         tracking.persist(lambda: records.log_figures(store, evidence))
         for owner in owners:
             owner.set_tag("figures_of", shown)
+    display.champion(
+        store,
+        protocol.task.name,
+        champion.crown(store, protocol.task, usual_splits, protocol.data, runs, evidence),
+    )
 
 
 def shared_record(

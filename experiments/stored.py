@@ -157,7 +157,7 @@ class SplitRecord(Record):
     @functools.cached_property
     def rebuilt(self) -> Rebuilt:
         """The checkpoint, and the model that it describes, on the CPU."""
-        return self._read(keys.CHECKPOINT, _rebuild)
+        return self._read(keys.CHECKPOINT, rebuild)
 
 
 def _read_split(path: Path) -> Split:
@@ -199,7 +199,8 @@ def _read_confusions(path: Path) -> dict[str, Any]:
     return confusions
 
 
-def _rebuild(path: Path) -> Rebuilt:
+def rebuild(path: Path) -> Rebuilt:
+    """Read a checkpoint and build its model, on the CPU; a damaged one raises whatever it trips over."""
     checkpoint = Checkpoint.load(path)
     if checkpoint.mean.shape != (checkpoint.arguments["in_channels"],) or checkpoint.std.shape != checkpoint.mean.shape:
         raise ValueError("each channel has a mean and a standard deviation")

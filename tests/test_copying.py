@@ -179,6 +179,17 @@ def test_all_that_was_logged_arrives(store_uri: str, other_uri: str) -> None:
     assert contents(other_uri) == contents(store_uri)
 
 
+def test_the_experiments_tags_arrive_where_there_are_none(store_uri: str, other_uri: str) -> None:
+    make(store_uri, (0,))
+    source, destination = (tracking.open_store(uri) for uri in (store_uri, other_uri))
+    source.describe_experiment("task3", "explained")
+    destination.client.set_experiment_tag(destination.make_experiment("task3"), keys.NOTE, "theirs")
+    copy(store_uri, other_uri)
+    tags = destination.client.get_experiment(destination.experiment_id("task3")).tags
+    assert tags[keys.NOTE] == "theirs"
+    assert tags.keys() == source.client.get_experiment(source.experiment_id("task3")).tags.keys()
+
+
 def test_running_and_deleted_runs_stay(store_uri: str, other_uri: str) -> None:
     store = tracking.open_store(store_uri)
     with open_parent(store) as deleted:

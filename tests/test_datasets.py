@@ -36,6 +36,12 @@ def test_sample_looks_like_the_real_thing(task: str, shape: tuple[int, ...], cla
     assert datasets.load(task, sample=True).digest == data.digest
 
 
+def test_a_task_of_ones_own_has_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "SOURCES", {"task4": datasets.Source("flowers", 128, 3)})
+    with pytest.raises(DatasetError, match="no generated sample of task4; .*--data-dir"):
+        datasets.load("task4", sample=True)
+
+
 def test_sample_is_drawn_the_same_each_time(tmp_path: Path) -> None:
     from datasets import sample
 

@@ -17,6 +17,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from PIL import Image
 
 import analysis
 from tests.conftest import ROOT
@@ -96,6 +97,19 @@ def test_files_are_in_the_bucket_and_nowhere_else(server: TrackingServer, folder
         assert {f"{path}/predictions.npz", f"{path}/checkpoint/best.pt"} <= set(stored)
     assert [path.name for path in server.folder.iterdir()] == ["server.log"]
     assert list(folder.iterdir()) == []
+
+
+def test_the_champion_is_registered_and_used_through_the_server(
+    server: TrackingServer, finished: str, tmp_path: Path
+) -> None:
+    assert "champion   lenet5 split " in finished
+    Image.new("RGB", (50, 40), "white").save(tmp_path / "photo.png")
+    result = run("-m", "experiments", "predict", "task3", str(tmp_path / "photo.png"), MLFLOW_TRACKING_URI=server.uri)
+    assert result.returncode == 0, result.stderr
+    assert "version 1 of models:/task3" in result.stdout
+    assert re.search(r"^\S+photo.png +\d+\.\d%  \w", result.stdout, re.MULTILINE)
+    stored = server.artifacts.keys()
+    assert any("/models/" in key and key.endswith("MLmodel") for key in stored)
 
 
 @pytest.mark.usefixtures("finished")

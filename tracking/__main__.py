@@ -155,7 +155,7 @@ def _copy_task(source: Store, destination: Store, task: str) -> "Report":
         report = copy_task(source, destination, task, lambda done, total: bar.update(row, completed=done, total=total))
     print(f"{task}: {report.summary()}")
     if report.outdated:
-        names = ", ".join(report.outdated)
+        names = "; ".join(report.outdated)
         print(f"{task}: {names} had other splits, too; their summary is right after the next experiments/{task}.py")
     return report
 

@@ -13,6 +13,7 @@ from tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment as MlflowExperiment
+    from mlflow.entities import LoggedModel
     from mlflow.entities import Run as MlflowRun
 
 
@@ -21,27 +22,49 @@ class Artifacts:
 
     def __init__(self, store: Store, experiment: "MlflowExperiment") -> None:
         self._client = store.client
+        self._uri = store.uri
         self._moved = moved_artifacts({experiment.name: experiment.artifact_location}, store.database)
 
     def fetch(self, run: "MlflowRun", scratch: Path) -> Path:
         """Return the folder of a run's files, which may be missing where there are none; a server's are downloaded."""
-        if (folder := self._folder(run)) is not None:
+        if (folder := self._folder(run.info.artifact_uri)) is not None:
             return folder
         scratch.mkdir()
         return Path(persist(lambda: self._client.download_artifacts(run.info.run_id, "", str(scratch))))
 
+    def fetch_model(self, model: str, location: str, scratch: Path) -> Path:
+        """Return the folder of the files of a model (such as models:/task1/1) that the store has at a location."""
+        from mlflow.artifacts import download_artifacts
+
+        if (folder := self._folder(location)) is not None:
+            return folder
+        where = {"dst_path": str(scratch), "tracking_uri": self._uri, "registry_uri": self._uri}
+        return Path(persist(lambda: download_artifacts(model, **where)))
+
     def upload(self, run: "MlflowRun", files: Path, into: str = "") -> None:
         """Copy the files of a folder to a run's, or to a folder in them."""
-        if (folder := self._folder(run)) is None:
+        if (folder := self._folder(run.info.artifact_uri)) is None:
             self._client.log_artifacts(run.info.run_id, str(files), into or None)
-            return
-        for path in filter(Path.is_file, files.rglob("*")):  # MLflow itself would write to where it was moved from
-            target = folder / into / path.relative_to(files)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+        else:
+            _copy(files, folder / into)
 
-    def _folder(self, run: "MlflowRun") -> Path | None:
-        return local_path(relocated(run.info.artifact_uri, self._moved))
+    def upload_model(self, model: "LoggedModel", files: Path) -> None:
+        """Copy the files of a folder to a logged model's."""
+        if (folder := self._folder(model.artifact_location)) is None:
+            self._client.log_model_artifacts(model.model_id, str(files))
+        else:
+            _copy(files, folder)
+
+    def _folder(self, uri: str) -> Path | None:
+        return local_path(relocated(uri, self._moved))
+
+
+def _copy(files: Path, folder: Path) -> None:
+    """Copy what is in a folder to another one; MLflow itself would write to where that was moved from."""
+    for path in filter(Path.is_file, files.rglob("*")):
+        target = folder / path.relative_to(files)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def file_digests(folder: Path) -> dict[str, str]:

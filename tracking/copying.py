@@ -117,6 +117,7 @@ class _Side:
         self.client = store.client
         self.experiment = experiment_id
         experiment = persist(lambda: self.client.get_experiment(experiment_id))
+        self.tags: dict[str, str] = experiment.tags  # of the experiment: its description and views, and others
         self.artifacts = Artifacts(store, experiment)
 
     def runs(self, query: str = "") -> "list[MlflowRun]":
@@ -167,6 +168,9 @@ class _Copy:
 
     def steps(self) -> Iterable[int]:
         """Copy, and yield after each run how many there have been."""
+        for key in self.source.tags.keys() - self.destination.tags.keys():
+            tag = self.destination.experiment, key, self.source.tags[key]
+            persist(functools.partial(self.client.set_experiment_tag, *tag))
         for run in self.parents:
             self.ids[run.info.run_id] = persist(functools.partial(self._find_or_make_parent, run))
         # what superseded a run comes before it, so that its id is known

@@ -82,6 +82,15 @@ SUMMARY_METRICS = {
     },
 }
 
+# What the runs page of the UI shows, from the left, where it is opened by our links: first parents' metrics, then
+# children's, then parents' again, then params of both
+METRIC_COLUMNS = (
+    f"{MEAN}test/accuracy", f"{SD}test/accuracy", f"{LOW}test/accuracy", f"{HIGH}test/accuracy",
+    "test/accuracy", "best_val/accuracy", "best_epoch",
+    "n_splits", f"{MEAN}test/f1_macro", f"{MEAN}best_val/accuracy", f"{MEAN}best_epoch",
+)  # fmt: skip
+PARAM_COLUMNS = ("model", "dataset", "epochs", "lr", "batch_size", "seed", "parameters")
+
 TAGS = {
     "task": "task1, task2 or task3",
     "question": "what the task asks",
@@ -103,6 +112,10 @@ TAGS = {
 
 AGAIN = "a run that is to come"  # superseded_by of what --fresh has not come to yet: it counts until then
 PARENT = "mlflow.parentRunId"  # MLflow's own tag
+NOTE = "mlflow.note.content"  # likewise, of an experiment: its description in the UI, in Markdown
+VIEWS = "mlflow.sharedViewState."  # and how the UI shows its runs, as JSON; the view's name in links follows
+VIEW = "models"  # that name of ours (tracking.view)
+CHAMPION = "champion"  # alias, in the model registry, of the best network of a task, whose name the model has
 
 CHECKPOINT = "checkpoint/best.pt"  # weights of the best epoch and what rebuilds the model (tracking.checkpoints)
 PREDICTIONS = "predictions.npz"  # val_ and test_ index, true, pred, prob, all at the best epoch

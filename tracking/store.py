@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING
 import psutil
 from filelock import FileLock
 
-from tracking.keys import EXPERIMENTS
+from tracking.keys import EXPERIMENTS, NOTE, VIEW, VIEWS
+from tracking.view import shared_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment as MlflowExperiment
 
 MLRUNS = Path(__file__).resolve().parent.parent / "mlruns"
 SCRATCH = "scratch-"  # prefix of folders in a store's state folder; process id and host follow
 UI_ADDRESS = "http://127.0.0.1:5000"  # where `make ui` serves the default store
+OF_TRAINING = "workflowType=machine_learning"  # in a link; without it the UI opens on a page of language models
 
 
 class StoreError(Exception):
@@ -66,9 +69,9 @@ class Store:
         """The SQLite file, or None for a server."""
         return sqlite_path(self.uri)
 
-    def lock(self) -> FileLock:
-        """Keep the other processes of this machine from deciding at the same time who does what."""
-        return _lock(self.state)
+    def lock(self, name: str = "store") -> FileLock:
+        """Keep the other processes of this machine from deciding at the same time who does what, or something else."""
+        return _lock(self.state, name)
 
     def scratch(self) -> "tempfile.TemporaryDirectory[str]":
         """Make a folder for files on their way into the store; its name has the process, so that strays are known."""
@@ -80,19 +83,24 @@ class Store:
         """The command that serves the UI on this store; empty where it is a server itself."""
         if self.uri.startswith("http"):
             return ""
-        if self.database == MLRUNS / "mlflow.db":
-            return "make ui"
-        return f"python -m tracking ui --tracking-uri {self.label}"
+        return f"python -m tracking ui{self.option}" if self.option else "make ui"
+
+    @property
+    def option(self) -> str:
+        """What commands need to find this store, with a space in front; empty where they do without."""
+        return "" if self.database == MLRUNS / "mlflow.db" else f" --tracking-uri {self.label}"
 
     def experiment_id(self, task: str) -> str | None:
         """Return the id of a task's experiment, or None where nothing has been run yet."""
+        experiment = self._experiment(task)
+        return None if experiment is None else str(experiment.experiment_id)
+
+    def _experiment(self, task: str) -> "MlflowExperiment | None":
         name = EXPERIMENTS[task]
         experiment = self.client.get_experiment_by_name(name)
-        if experiment is None:
-            return None
-        if experiment.lifecycle_stage != "active":
+        if experiment is not None and experiment.lifecycle_stage != "active":
             raise StoreError(f"experiment {name} of {self.label} was deleted; restore it in the MLflow UI")
-        return str(experiment.experiment_id)
+        return experiment
 
     def make_experiment(self, task: str) -> str:
         """Return the id of a task's experiment, which is made where it is missing."""
@@ -113,19 +121,30 @@ class Store:
             artifacts = (self.database.parent / "artifacts" / name).as_uri()
             return self.experiment_id(task) or str(self.client.create_experiment(name, artifact_location=artifacts))
 
+    def describe_experiment(self, task: str, description: str) -> None:
+        """Give a task's experiment the view that `runs_link` opens, and a description, unless it has one."""
+        experiment = self.client.get_experiment(self.make_experiment(task))
+        tags = {NOTE: experiment.tags.get(NOTE, description), VIEWS + VIEW: shared_view()}
+        for key, value in tags.items():
+            if experiment.tags.get(key) != value:
+                self.client.set_experiment_tag(experiment.experiment_id, key, value)
+
     def runs_link(self, task: str, address: str = UI_ADDRESS) -> str:
         """The link that opens a task's runs in the UI, which `address` serves unless the store is a server itself."""
-        # without the query the UI opens on another page
-        return f"{self._experiment_link(task, address)}?workflowType=machine_learning"
+        experiment = self._experiment(task)
+        # else the UI would say that there is no such view, and open another page
+        has_view = experiment is not None and VIEWS + VIEW in experiment.tags
+        view = f"&viewStateShareKey={VIEW}" if has_view else ""
+        return f"{self._runs_page(experiment, address)}?{OF_TRAINING}{view}"
 
     def run_links(self, task: str, run_ids: Iterable[str], address: str = UI_ADDRESS) -> dict[str, str]:
         """The link that opens each of some runs, likewise."""
-        base = self._experiment_link(task, address)  # once: it asks the store
-        return {run_id: f"{base}/{run_id}" for run_id in run_ids}
+        base = self._runs_page(self._experiment(task), address)
+        return {run_id: f"{base}/{run_id}?{OF_TRAINING}" for run_id in run_ids}
 
-    def _experiment_link(self, task: str, address: str) -> str:
+    def _runs_page(self, experiment: "MlflowExperiment | None", address: str) -> str:
         base = self.uri.rstrip("/") if self.uri.startswith("http") else address
-        return f"{base}/#/experiments/{self.experiment_id(task)}/runs"
+        return f"{base}/#/experiments/{experiment and experiment.experiment_id}/runs"
 
 
 def check_uri(uri: str | None = None) -> str:
@@ -286,9 +305,9 @@ def state_folder(database: Path) -> Path:
     return database.parent / f"{database.stem}.state"
 
 
-def _lock(state: Path) -> FileLock:
+def _lock(state: Path, name: str = "store") -> FileLock:
     state.mkdir(parents=True, exist_ok=True)
-    return FileLock(state / "store.lock")
+    return FileLock(state / f"{name}.lock")
 
 
 def _create_sqlite(path: Path) -> None:

@@ -1,0 +1,58 @@
+"""How much a comparison depends on the learning rate that all of its models share.
+
+What      The validation accuracy at the best epoch, mean ± sd over splits, of each network that has all its splits, by
+          learning rate: of the newest complete comparison group, and of those that differ from it in nothing else. The
+          test part is left alone: it must not choose a setting
+Time      seconds, when the runs are there
+
+    for lr in 3e-4 1e-3 3e-3; do python experiments/task3.py -m lenet5 -m resnetcnn --lr $lr; done
+    python benchmarks/sensitivity.py task3
+
+results/README.md has what it printed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pandas as pd
+
+import analysis
+from tracking.keys import BASELINES, GROUP_PARAMS
+
+METRIC = "best_val/accuracy"
+SHARED = ["dataset_digest", *(key for key in GROUP_PARAMS if key != "lr")]
+
+
+def table(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a model, a column a learning rate: mean ± sd in %."""
+    reference = analysis.choose_group(runs).iloc[0]
+    alike = [
+        analysis.finished(group)
+        for group in analysis.comparison_groups(runs)
+        if all(group[key].iloc[0] == reference[key] for key in SHARED)
+    ]
+    done = pd.concat(alike)
+    done = done[~done["model"].isin(BASELINES)]
+    scores = (100 * done[METRIC]).groupby([done["model"], done["lr"]]).agg(["mean", "std", "size"])
+    scores = scores[scores["size"] >= reference["n_splits"]]
+    cells = scores.apply(lambda row: f"{row['mean']:.1f} ± {row['std']:.1f}", axis=1)
+    return cells.unstack("lr").fillna("")
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(description="Scores by learning rate; see the module's docstring.")
+    parser.add_argument("task")
+    parser.add_argument("--tracking-uri")
+    options = parser.parse_args()
+    cells = table(analysis.load_runs([options.task], options.tracking_uri))
+    print(f"| {options.task} | {' | '.join(f'{lr:g}' for lr in cells.columns)} |\n|---{'|--:' * len(cells.columns)}|")
+    for model, row in cells.iterrows():
+        print(f"| {model} | {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()

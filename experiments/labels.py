@@ -1,0 +1,110 @@
+"""What the MLflow UI says beside the numbers: the description of a task's experiment, and the names of its parents."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+import tracking
+from datasets import SOURCES, StratifiedKFold
+from experiments.config import Task
+from tracking import Store
+from tracking.keys import BASELINES, EPOCH_METRICS, FINAL_METRICS, HIGH, LOW, MEAN, SAMPLE, SD, SUMMARY_METRICS
+
+OF_THE_MACHINE = ("device", "precision")  # settings that follow from it
+
+
+def parent_name(task: Task, usual_splits: int, params: Mapping[str, Any]) -> str:
+    """Name a parent run: its model, and which settings are not the task's own, such as "lenet5, sample, 2 splits".
+
+    Parameters
+    ----------
+    task : Task
+    usual_splits : int
+        The task's own number of them.
+    params : mapping
+        Of the run.
+    """
+    usual = {"n_splits": usual_splits, "epochs": task.training.epochs, **dataclasses.asdict(task.training)}
+    dataset = params["dataset"]
+    parts = [params["model"]]
+    if dataset.startswith(SAMPLE):
+        parts.append(SAMPLE.strip("/"))
+    elif dataset != SOURCES[task.name].name:
+        parts.append(dataset)
+    phrases = {
+        "n_splits": "{} splits", "epochs": "{} epochs", "augment": "augmented" if params["augment"] else "not augmented"
+    }  # fmt: skip
+    for key, value in usual.items():
+        if params[key] != value and key not in OF_THE_MACHINE:
+            parts.append(phrases.get(key, f"{key.replace('_', ' ')} {{}}").format(params[key]))
+    if params["leak_free"]:
+        parts.append("leak-free")
+    return ", ".join(parts)
+
+
+def describe_experiment(store: Store, task: Task, usual_splits: int) -> None:
+    """Let the UI explain a task's experiment and show its columns; where the store refuses, it does without."""
+    text = description(task, usual_splits)
+    try:
+        tracking.persist(lambda: store.describe_experiment(task.name, text), tracking.SHORT)
+    except MlflowException as error:  # of a server that lets us write runs only, or has gone away, which is seen next
+        reason = tracking.in_one_line(error)
+        print(f"the experiment in the UI gets no description ({reason}); the runs do without", file=sys.stderr)
+
+
+def description(task: Task, usual_splits: int) -> str:
+    """Explain a task's experiment to who opens it in the UI, in Markdown; what is folded up shows its first line."""
+    of_parents = {
+        f"{MEAN}test/accuracy": f"**the honest score**, {SUMMARY_METRICS[f'{MEAN}test/accuracy']}",
+        f"{SD}test/accuracy": f"{SUMMARY_METRICS[f'{SD}test/accuracy']}: how much one split differs from the next. "
+        "It is no standard error of the mean",
+        f"{LOW}test/accuracy": SUMMARY_METRICS[f"{LOW}test/accuracy"],
+        f"{HIGH}test/accuracy": SUMMARY_METRICS[f"{HIGH}test/accuracy"],
+        f"{MEAN}test/f1_macro": f"{SUMMARY_METRICS[f'{MEAN}test/f1_macro']}, the {EPOCH_METRICS['val/f1_macro']}: rare "
+        "classes count as much as frequent ones. Micro-F1 is not shown, since it equals accuracy here",
+        "n_splits": SUMMARY_METRICS["n_splits"],
+    }
+    of_splits = {
+        "test/accuracy": FINAL_METRICS["test/accuracy"],
+        "best_val/accuracy": FINAL_METRICS["best_val/accuracy"],
+        "best_epoch": FINAL_METRICS["best_epoch"],
+    }
+    name = SOURCES[task.name].name
+    blocks = [
+        f"**{task.question}** Each row is a model under one configuration (a *parent* run); "
+        "the + before its name opens its splits (its *child* runs).",
+        f"**Data.** {name}, unless the param `dataset` says otherwise. Where that begins with `{SAMPLE}`, the images "
+        "are generated ones to try the program on, and the scores say nothing about the question.",
+        f"**Protocol.** {_protocol(task, usual_splits)} The training part is learned from, the validation part chooses "
+        "the best epoch, and the test part is looked at once, at the end.",
+        f"**A parent's columns**\n\n{_bullets(of_parents)}",
+        f"**A split's columns**\n\n{_bullets(of_splits)}",
+        "A split's page has its curves under *Model metrics* (search there for `^train|^val`), and its confusion "
+        "matrix, predictions and best weights under *Artifacts*; a parent's has the figures of the comparison there.",
+        f"**Baselines.** {' and '.join(f'`{baseline}`' for baseline in BASELINES)} are what the networks have to beat.",
+        f"**Is a difference real?** Sorting by `{MEAN}test/accuracy` does not tell: splits share images, and runs with "
+        "other settings or data stand in the same list. These commands compare what can be compared, and warn of what "
+        "is unfinished or leaks:",
+        f"    python -m analysis table {task.name}\n    python -m analysis compare {task.name}",
+    ]
+    return "\n\n".join(blocks)
+
+
+def _bullets(meanings: Mapping[str, str]) -> str:
+    return "\n".join(f"- `{key}`: {meaning}" for key, meaning in meanings.items())
+
+
+def _protocol(task: Task, usual_splits: int) -> str:
+    """Say how the images are divided; `n_splits` of a run may be another number."""
+    name, times = task.protocol.name.capitalize(), f"{usual_splits} times unless `n_splits` says otherwise"
+    if task.protocol.has_test_part:
+        return f"{name}: all images are divided anew, {times}, into parts that hold each class in its share."
+    if isinstance(task.protocol, StratifiedKFold):
+        how = f"the published training folder is divided into {usual_splits} folds with equal shares of the classes, "
+        how += "and each of them is the validation part once."
+    else:
+        how = f"the published training folder is divided anew, {times}, into a training and a validation part."
+    return f"{name}: {how} The published test folder is the test part of every split."

@@ -1,0 +1,110 @@
+"""What the champion of a task makes of photographs."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import tracking
+from datasets.images import decode
+from experiments import champion
+from tracking import Store, StoreError, registry
+from tracking.keys import SAMPLE
+
+BATCH = 64  # photos that are decoded and pass the model at once
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """The registered model of a task, and where it came from.
+
+    Attributes
+    ----------
+    program : nn.Module
+        From images, uint8 of shape (N, size, size, channels), to probabilities, float32 of shape (N, K).
+    classes : list of str
+        K names.
+    size, channels : int
+        Of its images.
+    origin : str
+        Model, split, version and run, in words.
+    run_id : str
+        Of that split.
+    is_of_sample : bool
+        Whether it was trained on generated images.
+    """
+
+    program: nn.Module
+    classes: list[str]
+    size: int
+    channels: int
+    origin: str
+    run_id: str
+    is_of_sample: bool
+
+    @classmethod
+    def load(cls, store: Store, task: str) -> "Predictor":
+        """Read the champion of a task.
+
+        Raises
+        ------
+        StoreError
+            There is none, or its files are gone.
+        """
+        held = tracking.persist(lambda: registry.read_champion(store, task))
+        if held is None:
+            raise StoreError(
+                f"{task} has no champion in {store.label}; python experiments/{task}.py registers one when a model has "
+                "all its splits (finished ones are not trained again)"
+            )
+        with store.scratch() as scratch:
+            program, about = champion.load(registry.fetch_champion(store, task, held, Path(scratch)))
+        run = tracking.persist(lambda: store.client.get_run(held.run_id)).data
+        origin = (
+            f"{run.params['model']} split {run.params['split']} on {run.params['dataset']}: "
+            f"version {held.version} of models:/{task}, run {held.run_id}"
+        )
+        return cls(program, **about, origin=origin, run_id=held.run_id,
+                   is_of_sample=run.params["dataset"].startswith(SAMPLE))  # fmt: skip
+
+    def predict(self, photos: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
+        """Classify photos of any format and size, as they come.
+
+        Yields
+        ------
+        path : pathlib.Path
+        name : str
+            The most probable class; where the photo cannot be read, a sentence that says why.
+        probability : float
+            Of that class; NaN where the photo cannot be read.
+        """
+        for first in range(0, len(photos), BATCH):
+            batch = photos[first : first + BATCH]
+            decoded = [self._decode(path) for path in batch]
+            images = [image for image in decoded if isinstance(image, np.ndarray)]
+            answers = iter(self._answers(np.stack(images)) if images else [])
+            for path, image in zip(batch, decoded, strict=True):
+                yield (path, *next(answers)) if isinstance(image, np.ndarray) else (path, image, np.nan)
+
+    def _answers(self, images: np.ndarray) -> list[tuple[str, float]]:
+        with torch.inference_mode():
+            probabilities, labels = self.program(torch.from_numpy(images)).max(1)
+        return [(self.classes[label], p) for label, p in zip(labels.tolist(), probabilities.tolist(), strict=True)]
+
+    def _decode(self, path: Path) -> np.ndarray | str:
+        """The image as the model sees it, or why there is none."""
+        if not path.exists():
+            return f"{path} does not exist"
+        if path.is_dir():
+            return f"{path} is a folder; name the photos in it"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, of odd but readable files
+                return decode(path, self.size, self.channels)
+        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
+            reason = f"{type(error).__name__}: {tracking.in_one_line(error)}".replace(str(path), "the file")
+            return f"{path} is no image that can be read ({reason})"

@@ -1,0 +1,326 @@
+"""The champion of a task: which model it is, that its program gives what the run did, and predicting photos with it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from PIL import Image
+from typer.testing import CliRunner
+
+import analysis
+import datasets
+import tracking
+from datasets.images import decode
+from experiments import champion
+from experiments.__main__ import app
+from tests.conftest import new_store, run_task3
+from tests.servers import answers, free_port, running, wait_until
+from tests.test_comparison import TAGS, log_model
+from tracking import keys, registry
+from tracking.registry import Champion
+
+WHOLE = {"n_splits": 4, "epochs": 2, "patience": 7}  # as test_comparison's settings
+
+
+@pytest.fixture(scope="module")
+def store(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> tracking.Store:
+    """A store with two networks and the baselines on two splits of the sample."""
+    folder = tmp_path_factory.mktemp("champion") / "store"
+    uri = new_store(empty_database, folder)
+    run_task3(folder, "-m", "lenet5", "-m", "vggnet", "--epochs", "3")
+    return tracking.open_store(uri)
+
+
+@pytest.fixture(scope="module")
+def registered(store: tracking.Store) -> Champion:
+    held = registry.read_champion(store, "task3")
+    assert held is not None
+    return held
+
+
+def predict(store: tracking.Store, *arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["predict", *map(str, arguments), "--tracking-uri", store.uri])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_best_split_of_the_best_network_is_registered(store: tracking.Store, registered: Champion) -> None:
+    runs = analysis.load_runs(["task3"], store.uri)
+    networks = runs[runs["model"].isin(["lenet5", "vggnet"])]  # a baseline that is better is no champion
+    best = networks.groupby("model")["test/accuracy"].mean().idxmax()
+    expected = networks[networks["model"] == best].sort_values(["test/accuracy", "split"], ascending=[False, True])
+    assert registered.run_id == expected["run_id"].iloc[0]
+    version = store.client.get_model_version("task3", registered.version)
+    assert version.run_id == registered.run_id
+    assert f"**{best} split {expected['split'].iloc[0]}**" in version.description
+    assert "it is the first one" in version.description
+    assert "generated images" in version.description
+    logged = store.client.get_run(registered.run_id).outputs.model_outputs
+    assert len(logged) == 1, "logged once"
+
+
+def test_the_program_needs_no_source_and_gives_what_the_run_predicted(
+    store: tracking.Store, registered: Champion, tmp_path: Path
+) -> None:
+    folder = registry.fetch_champion(store, "task3", registered, tmp_path)
+    runs = analysis.load_runs(["task3"], store.uri)
+    run = runs[runs["run_id"] == registered.run_id].iloc[0]
+    predicted = analysis.load_predictions(run).query("part == 'test'")
+    images = datasets.load("task3", sample=True).images[predicted["index"].to_numpy()]
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, numpy, mlflow.pyfunc\n"
+        f"model = mlflow.pyfunc.load_model({str(folder)!r})\n"
+        f"numpy.save({str(tmp_path / 'out.npy')!r}, model.predict(numpy.load({str(tmp_path / 'images.npy')!r})))\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'models']"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=300)
+    probabilities = np.load(tmp_path / "out.npy")
+    assert probabilities.dtype == np.float32
+    assert probabilities.sum(1) == pytest.approx(1, abs=1e-5)
+    assert np.mean(probabilities.argmax(1) == predicted["pred"]) > 0.99  # that was computed in another precision
+    assert np.abs(probabilities.max(1) - predicted["prob"]).mean() < 0.01
+
+
+def test_what_the_model_says_of_itself(store: tracking.Store, registered: Champion, tmp_path: Path) -> None:
+    folder = registry.fetch_champion(store, "task3", registered, tmp_path)
+    about = Model.load(str(folder))
+    assert about.run_id == registered.run_id
+    assert len(about.metadata["classes"]) == 10
+    assert about.signature.inputs.inputs[0].shape == (-1, 28, 28, 1)
+    assert about.signature.inputs.inputs[0].type == np.uint8
+    assert f"torch=={torch.__version__.partition('+')[0]}" in (folder / "requirements.txt").read_text().split()
+    assert (folder / "input_example.json").is_file()
+
+
+def test_the_same_command_registers_once_and_again_where_nothing_is_registered(
+    store: tracking.Store, registered: Champion
+) -> None:
+    folder = store.database.parent if store.database else Path()
+    run_task3(folder, "-m", "lenet5", "-m", "vggnet", "--epochs", "3")
+    assert registry.read_champion(store, "task3") == registered
+    store.client.delete_registered_model_alias("task3", keys.CHAMPION)
+    run_task3(folder, "-m", "lenet5", "-m", "vggnet", "--epochs", "3")
+    again = registry.read_champion(store, "task3")
+    assert again is not None
+    assert again.run_id == registered.run_id
+    store.client.set_registered_model_alias("task3", keys.CHAMPION, registered.version)
+
+
+def odd_photos(folder: Path) -> list[Path]:
+    """One scene as files of different kinds."""
+    rng = np.random.default_rng(0)
+    scene = Image.fromarray(rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)).resize((400, 300))
+    kinds = {
+        "alpha.png": scene.convert("RGBA"),
+        "gray.jpg": scene.convert("L"),
+        "cmyk.jpg": scene.convert("CMYK"),
+        "large.jpg": scene.resize((5200, 3900)),
+        "turned.jpg": scene,
+        "palette.gif": scene.convert("P"),
+        "odd \u00fc name.webp": scene,
+    }
+    for name, image in kinds.items():
+        exif = Image.Exif()
+        exif[0x0112] = 6 if name == "turned.jpg" else 1
+        image.save(folder / name, **({"exif": exif} if name.endswith("jpg") else {}))
+    return [folder / name for name in kinds]
+
+
+def test_predict_takes_photos_of_any_kind(store: tracking.Store, registered: Champion, tmp_path: Path) -> None:
+    photos = odd_photos(tmp_path)
+    code, out, err = predict(store, "task3", *photos, "--out", tmp_path / "new" / "p.csv")
+    assert code == 0
+    first, *lines = out.splitlines()
+    assert registered.run_id in first
+    assert f"version {registered.version} of models:/task3" in first
+    assert "generated images" in err
+    table = pd.read_csv(tmp_path / "new" / "p.csv")
+    assert list(table.columns) == ["photo", "class", "probability", "run_id"]
+    assert table["photo"].tolist() == [str(photo) for photo in photos]
+    assert set(table["run_id"]) == {registered.run_id}
+    for line, (_, row) in zip(lines, table.iterrows(), strict=True):
+        assert line.startswith(row["photo"])
+        assert f"{row['probability']:.1%}" in line
+        assert line.endswith(f"  {row['class']}")
+    program, about = champion.load(registry.fetch_champion(store, "task3", registered, tmp_path))
+    images = torch.from_numpy(np.stack([decode(photo, 28, 1) for photo in photos]))
+    with torch.inference_mode():
+        probability, label = program(images).max(1)
+    assert table["class"].tolist() == [about["classes"][number] for number in label]
+    assert table["probability"].to_numpy() == pytest.approx(probability.numpy(), abs=1e-6)
+
+
+def test_predict_names_what_it_cannot_read_and_does_the_rest(store: tracking.Store, tmp_path: Path) -> None:
+    good = odd_photos(tmp_path)[0]
+    whole = (tmp_path / "gray.jpg").read_bytes()
+    (tmp_path / "broken.jpg").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "text.jpg").write_text("no image")
+    bad = [tmp_path / "broken.jpg", tmp_path / "text.jpg", tmp_path / "missing.jpg", tmp_path]
+    code, out, err = predict(store, "task3", *bad, good, "--out", tmp_path / "p.csv")
+    assert code == 1
+    assert str(good) in out
+    errors = [line for line in err.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 4
+    for path, line in zip(bad, errors, strict=True):
+        assert str(path) in line
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["task9", "a.png"], "'task9' is not one of task1, task2, task3"),
+        (["task1", "a.png"], "task1 has no champion in"),
+        (["task3"], "Missing argument 'PHOTO...'"),
+    ],
+)
+def test_predict_says_what_is_wrong(store: tracking.Store, arguments: list[str], expected: str) -> None:
+    code, _, err = predict(store, *arguments)
+    assert code != 0
+    assert expected in err
+    assert "Traceback" not in err
+
+
+def test_a_program_with_a_pickle_in_it_is_not_loaded(
+    store: tracking.Store, registered: Champion, tmp_path: Path
+) -> None:
+    shutil.copytree(registry.fetch_champion(store, "task3", registered, tmp_path), tmp_path / "model")
+    with zipfile.ZipFile(tmp_path / "model" / "data" / "model.pt2", "a") as archive:
+        archive.writestr("archive/data/constants/custom_obj_0", b"cos\nsystem\n(S'touch executed'\ntR.")
+    with pytest.raises(MlflowException):
+        champion.load(tmp_path / "model")
+    assert not Path("executed").exists()
+
+
+def test_a_moved_store_keeps_its_champion(store: tracking.Store, tmp_path: Path) -> None:
+    assert store.database is not None
+    photo = odd_photos(tmp_path)[0]
+    before = predict(store, "task3", photo)
+    place = store.database.parent
+    moved = place.with_name("champion-moved-away")
+    place.rename(moved)
+    try:
+        elsewhere = tracking.open_store(f"sqlite:///{moved / 'mlflow.db'}")
+        assert predict(elsewhere, "task3", photo) == before
+    finally:
+        moved.rename(place)
+
+
+def test_mlflow_serves_it(store: tracking.Store, registered: Champion, tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/task3@champion"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri, "MLFLOW_DISABLE_TELEMETRY": "true",
+                                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
+    log = tmp_path / "log"
+    image = decode(odd_photos(tmp_path)[0], 28, 1)
+    serve = [*command, "--env-manager", "local", "--port", str(port)]
+    with running(serve, log, cwd=tmp_path, env=environment) as process:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/ping"), process, log)
+        body = json.dumps({"inputs": [image.tolist()]}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            served = json.load(reply)["predictions"]
+    program, _ = champion.load(registry.fetch_champion(store, "task3", registered, tmp_path))
+    with torch.inference_mode():
+        assert np.array(served) == pytest.approx(program(torch.from_numpy(image[None].copy())).numpy(), abs=1e-5)
+
+
+def decision(uri: str, held: str, **ours: object) -> tuple[bool, str]:
+    """What is decided when the group with these settings is concluded and that run of lenet5 is the champion."""
+    runs = analysis.load_runs(["task3"], uri)
+    chosen = runs
+    for key, value in ours.items():
+        chosen = chosen[chosen[key] == value]
+    evidence = analysis.Evidence(analysis.choose_group(chosen), uri)
+    best = champion.best_split(evidence, "test/accuracy")
+    assert best is not None
+    return champion.decide(WHOLE, runs, evidence, "test/accuracy", best, Champion("1", held))
+
+
+def run_of(uri: str, **settings: object) -> str:
+    """The first split's run of the group with these settings."""
+    runs = analysis.load_runs(["task3"], uri)
+    for key, value in {"split": 0, **settings}.items():
+        runs = runs[runs[key] == value]
+    return str(runs["run_id"].iloc[0])
+
+
+def test_within_a_group_the_better_takes_the_place_of_the_worse(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.3, tmp=tmp_path)
+    log_model(store_uri, "vggnet", 0.95, tmp=tmp_path)
+    stays, reason = decision(store_uri, run_of(store_uri, model="lenet5"))
+    assert not stays
+    assert reason.startswith("its mean accuracy is ")
+    assert "lenet5 split 0 (version 1)" in reason
+    runs = analysis.load_runs(["task3"], store_uri)
+    vgg = runs[runs["model"] == "vggnet"].sort_values(["test/accuracy", "split"], ascending=[False, True])
+    assert decision(store_uri, vgg["run_id"].iloc[0]) == (True, "")
+    worse = vgg[vgg["test/accuracy"] < vgg["test/accuracy"].max()]
+    if len(worse):
+        assert not decision(store_uri, worse["run_id"].iloc[0])[0]
+    assert decision(store_uri, "of a run that was deleted") == (False, "the run of version 1 was deleted")
+
+
+def test_an_unfinished_model_and_a_baseline_are_no_champions(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "linear", 0.99, tmp=tmp_path)
+    log_model(store_uri, "vggnet", 0.95, splits=3, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert champion.best_split(analysis.Evidence(analysis.choose_group(runs), store_uri), "test/accuracy") is None
+    log_model(store_uri, "lenet5", 0.3, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    best = champion.best_split(analysis.Evidence(analysis.choose_group(runs), store_uri), "test/accuracy")
+    assert best is not None
+    assert best["model"] == "lenet5"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "replaces", "back"),
+    [
+        ({"dataset": "sample/d"}, {"dataset": "d"}, True, False),
+        ({"epochs": 1}, {"epochs": 2}, True, False),
+        ({"patience": 3}, {"patience": 7}, True, False),
+        ({"dataset": "sample/d", "epochs": 2}, {"dataset": "d", "epochs": 1}, True, False),  # data come first
+        ({"lr": 1e-3}, {"lr": 3e-3}, True, False),  # otherwise the newer
+        ({"epochs": 3}, {"epochs": 2}, True, False),  # more than the task has is not reduced
+    ],
+)
+def test_between_groups(
+    store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    earlier: dict[str, object], later: dict[str, object], replaces: bool, back: bool,
+) -> None:  # fmt: skip
+    """Whether the later group takes the place of the earlier, and whether the earlier takes it back."""
+    for settings in (earlier, later):
+        monkeypatch.setitem(TAGS, "dataset_digest", str(settings.get("dataset", "")).ljust(64, "0"))
+        log_model(store_uri, "lenet5", 0.5, tmp=tmp_path, **settings)
+    assert decision(store_uri, run_of(store_uri, **earlier), **later)[0] is not replaces
+    assert decision(store_uri, run_of(store_uri, **later), **earlier)[0] is not back
+
+
+def test_a_reduced_one_does_not_take_the_place_of_a_whole_one(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
+    log_model(store_uri, "lenet5", 0.9, tmp=tmp_path, epochs=1)
+    assert decision(store_uri, run_of(store_uri, epochs=2), epochs=1) == (
+        True, "a whole protocol before a reduced",
+    )  # fmt: skip
+
+
+def test_a_split_that_was_trained_again_takes_the_place_of_itself(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    held = str(runs.sort_values("test/accuracy")["run_id"].iloc[-1])
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path, threads=2)  # which is no other group
+    assert decision(store_uri, held) == (False, "the split of version 1 was trained again")
