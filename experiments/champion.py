@@ -83,22 +83,39 @@ def crown(
     if best is None:
         return ""
     whole = {"n_splits": usual_splits, "epochs": task.training.epochs, "patience": task.training.patience}
-    with store.lock("champion"), store.scratch() as scratch:  # another command of the task may end in the same moment
-        held = tracking.persist(lambda: registry.read_champion(store, task.name))
-        stays, reason = decide(whole, runs, evidence, metric, best, held)
-        if held is not None and stays:
-            champion = _title(runs[runs["run_id"] == held.run_id].iloc[0])
-            return f"{champion}, as before{f': {reason}' if reason else ''}"
-        folder = Path(scratch) / "model"
-        try:
-            save(folder, rebuild(analysis.local_artifact(best, CHECKPOINT, store.uri)), data, str(best["run_id"]))
-        except Exception as error:  # noqa: BLE001 - torch.export has many ways to refuse a model; a damaged checkpoint
-            return f"not registered, since {_title(best)} cannot be exported: {tracking.in_one_line(error)}"
-        about = f"{task.question} The best network of {task.name} so far; each version says which, and why."
-        text = describe(evidence, metric, best, data, reason)
-        where = (task.name, str(best["run_id"]), str(best["model"]))
-        made = tracking.persist(lambda: registry.register_champion(store, *where, folder, about, text))
-    return f"{_title(best)}, now version {made.version} of models:/{task.name}: {reason}"
+
+    def look() -> tuple[Champion | None, bool, str]:
+        nonlocal runs
+        held = registry.read_champion(store, task.name)
+        if held is not None and not runs["run_id"].eq(held.run_id).any():  # of a command that ended a moment ago?
+            runs = analysis.load_runs([task.name], store.uri)
+        return held, *decide(whole, runs, evidence, metric, best, held)
+
+    held, stays, reason = tracking.persist(look)
+    if not stays:
+        with store.scratch() as scratch:
+            folder = Path(scratch) / "model"
+            try:
+                save(folder, rebuild(analysis.local_artifact(best, CHECKPOINT, store.uri)), data, str(best["run_id"]))
+            except Exception as error:  # noqa: BLE001 - torch.export refuses models in many ways; damaged checkpoints
+                return f"not registered, since {_title(best)}, cannot be exported: {tracking.in_one_line(error)}"
+
+            def register_unless_it_stays() -> tuple[Champion | None, bool, str]:
+                with store.lock():  # another command of the task may have registered its own meanwhile
+                    held, stays, reason = look()
+                    if not stays:
+                        about = f"{task.question} The best network of {task.name} so far; each version says which."
+                        text = describe(evidence, metric, best, data, reason)
+                        where = (task.name, str(best["run_id"]), str(best["model"]))
+                        held = registry.register_champion(store, *where, folder, about, text)
+                    return held, stays, reason
+
+            held, stays, reason = tracking.persist(register_unless_it_stays)
+    assert held is not None  # now at least
+    if stays:
+        champion = _title(runs[runs["run_id"] == held.run_id].iloc[0])
+        return f"{champion}, as before{f': {reason}' if reason else ''}"
+    return f"{_title(best)}, now version {held.version} of models:/{task.name}: {reason}"
 
 
 def best_split(evidence: analysis.Evidence, metric: str) -> "pd.Series[Any] | None":
@@ -165,7 +182,7 @@ def _rank(group: pd.DataFrame, whole: Mapping[str, int]) -> tuple[bool, bool]:
 
 
 def _title(row: "pd.Series[Any]") -> str:
-    return f"{row['model']} split {row['split']}"
+    return f"{row['model']}, split {row['split']}"
 
 
 def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", data: ImageData, reason: str) -> str:

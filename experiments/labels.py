@@ -35,11 +35,13 @@ def parent_name(task: Task, usual_splits: int, params: Mapping[str, Any]) -> str
     elif dataset != SOURCES[task.name].name:
         parts.append(dataset)
     phrases = {
-        "n_splits": "{} splits", "epochs": "{} epochs", "augment": "augmented" if params["augment"] else "not augmented"
-    }  # fmt: skip
+        "n_splits": f"{params['n_splits']} split{'s' * (params['n_splits'] != 1)}",
+        "epochs": f"{params['epochs']} epoch{'s' * (params['epochs'] != 1)}",
+        "augment": "augmented" if params["augment"] else "not augmented",
+    }
     for key, value in usual.items():
         if params[key] != value and key not in OF_THE_MACHINE:
-            parts.append(phrases.get(key, f"{key.replace('_', ' ')} {{}}").format(params[key]))
+            parts.append(phrases.get(key, f"{key.replace('_', ' ')} {params[key]}"))
     if params["leak_free"]:
         parts.append("leak-free")
     return ", ".join(parts)

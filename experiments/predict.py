@@ -65,7 +65,7 @@ class Predictor:
             program, about = champion.load(registry.fetch_champion(store, task, held, Path(scratch)))
         run = tracking.persist(lambda: store.client.get_run(held.run_id)).data
         origin = (
-            f"{run.params['model']} split {run.params['split']} on {run.params['dataset']}: "
+            f"{run.params['model']}, split {run.params['split']} on {run.params['dataset']}: "
             f"version {held.version} of models:/{task}, run {held.run_id}"
         )
         return cls(program, **about, origin=origin, run_id=held.run_id,

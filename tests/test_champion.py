@@ -63,7 +63,7 @@ def test_the_best_split_of_the_best_network_is_registered(store: tracking.Store,
     assert registered.run_id == expected["run_id"].iloc[0]
     version = store.client.get_model_version("task3", registered.version)
     assert version.run_id == registered.run_id
-    assert f"**{best} split {expected['split'].iloc[0]}**" in version.description
+    assert f"**{best}, split {expected['split'].iloc[0]}**" in version.description
     assert "it is the first one" in version.description
     assert "generated images" in version.description
     logged = store.client.get_run(registered.run_id).outputs.model_outputs
@@ -265,7 +265,7 @@ def test_within_a_group_the_better_takes_the_place_of_the_worse(store_uri: str, 
     stays, reason = decision(store_uri, run_of(store_uri, model="lenet5"))
     assert not stays
     assert reason.startswith("its mean accuracy is ")
-    assert "lenet5 split 0 (version 1)" in reason
+    assert "lenet5, split 0 (version 1)" in reason
     runs = analysis.load_runs(["task3"], store_uri)
     vgg = runs[runs["model"] == "vggnet"].sort_values(["test/accuracy", "split"], ascending=[False, True])
     assert decision(store_uri, vgg["run_id"].iloc[0]) == (True, "")

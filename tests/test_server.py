@@ -102,7 +102,7 @@ def test_files_are_in_the_bucket_and_nowhere_else(server: TrackingServer, folder
 def test_the_champion_is_registered_and_used_through_the_server(
     server: TrackingServer, finished: str, tmp_path: Path
 ) -> None:
-    assert "champion   lenet5 split " in finished
+    assert "champion   lenet5, split " in finished
     Image.new("RGB", (50, 40), "white").save(tmp_path / "photo.png")
     result = run("-m", "experiments", "predict", "task3", str(tmp_path / "photo.png"), MLFLOW_TRACKING_URI=server.uri)
     assert result.returncode == 0, result.stderr

@@ -164,6 +164,7 @@ def params(**changed: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("changed", "name"), [
     ({}, "lenet5"),
+    ({"n_splits": 1, "epochs": 1}, "lenet5, 1 split, 1 epoch"),
     ({"device": "cuda:1", "precision": "fp32", "threads": 3}, "lenet5"),
     ({"dataset": "sample/FashionMNIST", "n_splits": 2, "batch_size": 32, "epochs": 12},
      "lenet5, sample, 2 splits, 12 epochs, batch size 32"),

@@ -69,9 +69,9 @@ class Store:
         """The SQLite file, or None for a server."""
         return sqlite_path(self.uri)
 
-    def lock(self, name: str = "store") -> FileLock:
-        """Keep the other processes of this machine from deciding at the same time who does what, or something else."""
-        return _lock(self.state, name)
+    def lock(self) -> FileLock:
+        """Keep the other processes of this machine from deciding at the same time who does what."""
+        return _lock(self.state)
 
     def scratch(self) -> "tempfile.TemporaryDirectory[str]":
         """Make a folder for files on their way into the store; its name has the process, so that strays are known."""
@@ -305,9 +305,9 @@ def state_folder(database: Path) -> Path:
     return database.parent / f"{database.stem}.state"
 
 
-def _lock(state: Path, name: str = "store") -> FileLock:
+def _lock(state: Path) -> FileLock:
     state.mkdir(parents=True, exist_ok=True)
-    return FileLock(state / f"{name}.lock")
+    return FileLock(state / "store.lock")
 
 
 def _create_sqlite(path: Path) -> None:
