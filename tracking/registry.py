@@ -1,11 +1,14 @@
 """MLflow's model registry: under each task's name its best network so far, which the alias `champion` points to."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tracking.artifacts import Artifacts
-from tracking.keys import CHAMPION
+from tracking.keys import CHAMPION, EXPERIMENTS
 from tracking.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment
 
 
 class Champion(NamedTuple):
@@ -56,7 +59,7 @@ def register_champion(
     from mlflow.exceptions import MlflowException
 
     client = store.client
-    experiment = client.get_experiment(store.make_experiment(task))
+    experiment = _experiment(store, task)
     model = client.create_logged_model(experiment.experiment_id, name, source_run_id=run_id)
     Artifacts(store, experiment).upload_model(model, folder)
     client.finalize_logged_model(model.model_id, "READY")
@@ -82,8 +85,15 @@ def fetch_champion(store: Store, task: str, champion: Champion, scratch: Path) -
         They are not there.
     """
     location = store.client.get_model_version_download_uri(task, champion.version)
-    experiment = store.client.get_experiment(store.make_experiment(task))
-    folder = Artifacts(store, experiment).fetch_model(f"models:/{task}/{champion.version}", location, scratch)
+    folder = Artifacts(store, _experiment(store, task)).fetch_model(
+        f"models:/{task}/{champion.version}", location, scratch
+    )
     if not (folder / "MLmodel").is_file():
         raise StoreError(f"the files of the champion of {task}, version {champion.version}, are not in {folder}")
     return folder
+
+
+def _experiment(store: Store, task: str) -> "Experiment":
+    experiment = store.client.get_experiment_by_name(EXPERIMENTS[task])
+    assert experiment is not None  # it has the run that the champion comes from
+    return experiment
