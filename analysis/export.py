@@ -8,9 +8,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from analysis.comparison import Evidence, default_metric
 from analysis.figures import FORMS
-from analysis.formats import markdown_table, render
+from analysis.formats import markdown_table, markdown_text, render
 from analysis.groups import ComparisonError, group_id
 from analysis.report import ABOUT_SCORES, CAPTIONS, NO_COMPARISON, Drawing, Section, describe, render_page
 from tracking import Store
@@ -28,8 +30,6 @@ ABOUT = {  # the files beside the figures
 MARK = "<!-- Made by `python -m analysis export`, which writes this folder's files anew. -->"
 UNFINISHED = f"# Unfinished\n\nWriting these files was interrupted. The same command writes them again.\n\n{MARK}\n"
 OWN_FILES = re.compile(rf"verdicts\.(md|csv)|{FIGURES}/({'|'.join(CAPTIONS)})(_[a-z0-9_]+)?\.({'|'.join(FORMS)})")
-# what Markdown would take for its own in names that people chose; an underscore within a word is none of it
-MARKUP = re.compile(r"[\\`*\[\]]|<(?=[A-Za-z/!?])|&(?=[#\w])|\b_|_\b")
 
 
 def make_files(evidence: Evidence, metric: str, store: Store, rope: float) -> dict[str, bytes]:
@@ -56,6 +56,9 @@ def make_files(evidence: Evidence, metric: str, store: Store, rope: float) -> di
     ComparisonError
         See `comparison_table`.
     """
+    # why a split failed may name hosts, users and folders
+    group = evidence.group.assign(failure=pd.Series(pd.NA, evidence.group.index, dtype="str"))
+    evidence = Evidence(group, evidence.tracking_uri, evidence)
     section = describe(evidence, metric, store, rope, thumbnails=False, public=True)
     texts = {"table.md": render([section.scores], "markdown"), "table.csv": render([section.scores], "csv")}
     if section.differences:
@@ -116,22 +119,22 @@ def _stale(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
 
 def _readme(section: Section, texts: Mapping[str, str], command: str) -> str:
     lines = _title(section)
-    lines += _bullets([f"**{label}**: {_escaped(text)}" for label, text in section.facts.items()])
+    lines += _bullets([f"**{label}**: {markdown_text(text)}" for label, text in section.facts.items()])
     lines += ["## Scores", "", f"{section.scores.caption}.", "", markdown_table(section.scores.cells), ""]
-    lines += [*_bullets([_escaped(note) for note in section.scores.notes]), ABOUT_SCORES, ""]
+    lines += [*_bullets([markdown_text(note) for note in section.scores.notes]), ABOUT_SCORES, ""]
     lines += _shown(section, SHOWN_WITH_SCORES)
     lines += ["## What was found", ""]
     if section.verdicts:
-        lines += _bullets([_escaped(sentence) for sentence in section.verdicts])
+        lines += _bullets([markdown_text(sentence) for sentence in section.verdicts])
     elif section.differences:
         lines += ["There are no two networks; how one differs from the baselines is in [verdicts.md](verdicts.md).", ""]
     else:
         lines += [NO_COMPARISON, ""]
     lines += _shown(section, SHOWN_WITH_VERDICTS)
     described = [f"[{name}]({name}): {about}" for name, about in ABOUT.items() if name in texts]
-    described += [f"{_links(drawing)}: {_escaped(drawing.caption)}" for drawing in section.figures]
+    described += [f"{_links(drawing)}: {markdown_text(drawing.caption)}" for drawing in section.figures]
     lines += ["## Files", "", *_bullets(described)]
-    lines += _bullets([_escaped(problem) for problem in section.problems])
+    lines += _bullets([markdown_text(problem) for problem in section.problems])
     lines += ["## How it was made", "", "The runs:", "", *_code(section.command)]
     lines += ["These files, from the result database that the runs are in:", "", *_code(command)]
     provenance = {label: " ".join(f"`{value}`" for value in values) for label, values in section.provenance.items()}
@@ -140,7 +143,7 @@ def _readme(section: Section, texts: Mapping[str, str], command: str) -> str:
 
 
 def _title(section: Section) -> list[str]:
-    return [f"# {section.task}: {_escaped(section.question)}", ""]
+    return [f"# {section.task}: {markdown_text(section.question)}", ""]
 
 
 def _bullets(sentences: list[str]) -> list[str]:
@@ -172,8 +175,3 @@ def _command(task: str, evidence: Evidence, metric: str, rope: float) -> str:
     options += f" --metric {metric}" if metric != default_metric(evidence.group) else ""
     options += f" --rope {100 * rope:g}" if rope != 0.01 else ""
     return f".venv/bin/python -m analysis export {task}{options} --out DIR"
-
-
-def _escaped(text: str) -> str:
-    """Text as Markdown that shows it as it is."""
-    return MARKUP.sub(r"\\\g<0>", text)

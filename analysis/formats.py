@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,8 @@ HEADERS = {  # short, so that a table fits 80 characters
     "difference": "diff.", "Holm p": "Holm\np", "P(same)": "P\nsame", "P(better)": "P\nbetter",
     "McNemar p": "McNe-\nmar p",
 }  # fmt: skip
+# what Markdown would take for its own in names that people chose; an underscore within a word is none of it
+MARKUP = re.compile(r"[\\`*\[\]]|<(?=[A-Za-z/!?])|&(?=[#\w])|\b_|_\b")
 TEXT_COLUMNS = ("model", "against", "verdict", "run_id")  # aligned left, the others right
 
 
@@ -103,6 +106,11 @@ def markdown_table(cells: pd.DataFrame) -> str:
 
     ruler = ["---" if column in TEXT_COLUMNS else "---:" for column in cells.columns]
     return "\n".join([line(list(cells.columns)), line(ruler), *(line(row) for row in cells.to_numpy().tolist())])
+
+
+def markdown_text(text: str) -> str:
+    """Text as Markdown that shows it as it is."""
+    return MARKUP.sub(r"\\\g<0>", text)
 
 
 def _readable(runs: pd.DataFrame) -> pd.DataFrame:

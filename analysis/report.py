@@ -229,11 +229,13 @@ def _facts(evidence: Evidence, store: Store) -> dict[str, str]:
     classes = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     n_train, n_val, n_test = (_range(runs[key]) for key in ("n_train", "n_val", "n_test"))
     test = f"{n_test} for the test" if n_test not in ("", "0") else "no test part"
+    leak_free = runs["leak_free"].eq(True).all()
+    leaks = "; near duplicates stay together, and none of a test image is trained on" if leak_free else ""
     augmented = "flipped and shifted at random" if runs["augment"].eq(True).all() else "not augmented"
     return {
         "data": f"{_text(runs, 'dataset')}: {_profile(store, runs)}{len(names)} classes ({classes})",
         "protocol": f"{_text(runs, 'protocol')}, {runs['n_splits'].iloc[0]} splits: {n_train} images to train on, "
-        f"{n_val} to choose the best epoch, {test}",
+        f"{n_val} to choose the best epoch, {test}{leaks}",
         "training": f"AdamW, learning rate {_text(runs, 'lr')}, weight decay {_text(runs, 'weight_decay')}, batches of "
         f"{_text(runs, 'batch_size')}, {augmented}, cosine schedule over at most {_text(runs, 'epochs')} epochs, early "
         f"stopping after {_text(runs, 'patience')} epochs without a lower validation loss, {_text(runs, 'precision')}",
@@ -293,6 +295,7 @@ def reproduce(runs: pd.DataFrame) -> str:
     options = [f"-m {model}" for model in models if model not in BASELINES]
     options += [f"--{key.replace('_', '-')} {first[key]}" for key in OPTIONS if pd.notna(first[key])]
     options += ["--augment" if runs["augment"].eq(True).all() else "--no-augment"]
+    options += ["--leak-free"] if runs["leak_free"].eq(True).all() else []
     options += [f"--device {str(first['device']).split(':')[0]}"]
     options += ["--sample"] if str(first["dataset"]).startswith(SAMPLE) else []
     options += ["--no-baselines"] if not set(models) & set(BASELINES) else []

@@ -20,24 +20,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pandas as pd
 
 import analysis
+from analysis.groups import ComparisonError
+from tracking import StoreError
 from tracking.keys import BASELINES, GROUP_PARAMS
 
 METRIC = "best_val/accuracy"
-SHARED = ["dataset_digest", *(key for key in GROUP_PARAMS if key != "lr")]
+SHARED = ("dataset_digest", *(key for key in GROUP_PARAMS if key != "lr"))
+
+
+def settings(group: pd.DataFrame) -> list[str]:
+    """What the runs of a comparison group have in common, but for the learning rate."""
+    first = group.iloc[0]
+    return [*(str(first[key]) for key in SHARED), str(first["device"]).split(":")[0]]
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a model, a column a learning rate: mean ± sd in %."""
-    reference = analysis.choose_group(runs).iloc[0]
-    alike = [
-        analysis.finished(group)
-        for group in analysis.comparison_groups(runs)
-        if all(group[key].iloc[0] == reference[key] for key in SHARED)
-    ]
-    done = pd.concat(alike)
+    reference = analysis.choose_group(runs)
+    groups = analysis.comparison_groups(runs)
+    done = pd.concat([analysis.finished(group) for group in groups if settings(group) == settings(reference)])
     done = done[~done["model"].isin(BASELINES)]
-    scores = (100 * done[METRIC]).groupby([done["model"], done["lr"]]).agg(["mean", "std", "size"])
-    scores = scores[scores["size"] >= reference["n_splits"]]
+    scores = (100 * done[METRIC]).groupby([done["model"], done["lr"]]).agg(["mean", "std", "count"])
+    scores = scores[scores["count"] == reference["n_splits"].iloc[0]]
     cells = scores.apply(lambda row: f"{row['mean']:.1f} ± {row['std']:.1f}", axis=1)
     return cells.unstack("lr").fillna("")
 
@@ -48,7 +52,10 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("--tracking-uri")
     options = parser.parse_args()
-    cells = table(analysis.load_runs([options.task], options.tracking_uri))
+    try:
+        cells = table(analysis.load_runs([options.task], options.tracking_uri))
+    except (StoreError, ComparisonError) as error:
+        raise SystemExit(f"Error: {error}") from None
     print(f"| {options.task} | {' | '.join(f'{lr:g}' for lr in cells.columns)} |\n|---{'|--:' * len(cells.columns)}|")
     for model, row in cells.iterrows():
         print(f"| {model} | {' | '.join(row)} |")

@@ -96,14 +96,17 @@ def _print_predictions(predictor: "Predictor", photos: list[Path], out: Path | N
     print(predictor.origin)
     if predictor.is_of_sample:
         print("! it was trained on generated images and knows nothing of real ones", file=sys.stderr)
+    from datasets.images import readable_name  # late, as it brings NumPy and Pillow
+
     width = max(len(str(path)) for path in photos)
     for path, name, probability in predictor.predict(photos):
         if math.isnan(probability):
             print(f"Error: {name}", file=sys.stderr)
             unreadable += 1
             continue
-        rows.append((path, name, probability, predictor.run_id))
-        print(f"{path!s:{width}}  {probability:6.1%}  {name}", flush=True)
+        photo = readable_name(str(path))
+        rows.append((photo, name, probability, predictor.run_id))
+        print(f"{photo:{width}}  {probability:6.1%}  {name}", flush=True)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w", newline="", encoding="utf-8") as file:

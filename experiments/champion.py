@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,19 @@ from torch import Tensor, nn
 
 import analysis
 import tracking
-from analysis.groups import group_id
-from analysis.tables import NAMES, PART_NAMES, interval, number, verdict_sentences
+from analysis.formats import markdown_text
+from analysis.groups import group_id, what_is_wrong
+from analysis.tables import NAMES, PART_NAMES, baselines_not_beaten, interval, number, verdict_sentences
 from datasets import ImageData
+from experiments import fingerprint
 from experiments.config import Task
 from experiments.stored import Rebuilt, rebuild
-from tracking import Store, registry
+from tracking import Store, StoreError, registry
 from tracking.keys import BASELINES, CHECKPOINT, SAMPLE
 from tracking.registry import Champion
+
+SHOWN_CLASSES = 20  # in a description
+LONGEST_TEXT = 5000  # characters of one that the registry takes
 
 
 class Classifier(nn.Module):
@@ -77,52 +84,49 @@ def crown(
     -------
     str
         A sentence on who is the champion now; empty where the group has no network with all its splits.
+
+    Raises
+    ------
+    StoreError
+        The model cannot be exported, or what is there now did not give its scores.
     """
     metric = analysis.default_metric(evidence.group)
-    best = best_split(evidence, metric)
-    if best is None:
-        return ""
     whole = {"n_splits": usual_splits, "epochs": task.training.epochs, "patience": task.training.patience}
-
-    def look() -> tuple[Champion | None, bool, str]:
-        nonlocal runs
-        held = registry.read_champion(store, task.name)
-        if held is not None and not runs["run_id"].eq(held.run_id).any():  # of a command that ended a moment ago?
-            runs = analysis.load_runs([task.name], store.uri)
-        return held, *decide(whole, runs, evidence, metric, best, held)
-
-    held, stays, reason = tracking.persist(look)
-    if not stays:
-        with store.scratch() as scratch:
-            folder = Path(scratch) / "model"
-            try:
-                save(folder, rebuild(analysis.local_artifact(best, CHECKPOINT, store.uri)), data, str(best["run_id"]))
-            except Exception as error:  # noqa: BLE001 - torch.export refuses models in many ways; damaged checkpoints
-                return f"not registered, since {_title(best)}, cannot be exported: {tracking.in_one_line(error)}"
-
-            def register_unless_it_stays() -> tuple[Champion | None, bool, str]:
-                with store.lock():  # another command of the task may have registered its own meanwhile
-                    held, stays, reason = look()
-                    if not stays:
-                        about = f"{task.question} The best network of {task.name} so far; each version says which."
-                        text = describe(evidence, metric, best, data, reason)
-                        where = (task.name, str(best["run_id"]), str(best["model"]))
-                        held = registry.register_champion(store, *where, folder, about, text)
-                    return held, stays, reason
-
-            held, stays, reason = tracking.persist(register_unless_it_stays)
-    assert held is not None  # now at least
-    if stays:
-        champion = _title(runs[runs["run_id"] == held.run_id].iloc[0])
-        return f"{champion}, as before{f': {reason}' if reason else ''}"
-    return f"{_title(best)}, now version {held.version} of models:/{task.name}: {reason}"
+    with store.scratch() as scratch:
+        folder = Path(scratch)
+        while (best := best_split(evidence, metric)) is not None:
+            run_id = str(best["run_id"])
+            held = tracking.persist(lambda: registry.read_champion(store, task.name))
+            stays, reason = decide(whole, runs, evidence, metric, best, held)
+            if held is not None and stays:
+                if held.run_id == run_id:  # other models may have come since: what is said of it would be out of date
+                    text = describe(evidence, metric, best, data, held.reason)
+                    tracking.persist(partial(registry.describe_champion, store, task.name, held, text))
+                champion = _title(runs[runs["run_id"] == held.run_id].iloc[0])
+                return f"{champion}, as before{f': {reason}' if reason else ''}"
+            if not (folder / run_id).exists():
+                _export(folder / run_id, store, best, data)
+            text = describe(evidence, metric, best, data, reason)
+            with store.lock():  # another command of the task may have ended since the runs were read
+                now = tracking.persist(lambda: registry.read_champion(store, task.name))
+                runs = tracking.persist(lambda: analysis.load_runs([task.name], store.uri))
+                own = group_id(evidence.group)
+                group = next(group for group in analysis.comparison_groups(runs) if group_id(group) == own)
+                evidence = analysis.Evidence(group, store.uri, evidence)
+                again = best_split(evidence, metric)
+                if now == held and again is not None and again["run_id"] == run_id:
+                    about = f"{task.question} The best network of {task.name} so far; each version says which."
+                    made = registry.NewVersion(run_id, str(best["model"]), folder / run_id, about, text, reason)
+                    version = tracking.persist(partial(registry.register_champion, store, task.name, made))
+                    return f"{_title(best)}, now version {version} of models:/{task.name}: {reason}"
+    return ""
 
 
 def best_split(evidence: analysis.Evidence, metric: str) -> "pd.Series[Any] | None":
     """The best run of the best network that has all its splits; None where there is none."""
     networks = evidence.runs[~evidence.runs["model"].isin(BASELINES)]
-    complete = networks.groupby("model")[metric].agg(["mean", "size"])
-    complete = complete[complete["size"] >= evidence.group["n_splits"].max()].dropna()
+    scores = networks.groupby("model")[metric].agg(["mean", "count"])
+    complete = scores[scores["count"] >= evidence.group["n_splits"].max()]
     if complete.empty:
         return None
     of_best = networks[networks["model"] == complete["mean"].idxmax()].sort_values("split")
@@ -140,8 +144,10 @@ def decide(
 ) -> tuple[bool, str]:
     """Say whether the champion stays, and why it does or does not; nothing where it is the best of its group."""
     if held is None:
-        return False, "it is the first one"
+        return False, "there was none"
     former = f"version {held.version}"
+    if not held.has_files:
+        return False, f"the files of {former} are gone"
     groups = analysis.comparison_groups(runs)
     group = next((group for group in groups if group["run_id"].eq(held.run_id).any()), None)
     if group is None:
@@ -153,7 +159,8 @@ def decide(
     if ours != theirs:
         why = "real data come before generated images" if ours[0] != theirs[0] else "a whole protocol before a reduced"
         return ours < theirs, why
-    newer = evidence.runs["end_time"].max() > analysis.finished(group)["end_time"].max()
+    model = group.loc[group["run_id"] == held.run_id, "model"].iloc[0]
+    newer = evidence.of(best["model"])["end_time"].max() > group.loc[group["model"] == model, "end_time"].max()
     return not newer, f"it is newer than {former}, and they differ in settings or data" if newer else "it is newer"
 
 
@@ -163,11 +170,12 @@ def _better_than(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]
     if former.empty:
         return f"the split of version {held.version} was trained again"
     row = former.iloc[0]
+    score = NAMES[metric.split("/")[1]]
     if best["model"] == row["model"]:
-        ours, theirs, what = best[metric], row[metric], f"{NAMES[metric.split('/')[1]]} on its split"
+        ours, theirs, what = best[metric], row[metric], f"{score} on its split"
     else:
         ours, theirs = (evidence.of(model)[metric].mean() for model in (best["model"], row["model"]))
-        what = f"mean {NAMES[metric.split('/')[1]]}"
+        what = f"mean {score}"
     if ours <= theirs:
         return ""
     against = f"that of {_title(row)} (version {held.version}) was {number(theirs, metric)} %"
@@ -178,7 +186,7 @@ def _rank(group: pd.DataFrame, whole: Mapping[str, int]) -> tuple[bool, bool]:
     """Whether a group is of real data, and whether it is a whole protocol: no setting is smaller than there."""
     first = group.iloc[0]
     is_real = not str(first["dataset"]).startswith(SAMPLE)
-    return is_real, all(first[key] >= value for key, value in whole.items())
+    return is_real, all(pd.notna(first[key]) and first[key] >= value for key, value in whole.items())
 
 
 def _title(row: "pd.Series[Any]") -> str:
@@ -193,24 +201,37 @@ def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", d
     ends = interval(estimate.test.low, estimate.test.high, metric, " to ")
     networks = evidence.runs.loc[~evidence.runs["model"].isin(BASELINES), "model"].nunique()
     height, width, channels = data.images.shape[1:]
+    classes = ", ".join(map(markdown_text, data.classes[:SHOWN_CLASSES]))
     lines = [
-        f"**{_title(best)}** of {best['task']}: {best['question']} Trained on {best['dataset']}.",
-        f"Why this one: {reason}.",
+        f"**{_title(best)}** of {best['task']}: {best['question']} Trained on {markdown_text(str(best['dataset']))}.",
+        f"Why it is the champion: {reason}.",
         f"- {what}: {number(estimate.test.mean, metric)} % in the mean over {estimate.n} splits"
-        f"{f' (95 % interval {ends} %)' if ends else ''}, {number(best[metric], metric)} % in this split. It is the "
-        f"best of {networks} network{'s' if networks != 1 else ''} and {estimate.n} splits by this very score, so "
-        "expect a little less on other images.",
+        f"{f' (95 % interval {ends} %)' if ends else ''}, {number(best[metric], metric)} % in this split. This very "
+        f"score chose it, from the splits of {networks} networks: expect a little less on other images.",
         f"- Input: images of uint8, shape (N, {height}, {width}, {channels}), 0 to 255. Output: probabilities of "
-        f"{', '.join(data.classes)}, in this order, whatever is on the picture.",
+        f"{classes}{', ...' if len(data.classes) > SHOWN_CLASSES else ''}, in this order, whatever is on the picture.",
         f"- Run `{best['run_id']}`, comparison group `{group_id(evidence.group)}`, data `{best['dataset_digest']}`.",
     ]
-    found = [text for text in verdict_sentences(evidence, metric, 0.01) if model in text.split(maxsplit=3)[:3]]
+    found = [text for text in verdict_sentences(evidence, metric, 0.01) if re.search(rf"\b{model}\b", text)]
+    found += [text for name, text in baselines_not_beaten(evidence, metric).items() if name == model]
+    found += what_is_wrong(evidence.group)
     if found:
         lines.append("What the comparison says of it:")
-        lines += [f"- {sentence}" for sentence in found]
-    if str(best["dataset"]).startswith(SAMPLE):
-        lines.append("It was trained on generated images and knows nothing of real ones.")
-    return "\n\n".join(lines)
+        lines += [f"- {markdown_text(sentence)}" for sentence in found]
+    return "\n\n".join(lines)[:LONGEST_TEXT]
+
+
+def _export(folder: Path, store: Store, best: "pd.Series[Any]", data: ImageData) -> None:
+    """Write the model of a run, if the source that is here is the one that gave its scores."""
+    try:
+        rebuilt = rebuild(analysis.local_artifact(best, CHECKPOINT, store.uri))
+        if fingerprint.source_digest(rebuilt.model) == best["source_digest"]:
+            save(folder, rebuilt, data, str(best["run_id"]))
+            return
+        reason = "other source trained it; train it again"
+    except Exception as error:  # noqa: BLE001 - torch.export refuses models in many ways; a checkpoint may be damaged
+        reason = tracking.in_one_line(error)
+    raise StoreError(f"{_title(best)}, cannot be exported: {reason}")
 
 
 def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
@@ -226,21 +247,26 @@ def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
         inputs=Schema([TensorSpec(np.dtype(np.uint8), shape)]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(data.classes)))]),
     )
+    about = Model(run_id=run_id)
     with _quiet():
         mlflow.pytorch.save_model(
             Classifier(rebuilt.model, rebuilt.checkpoint.mean, rebuilt.checkpoint.std).eval(),
             folder,
-            mlflow_model=Model(run_id=run_id),
+            mlflow_model=about,
             signature=signature,
             input_example=example,
             pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # inferring them takes ten seconds
             metadata={"classes": list(data.classes)},
             serialization_format="pt2",
         )
+    about.flavors["python_function"]["config"]["device"] = (
+        "cpu"  # MLflow would take a GPU, which such a program refuses
+    )
+    about.save(folder / "MLmodel")
 
 
 def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Read what `save` wrote, without executing anything in it.
+    """Read what `save` wrote, without executing anything that came with it.
 
     Returns
     -------
@@ -248,16 +274,29 @@ def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         As `Classifier`.
     about : dict
         Its `classes`, and `size` and `channels` of its images.
+
+    Raises
+    ------
+    StoreError
+        It is something else, or damaged.
     """
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     import mlflow.pytorch
     from mlflow.models import Model
 
-    with _quiet():
-        program: nn.Module = mlflow.pytorch.load_model(str(folder))
-    saved = Model.load(str(folder))
-    shape = saved.signature.inputs.inputs[0].shape
-    return program, {**(saved.metadata or {}), "size": shape[1], "channels": shape[3]}
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    try:
+        about = Model.load(str(folder))
+        flavor = about.flavors["pytorch"]
+        # MLflow would import what it finds there, before it looks for pickles
+        if flavor.get("code") or [path.name for path in (folder / flavor["model_data"]).iterdir()] != ["model.pt2"]:
+            raise ValueError("it brings code")
+        with _quiet():
+            program: nn.Module = mlflow.pytorch.load_model(str(folder))
+        shape = about.signature.inputs.inputs[0].shape
+        return program, {"classes": list((about.metadata or {})["classes"]), "size": shape[1], "channels": shape[3]}
+    except Exception as error:  # noqa: BLE001 - readers raise whatever a damaged or foreign file makes them trip over
+        reason = f"{type(error).__name__}: {tracking.in_one_line(error)}"
+        raise StoreError(f"{folder} holds no model that was registered by this program ({reason})") from None
 
 
 @contextlib.contextmanager

@@ -203,3 +203,8 @@ def champion(store: Store, task: str, sentence: str) -> None:
         command = f"python -m experiments predict {task} PHOTO{store.option}"
         console.print(f"champion   {sentence}", markup=False, soft_wrap=True)
         console.print(f"           to use it: {command}", markup=False, soft_wrap=True)
+
+
+def no_champion(task: str, reason: str) -> None:
+    """Say why the best model was not registered; the results are not touched by that."""
+    print(f"! the best model is not registered as models:/{task} ({reason}); all results are there", file=sys.stderr)

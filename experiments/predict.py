@@ -1,5 +1,6 @@
 """What the champion of a task makes of photographs."""
 
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
 from torch import nn
 
 import tracking
-from datasets.images import decode
+from datasets.images import decode, readable_name
 from experiments import champion
 from tracking import Store, StoreError, registry
 from tracking.keys import SAMPLE
@@ -61,15 +63,16 @@ class Predictor:
                 f"{task} has no champion in {store.label}; python experiments/{task}.py registers one when a model has "
                 "all its splits (finished ones are not trained again)"
             )
-        with store.scratch() as scratch:
+        with tempfile.TemporaryDirectory() as scratch:  # of files that are a server's; the store may be read-only
             program, about = champion.load(registry.fetch_champion(store, task, held, Path(scratch)))
-        run = tracking.persist(lambda: store.client.get_run(held.run_id)).data
-        origin = (
-            f"{run.params['model']}, split {run.params['split']} on {run.params['dataset']}: "
-            f"version {held.version} of models:/{task}, run {held.run_id}"
-        )
-        return cls(program, **about, origin=origin, run_id=held.run_id,
-                   is_of_sample=run.params["dataset"].startswith(SAMPLE))  # fmt: skip
+        version = f"version {held.version} of models:/{task}, run {held.run_id}"
+        try:
+            params = tracking.persist(lambda: store.client.get_run(held.run_id)).data.params
+        except MlflowException:  # it was removed; the model stands alone
+            return cls(program, **about, origin=version, run_id=held.run_id, is_of_sample=False)
+        dataset = str(params.get("dataset"))
+        origin = f"{params.get('model')}, split {params.get('split')} on {dataset}: {version}"
+        return cls(program, **about, origin=origin, run_id=held.run_id, is_of_sample=dataset.startswith(SAMPLE))
 
     def predict(self, photos: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
         """Classify photos of any format and size, as they come.
@@ -97,14 +100,13 @@ class Predictor:
 
     def _decode(self, path: Path) -> np.ndarray | str:
         """The image as the model sees it, or why there is none."""
-        if not path.exists():
-            return f"{path} does not exist"
-        if path.is_dir():
-            return f"{path} is a folder; name the photos in it"
+        name = readable_name(str(path))
         try:
+            if not path.is_file():
+                return f"{name} is {'a folder; name the photos in it' if path.is_dir() else 'not there'}"
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, of odd but readable files
                 return decode(path, self.size, self.channels)
         except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
-            reason = f"{type(error).__name__}: {tracking.in_one_line(error)}".replace(str(path), "the file")
-            return f"{path} is no image that can be read ({reason})"
+            reason = f"{type(error).__name__}: {tracking.in_one_line(error)}".replace(name, "the file")
+            return f"{name} cannot be read as an image ({reason})"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
 
 import analysis
 import datasets
@@ -328,11 +329,12 @@ def conclude(protocol: Protocol, store: Store, parents: Sequence[str], usual_spl
         tracking.persist(lambda: records.log_figures(store, evidence))
         for owner in owners:
             owner.set_tag("figures_of", shown)
-    display.champion(
-        store,
-        protocol.task.name,
-        champion.crown(store, protocol.task, usual_splits, protocol.data, runs, evidence),
-    )
+    try:
+        text = champion.crown(store, protocol.task, usual_splits, protocol.data, runs, evidence)
+    except (tracking.StoreError, MlflowException, OSError) as error:  # a server may let us write runs only
+        display.no_champion(protocol.task.name, tracking.in_one_line(error))
+    else:
+        display.champion(store, protocol.task.name, text)
 
 
 def shared_record(

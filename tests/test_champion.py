@@ -15,6 +15,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -22,8 +23,10 @@ import analysis
 import datasets
 import tracking
 from datasets.images import decode
-from experiments import champion
+from experiments import champion, fingerprint
 from experiments.__main__ import app
+from experiments.command_line import main
+from experiments.task3 import TASK
 from tests.conftest import new_store, run_task3
 from tests.servers import answers, free_port, running, wait_until
 from tests.test_comparison import TAGS, log_model
@@ -64,7 +67,8 @@ def test_the_best_split_of_the_best_network_is_registered(store: tracking.Store,
     version = store.client.get_model_version("task3", registered.version)
     assert version.run_id == registered.run_id
     assert f"**{best}, split {expected['split'].iloc[0]}**" in version.description
-    assert "it is the first one" in version.description
+    assert "there was none" in version.description
+    assert "is not shown to beat" in version.description or "is worse than linear" in version.description
     assert "generated images" in version.description
     logged = store.client.get_run(registered.run_id).outputs.model_outputs
     assert len(logged) == 1, "logged once"
@@ -104,18 +108,89 @@ def test_what_the_model_says_of_itself(store: tracking.Store, registered: Champi
     assert (folder / "input_example.json").is_file()
 
 
-def test_the_same_command_registers_once_and_again_where_nothing_is_registered(
-    store: tracking.Store, registered: Champion
+def crown(store: tracking.Store) -> str:
+    """What the end of the fixture's command does, once more."""
+    runs = analysis.load_runs(["task3"], store.uri)
+    evidence = analysis.Evidence(analysis.choose_group(runs), store.uri)
+    return champion.crown(store, TASK, 10, datasets.load("task3", sample=True), runs, evidence)
+
+
+def versions(store: tracking.Store) -> list[str]:
+    return sorted(str(version.version) for version in store.client.search_model_versions("name = 'task3'"))
+
+
+def test_the_same_command_registers_once(
+    store: tracking.Store, registered: Champion, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = store.database.parent if store.database else Path()
-    run_task3(folder, "-m", "lenet5", "-m", "vggnet", "--epochs", "3")
+    """Nothing the second time; and where a command was killed before it set the alias, that version is taken."""
+    options = ["--sample", "--n-splits", "2", "-m", "lenet5", "-m", "vggnet", "--epochs", "3", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["task3.py", *options, "--tracking-uri", store.uri])
+    with pytest.raises(SystemExit) as end:
+        main(TASK)
+    assert end.value.code == 0
+    assert "as before" in capsys.readouterr().out
     assert registry.read_champion(store, "task3") == registered
     store.client.delete_registered_model_alias("task3", keys.CHAMPION)
-    run_task3(folder, "-m", "lenet5", "-m", "vggnet", "--epochs", "3")
-    again = registry.read_champion(store, "task3")
-    assert again is not None
-    assert again.run_id == registered.run_id
-    store.client.set_registered_model_alias("task3", keys.CHAMPION, registered.version)
+    with pytest.raises(SystemExit):
+        main(TASK)
+    assert "now version 1 of models:/task3: there was none" in capsys.readouterr().out
+    assert registry.read_champion(store, "task3") == registered
+    assert versions(store) == ["1"]
+
+
+def test_a_server_that_refuses_to_register_leaves_the_results_as_they_are(
+    store: tracking.Store, registered: Champion, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> str:
+        raise MlflowException("you may write runs only", PERMISSION_DENIED)
+
+    store.client.delete_registered_model_alias("task3", keys.CHAMPION)
+    monkeypatch.setattr(registry, "register_champion", refuse)
+    options = ["--sample", "--n-splits", "2", "-m", "lenet5", "-m", "vggnet", "--epochs", "3", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["task3.py", *options, "--tracking-uri", store.uri])
+    with pytest.raises(SystemExit) as end:
+        main(TASK)
+    assert end.value.code == 0
+    printed = capsys.readouterr()
+    assert "2/2" in printed.out
+    assert "not registered as models:/task3" in printed.err and "you may write runs only" in printed.err
+    monkeypatch.undo()
+    crown(store)
+    assert registry.read_champion(store, "task3") == registered
+
+
+def test_weights_are_not_put_into_other_source(
+    store: tracking.Store, registered: Champion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.client.delete_registered_model_alias("task3", keys.CHAMPION)
+    with monkeypatch.context() as patched:
+        patched.setattr(fingerprint, "source_digest", lambda model: "of another network")
+        with pytest.raises(tracking.StoreError, match="cannot be exported: other source trained it"):
+            crown(store)
+    crown(store)
+    assert registry.read_champion(store, "task3") == registered
+
+
+def test_what_another_command_registers_meanwhile_is_looked_at_again(
+    store: tracking.Store, registered: Champion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([None, registered, registered])
+    monkeypatch.setattr(registry, "read_champion", lambda *_: next(answers))
+    assert crown(store).endswith(", as before")
+    assert versions(store) == ["1"]
+
+
+def test_a_champion_without_files_is_replaced(store: tracking.Store, registered: Champion, tmp_path: Path) -> None:
+    folder = registry.fetch_champion(store, "task3", registered, tmp_path)
+    away = folder.rename(folder.with_name("away"))
+    held = registry.read_champion(store, "task3")
+    assert held is not None and not held.has_files
+    code, _, err = predict(store, "task3", *odd_photos(tmp_path)[:1])
+    assert code == 1 and "are gone; the next experiments/task3.py registers another" in err
+    assert "now version 2 of models:/task3: the files of version 1 are gone" in crown(store)
+    away.rename(folder)
+    store.client.delete_model_version("task3", "2")
+    store.client.set_registered_model_alias("task3", keys.CHAMPION, "1")
 
 
 def odd_photos(folder: Path) -> list[Path]:
@@ -193,15 +268,28 @@ def test_predict_says_what_is_wrong(store: tracking.Store, arguments: list[str],
     assert "Traceback" not in err
 
 
-def test_a_program_with_a_pickle_in_it_is_not_loaded(
-    store: tracking.Store, registered: Champion, tmp_path: Path
+@pytest.mark.parametrize("attack", ["pickle", "code", "pickled model"])
+def test_nothing_that_comes_with_a_model_is_executed(
+    store: tracking.Store, registered: Champion, tmp_path: Path, attack: str
 ) -> None:
-    shutil.copytree(registry.fetch_champion(store, "task3", registered, tmp_path), tmp_path / "model")
-    with zipfile.ZipFile(tmp_path / "model" / "data" / "model.pt2", "a") as archive:
-        archive.writestr("archive/data/constants/custom_obj_0", b"cos\nsystem\n(S'touch executed'\ntR.")
-    with pytest.raises(MlflowException):
-        champion.load(tmp_path / "model")
-    assert not Path("executed").exists()
+    model, executed = tmp_path / "model", tmp_path / "executed"
+    shutil.copytree(registry.fetch_champion(store, "task3", registered, tmp_path), model)
+    module = f"open({str(executed)!r}, 'w')"
+    if attack == "pickle":
+        with zipfile.ZipFile(model / "data" / "model.pt2", "a") as archive:
+            archive.writestr("archive/data/constants/custom_obj_0", f"cos\nsystem\n(S'touch {executed}'\ntR.".encode())
+    else:
+        (model / "code").mkdir()
+        (model / "code" / "evil_module_of_the_test.py").write_text(module)
+        text = (model / "MLmodel").read_text()
+        assert text.count("code: null") == 1
+        (model / "MLmodel").write_text(text.replace("code: null", "code: code"))
+        if attack == "pickled model":
+            (model / "data" / "model.pth").write_bytes(b"")
+            (model / "data" / "pickle_module_info.txt").write_text("evil_module_of_the_test")
+    with pytest.raises(tracking.StoreError, match="holds no model that was registered by this program"):
+        champion.load(model)
+    assert not executed.exists()
 
 
 def test_a_moved_store_keeps_its_champion(store: tracking.Store, tmp_path: Path) -> None:
@@ -248,7 +336,7 @@ def decision(uri: str, held: str, **ours: object) -> tuple[bool, str]:
     evidence = analysis.Evidence(analysis.choose_group(chosen), uri)
     best = champion.best_split(evidence, "test/accuracy")
     assert best is not None
-    return champion.decide(WHOLE, runs, evidence, "test/accuracy", best, Champion("1", held))
+    return champion.decide(WHOLE, runs, evidence, "test/accuracy", best, Champion("1", held, "", True))
 
 
 def run_of(uri: str, **settings: object) -> str:
@@ -270,8 +358,8 @@ def test_within_a_group_the_better_takes_the_place_of_the_worse(store_uri: str, 
     vgg = runs[runs["model"] == "vggnet"].sort_values(["test/accuracy", "split"], ascending=[False, True])
     assert decision(store_uri, vgg["run_id"].iloc[0]) == (True, "")
     worse = vgg[vgg["test/accuracy"] < vgg["test/accuracy"].max()]
-    if len(worse):
-        assert not decision(store_uri, worse["run_id"].iloc[0])[0]
+    stays, reason = decision(store_uri, worse["run_id"].iloc[0])
+    assert not stays and reason.startswith("its accuracy on its split is ")
     assert decision(store_uri, "of a run that was deleted") == (False, "the run of version 1 was deleted")
 
 
@@ -308,6 +396,13 @@ def test_between_groups(
         log_model(store_uri, "lenet5", 0.5, tmp=tmp_path, **settings)
     assert decision(store_uri, run_of(store_uri, **earlier), **later)[0] is not replaces
     assert decision(store_uri, run_of(store_uri, **later), **earlier)[0] is not back
+
+
+def test_newer_is_the_network_and_not_what_ran_beside_it(store_uri: str, tmp_path: Path) -> None:
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
+    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path, lr=3e-3)
+    log_model(store_uri, "linear", 0.3, tmp=tmp_path)  # last, in the older group
+    assert decision(store_uri, run_of(store_uri, lr=3e-3, model="lenet5"), lr=1e-3) == (True, "it is newer")
 
 
 def test_a_reduced_one_does_not_take_the_place_of_a_whole_one(store_uri: str, tmp_path: Path) -> None:

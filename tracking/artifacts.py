@@ -32,12 +32,14 @@ class Artifacts:
         scratch.mkdir()
         return Path(persist(lambda: self._client.download_artifacts(run.info.run_id, "", str(scratch))))
 
-    def fetch_model(self, model: str, location: str, scratch: Path) -> Path:
-        """Return the folder of the files of a model (such as models:/task1/1) that the store has at a location."""
+    def model_folder(self, location: str) -> Path | None:
+        """Return the folder of a logged model's files; None where they are a server's."""
+        return self._folder(location)
+
+    def fetch_model(self, model: str, scratch: Path) -> Path:
+        """Download the files of a registered model, such as models:/task1/1."""
         from mlflow.artifacts import download_artifacts
 
-        if (folder := self._folder(location)) is not None:
-            return folder
         where = {"dst_path": str(scratch), "tracking_uri": self._uri, "registry_uri": self._uri}
         return Path(persist(lambda: download_artifacts(model, **where)))
 

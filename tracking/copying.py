@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tracking import owners
 from tracking.artifacts import Artifacts, file_digests
 from tracking.keys import AGAIN, PARENT
-from tracking.outages import persist
+from tracking.outages import SHORT, persist
 from tracking.store import Store
 
 if TYPE_CHECKING:
@@ -168,9 +168,12 @@ class _Copy:
 
     def steps(self) -> Iterable[int]:
         """Copy, and yield after each run how many there have been."""
+        from mlflow.exceptions import MlflowException
+
         for key in self.source.tags.keys() - self.destination.tags.keys():
             tag = self.destination.experiment, key, self.source.tags[key]
-            persist(functools.partial(self.client.set_experiment_tag, *tag))
+            with contextlib.suppress(MlflowException):  # a server may let us write runs only; the UI explains less then
+                persist(functools.partial(self.client.set_experiment_tag, *tag), SHORT)
         for run in self.parents:
             self.ids[run.info.run_id] = persist(functools.partial(self._find_or_make_parent, run))
         # what superseded a run comes before it, so that its id is known

@@ -116,6 +116,7 @@ NOTE = "mlflow.note.content"  # likewise, of an experiment: its description in t
 VIEWS = "mlflow.sharedViewState."  # and how the UI shows its runs, as JSON; the view's name in links follows
 VIEW = "models"  # that name of ours (tracking.view)
 CHAMPION = "champion"  # alias, in the model registry, of the best network of a task, whose name the model has
+REASON = "reason"  # tag of its versions: why each took the place of the one before
 
 CHECKPOINT = "checkpoint/best.pt"  # weights of the best epoch and what rebuilds the model (tracking.checkpoints)
 PREDICTIONS = "predictions.npz"  # val_ and test_ index, true, pred, prob, all at the best epoch

@@ -278,7 +278,7 @@ def _client(uri: str) -> "MlflowClient":
     for name in ("mlflow", "alembic"):  # otherwise each table that is made is announced
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what is raised as well
-    return MlflowClient(uri)
+    return MlflowClient(uri, registry_uri=uri)
 
 
 def host() -> str:
