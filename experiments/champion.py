@@ -144,7 +144,7 @@ def decide(
 ) -> tuple[bool, str]:
     """Say whether the champion stays, and why it does or does not; nothing where it is the best of its group."""
     if held is None:
-        return False, "there was none"
+        return False, "there was none before"
     former = f"version {held.version}"
     if not held.has_files:
         return False, f"the files of {former} are gone"
