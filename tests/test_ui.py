@@ -29,7 +29,7 @@ from tests.servers import free_port
 from tracking import keys
 from tracking.view import NAME, shared_view
 
-PATIENCE = 30  # seconds for what the UI takes one to do where nothing else runs
+PATIENCE = 120  # seconds for what the UI takes one to do where nothing else runs
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SETTINGS = "sample, 2 splits, 3 epochs, batch size 16"
 # The UI opens a chat beside its first page, once, on every loopback address, and no option of the server prevents it.
