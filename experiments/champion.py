@@ -207,7 +207,8 @@ def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", d
         f"Why it is the champion: {reason}.",
         f"- {what}: {number(estimate.test.mean, metric)} % in the mean over {estimate.n} splits"
         f"{f' (95 % interval {ends} %)' if ends else ''}, {number(best[metric], metric)} % in this split. This very "
-        f"score chose it, from the splits of {networks} networks: expect a little less on other images.",
+        f"score chose it, from all splits of {networks} network{'s' if networks != 1 else ''}: expect a little less on "
+        "other images.",
         f"- Input: images of uint8, shape (N, {height}, {width}, {channels}), 0 to 255. Output: probabilities of "
         f"{classes}{', ...' if len(data.classes) > SHOWN_CLASSES else ''}, in this order, whatever is on the picture.",
         f"- Run `{best['run_id']}`, comparison group `{group_id(evidence.group)}`, data `{best['dataset_digest']}`.",
@@ -259,9 +260,8 @@ def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
             metadata={"classes": list(data.classes)},
             serialization_format="pt2",
         )
-    about.flavors["python_function"]["config"]["device"] = (
-        "cpu"  # MLflow would take a GPU, which such a program refuses
-    )
+    # MLflow would take a GPU where there is one, and refuse this program, which was exported on the CPU
+    about.flavors["python_function"]["config"]["device"] = "cpu"
     about.save(folder / "MLmodel")
 
 
@@ -287,8 +287,9 @@ def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         about = Model.load(str(folder))
         flavor = about.flavors["pytorch"]
-        # MLflow would import what it finds there, before it looks for pickles
-        if flavor.get("code") or [path.name for path in (folder / flavor["model_data"]).iterdir()] != ["model.pt2"]:
+        programs = [path.name for path in (folder / "data").iterdir()]
+        # MLflow would import what else it finds, before it looks for pickles
+        if flavor.get("code") or flavor["model_data"] != "data" or programs != ["model.pt2"]:
             raise ValueError("it brings code")
         with _quiet():
             program: nn.Module = mlflow.pytorch.load_model(str(folder))
