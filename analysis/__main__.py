@@ -105,11 +105,12 @@ def export(
     metric: Metric = None, group: Group = None, rope: Rope = 1.0, tracking_uri: Uri = None,
 ) -> None:  # fmt: skip
     """Write a folder to publish: README, tables, verdicts, figures and the report, without pictures of the data."""
-    from analysis.export import make_files, write_files
+    from analysis.export import for_others, make_files, write_files
     from tracking import open_store
 
     with _one_sentence():
-        chosen = [_evidence(task, metric, group, tracking_uri)[:2] for task in tasks]
+        found = [_evidence(task, metric, group, tracking_uri)[:2] for task in tasks]
+        chosen = [(for_others(evidence), score) for evidence, score in found]
         store = open_store(tracking_uri)
         made = [make_files(evidence, score, store, rope / 100) for evidence, score in chosen]
         for task, files, (evidence, _) in zip(tasks, made, chosen, strict=True):

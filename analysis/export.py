@@ -32,13 +32,19 @@ UNFINISHED = f"# Unfinished\n\nWriting these files was interrupted. The same com
 OWN_FILES = re.compile(rf"verdicts\.(md|csv)|{FIGURES}/({'|'.join(CAPTIONS)})(_[a-z0-9_]+)?\.({'|'.join(FORMS)})")
 
 
+def for_others(evidence: Evidence) -> Evidence:
+    """The same without the reasons why splits failed, which may name hosts, users and folders."""
+    unnamed = pd.Series(pd.NA, evidence.group.index, dtype="str")
+    return Evidence(evidence.group.assign(failure=unnamed), evidence.tracking_uri, evidence)
+
+
 def make_files(evidence: Evidence, metric: str, store: Store, rope: float) -> dict[str, bytes]:
     """Make the files of one task.
 
     Parameters
     ----------
     evidence : Evidence
-        Of the comparison group to be shown.
+        Of the comparison group to be shown, as `for_others` returns it.
     metric : str
         One of `comparison.METRICS`.
     store : Store
@@ -56,9 +62,6 @@ def make_files(evidence: Evidence, metric: str, store: Store, rope: float) -> di
     ComparisonError
         See `comparison_table`.
     """
-    # why a split failed may name hosts, users and folders
-    group = evidence.group.assign(failure=pd.Series(pd.NA, evidence.group.index, dtype="str"))
-    evidence = Evidence(group, evidence.tracking_uri, evidence)
     section = describe(evidence, metric, store, rope, thumbnails=False, public=True)
     texts = {"table.md": render([section.scores], "markdown"), "table.csv": render([section.scores], "csv")}
     if section.differences:

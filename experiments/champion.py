@@ -83,7 +83,8 @@ def crown(
     Returns
     -------
     str
-        A sentence on who is the champion now; empty where the group has no network with all its splits.
+        Who is the champion now and, where it is of another group, why it stays; empty where this group has no network
+        with all its splits.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def crown(
                     text = describe(evidence, metric, best, data, held.reason)
                     tracking.persist(partial(registry.describe_champion, store, task.name, held, text))
                 champion = _title(runs[runs["run_id"] == held.run_id].iloc[0])
-                return f"{champion}, as before{f': {reason}' if reason else ''}"
+                return f"{champion}, version {held.version} of models:/{task.name}{f'; {reason}' if reason else ''}"
             if not (folder / run_id).exists():
                 _export(folder / run_id, store, best, data)
             text = describe(evidence, metric, best, data, reason)
@@ -118,7 +119,7 @@ def crown(
                     about = f"{task.question} The best network of {task.name} so far; each version says which."
                     made = registry.NewVersion(run_id, str(best["model"]), folder / run_id, about, text, reason)
                     version = tracking.persist(partial(registry.register_champion, store, task.name, made))
-                    return f"{_title(best)}, now version {version} of models:/{task.name}: {reason}"
+                    return f"{_title(best)}, version {version} of models:/{task.name}"
     return ""
 
 
@@ -157,7 +158,7 @@ def decide(
         return not better, better
     ours, theirs = _rank(evidence.group, whole), _rank(group, whole)
     if ours != theirs:
-        why = "real data come before generated images" if ours[0] != theirs[0] else "a whole protocol before a reduced"
+        why = "real data before generated images" if ours[0] != theirs[0] else "a whole protocol before a reduced"
         return ours < theirs, why
     model = group.loc[group["run_id"] == held.run_id, "model"].iloc[0]
     newer = evidence.of(best["model"])["end_time"].max() > group.loc[group["model"] == model, "end_time"].max()
