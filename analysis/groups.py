@@ -69,6 +69,12 @@ def _keys(runs: pd.DataFrame) -> list[tuple[str, ...]]:
     return list(zip(*(map(str, column) for column in columns), strict=True))
 
 
+def alike_but_for(key: str, group: pd.DataFrame, runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the comparison groups in `runs` that differ from `group`, which is among them, in one param at most."""
+    wanted = _keys(group.head(1).assign(**{key: ""}))
+    return [other for other in comparison_groups(runs) if _keys(other.head(1).assign(**{key: ""})) == wanted]
+
+
 def choose_group(runs: pd.DataFrame, chosen: str | None = None) -> pd.DataFrame:
     """Return the comparison group to be shown.
 

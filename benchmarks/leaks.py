@@ -22,10 +22,10 @@ import pandas as pd
 
 import analysis
 import datasets
-from analysis.groups import ComparisonError
+from analysis.formats import markdown_table
+from analysis.groups import ComparisonError, alike_but_for
 from datasets.duplicates import near_duplicates
 from tracking import StoreError
-from tracking.keys import GROUP_PARAMS
 
 
 def divide_test_images(data: datasets.ImageData) -> dict[str, np.ndarray]:
@@ -67,14 +67,11 @@ def print_tables(task: str, data_dir: Path | None, tracking_uri: str | None) -> 
     runs = analysis.load_runs([task], tracking_uri)
     runs = runs[runs["dataset_digest"] == data.digest]
     stated = analysis.choose_group(runs[runs["leak_free"].eq(False)])
-    alike = [key for key in GROUP_PARAMS if key != "leak_free"]
-    is_like = (runs[alike].astype("str") == stated[alike].iloc[0].astype("str")).all(axis=1)
+    groups = alike_but_for("leak_free", stated, runs)
     print(f"Test accuracy in %, mean ± sd over splits: {', '.join(f'{n} ({len(i):,})' for n, i in parts.items())}")
-    for title, group in (("as stated", stated), ("--leak-free", runs[runs["leak_free"].eq(True) & is_like])):
-        table = accuracies(group, parts, tracking_uri)
-        print(f"\n| {title} | {' | '.join(table.columns)} |\n|---{'|--:' * len(table.columns)}|")
-        for model, row in table.iterrows():
-            print(f"| {model} | {' | '.join(row)} |")
+    for group in sorted(groups, key=lambda group: bool(group["leak_free"].iloc[0])):
+        print("\n--leak-free:" if group["leak_free"].iloc[0] else "\nas stated:")
+        print(markdown_table(accuracies(group, parts, tracking_uri).rename_axis("model").reset_index()))
 
 
 def main() -> None:

@@ -20,25 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pandas as pd
 
 import analysis
-from analysis.groups import ComparisonError
+from analysis.formats import markdown_table
+from analysis.groups import ComparisonError, alike_but_for
 from tracking import StoreError
-from tracking.keys import BASELINES, GROUP_PARAMS
+from tracking.keys import BASELINES
 
 METRIC = "best_val/accuracy"
-SHARED = ("dataset_digest", *(key for key in GROUP_PARAMS if key != "lr"))
-
-
-def settings(group: pd.DataFrame) -> list[str]:
-    """What the runs of a comparison group have in common, but for the learning rate."""
-    first = group.iloc[0]
-    return [*(str(first[key]) for key in SHARED), str(first["device"]).split(":")[0]]
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a model, a column a learning rate: mean ± sd in %."""
     reference = analysis.choose_group(runs)
-    groups = analysis.comparison_groups(runs)
-    done = pd.concat([analysis.finished(group) for group in groups if settings(group) == settings(reference)])
+    done = pd.concat([analysis.finished(group) for group in alike_but_for("lr", reference, runs)])
     done = done[~done["model"].isin(BASELINES)]
     scores = (100 * done[METRIC]).groupby([done["model"], done["lr"]]).agg(["mean", "std", "count"])
     scores = scores[scores["count"] == reference["n_splits"].iloc[0]]
@@ -56,9 +49,7 @@ def main() -> None:
         cells = table(analysis.load_runs([options.task], options.tracking_uri))
     except (StoreError, ComparisonError) as error:
         raise SystemExit(f"Error: {error}") from None
-    print(f"| {options.task} | {' | '.join(f'{lr:g}' for lr in cells.columns)} |\n|---{'|--:' * len(cells.columns)}|")
-    for model, row in cells.iterrows():
-        print(f"| {model} | {' | '.join(row)} |")
+    print(markdown_table(cells.rename(columns="{:g}".format).reset_index()))
 
 
 if __name__ == "__main__":

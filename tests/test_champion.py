@@ -116,6 +116,12 @@ def crown(store: tracking.Store) -> str:
     return champion.crown(store, TASK, 10, datasets.load("task3", sample=True), runs, evidence)
 
 
+def command_line(store: tracking.Store) -> list[str]:
+    """The fixture's, for `main` in this process."""
+    options = ["--sample", "--n-splits", "2", "-m", "lenet5", "-m", "vggnet", "--epochs", "3", "--threads", "1"]
+    return ["task3.py", *options, "--tracking-uri", store.uri]
+
+
 def versions(store: tracking.Store) -> list[str]:
     return sorted(str(version.version) for version in store.client.search_model_versions("name = 'task3'"))
 
@@ -124,8 +130,7 @@ def test_the_same_command_registers_once(
     store: tracking.Store, registered: Champion, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing the second time; and where a command was killed before it set the alias, that version is taken."""
-    options = ["--sample", "--n-splits", "2", "-m", "lenet5", "-m", "vggnet", "--epochs", "3", "--threads", "1"]
-    monkeypatch.setattr(sys, "argv", ["task3.py", *options, "--tracking-uri", store.uri])
+    monkeypatch.setattr(sys, "argv", command_line(store))
     with pytest.raises(SystemExit) as end:
         main(TASK)
     assert end.value.code == 0
@@ -148,8 +153,7 @@ def test_a_server_that_refuses_to_register_leaves_the_results_as_they_are(
 
     store.client.delete_registered_model_alias("task3", keys.CHAMPION)
     monkeypatch.setattr(registry, "register_champion", refuse)
-    options = ["--sample", "--n-splits", "2", "-m", "lenet5", "-m", "vggnet", "--epochs", "3", "--threads", "1"]
-    monkeypatch.setattr(sys, "argv", ["task3.py", *options, "--tracking-uri", store.uri])
+    monkeypatch.setattr(sys, "argv", command_line(store))
     with pytest.raises(SystemExit) as end:
         main(TASK)
     assert end.value.code == 0

@@ -27,14 +27,10 @@ class Artifacts:
 
     def fetch(self, run: "MlflowRun", scratch: Path) -> Path:
         """Return the folder of a run's files, which may be missing where there are none; a server's are downloaded."""
-        if (folder := self._folder(run.info.artifact_uri)) is not None:
+        if (folder := self.folder(run.info.artifact_uri)) is not None:
             return folder
         scratch.mkdir()
         return Path(persist(lambda: self._client.download_artifacts(run.info.run_id, "", str(scratch))))
-
-    def model_folder(self, location: str) -> Path | None:
-        """Return the folder of a logged model's files; None where they are a server's."""
-        return self._folder(location)
 
     def fetch_model(self, model: str, scratch: Path) -> Path:
         """Download the files of a registered model, such as models:/task1/1."""
@@ -45,19 +41,20 @@ class Artifacts:
 
     def upload(self, run: "MlflowRun", files: Path, into: str = "") -> None:
         """Copy the files of a folder to a run's, or to a folder in them."""
-        if (folder := self._folder(run.info.artifact_uri)) is None:
+        if (folder := self.folder(run.info.artifact_uri)) is None:
             self._client.log_artifacts(run.info.run_id, str(files), into or None)
         else:
             _copy(files, folder / into)
 
     def upload_model(self, model: "LoggedModel", files: Path) -> None:
         """Copy the files of a folder to a logged model's."""
-        if (folder := self._folder(model.artifact_location)) is None:
+        if (folder := self.folder(model.artifact_location)) is None:
             self._client.log_model_artifacts(model.model_id, str(files))
         else:
             _copy(files, folder)
 
-    def _folder(self, uri: str) -> Path | None:
+    def folder(self, uri: str) -> Path | None:
+        """Return where a run's or a model's files are on this machine; None where they are a server's."""
         return local_path(relocated(uri, self._moved))
 
 

@@ -99,13 +99,13 @@ def fetch_champion(store: Store, task: str, champion: Champion, scratch: Path) -
         )
     location = store.client.get_model_version_download_uri(task, champion.version)
     artifacts = Artifacts(store, _experiment(store, task))
-    return artifacts.model_folder(location) or artifacts.fetch_model(f"models:/{task}/{champion.version}", scratch)
+    return artifacts.folder(location) or artifacts.fetch_model(f"models:/{task}/{champion.version}", scratch)
 
 
 def _has_files(store: Store, task: str, version: str) -> bool:
     """Whether a version's files are where they should be; of a server's it is believed."""
     location = store.client.get_model_version_download_uri(task, version)
-    folder = Artifacts(store, _experiment(store, task)).model_folder(location)
+    folder = Artifacts(store, _experiment(store, task)).folder(location)
     return folder is None or (folder / "MLmodel").is_file()
 
 
