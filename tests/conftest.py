@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +19,8 @@ for name in ("DATA_DIR", "CACHE_DIR", "MLFLOW_TRACKING_URI"):  # a user's own se
 # tests run a process a core; in a network that uses several, too, threads would wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 REAL_DATA = ROOT.parent / "shared" / "data"
+NETWORKS = ("-m", "lenet5", "-m", "vggnet", "--epochs", "3")
+THREE_SPLITS = ("--no-baselines", "-m", "lenet5", "--n-splits", "3", "--epochs", "30", "--patience", "30")
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +66,41 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished_task3(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a store as `run_task3` leaves it, of NETWORKS and the baselines. It is not changed."""
+
+    def make(folder: Path) -> None:
+        new_store(empty_database, folder)
+        run_task3(folder, *NETWORKS)
+
+    return once(tmp_path_factory, "finished_task3", make)
+
+
+@pytest.fixture(scope="session")
+def three_splits(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a store where one process did THREE_SPLITS of task 3, one after the other. It is not changed."""
+
+    def make(folder: Path) -> None:
+        new_store(empty_database, folder)
+        run_task3(folder, *THREE_SPLITS)
+
+    return f"sqlite:///{once(tmp_path_factory, 'three_splits', make) / 'mlflow.db'}"
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Make a folder once for all the processes that share the tests."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = Path(f"{folder}.done")  # it stays where it was made: MLflow itself does not find a moved store's files
+    with FileLock(f"{folder}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
 
 
 def new_store(empty_database: Path, folder: Path) -> str:

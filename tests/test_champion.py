@@ -28,7 +28,7 @@ from experiments import champion, fingerprint
 from experiments.__main__ import app
 from experiments.command_line import main
 from experiments.task3 import TASK
-from tests.conftest import new_store, run_task3
+from tests.conftest import NETWORKS, new_store, run_task3
 from tests.servers import answers, free_port, running, wait_until
 from tests.test_comparison import TAGS, log_model
 from tracking import keys, registry
@@ -42,7 +42,7 @@ def store(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> tra
     """A store with two networks and the baselines on two splits of the sample."""
     folder = tmp_path_factory.mktemp("champion") / "store"
     uri = new_store(empty_database, folder)
-    run_task3(folder, "-m", "lenet5", "-m", "vggnet", "--epochs", "3")
+    run_task3(folder, *NETWORKS)
     return tracking.open_store(uri)
 
 
@@ -118,8 +118,7 @@ def crown(store: tracking.Store) -> str:
 
 def command_line(store: tracking.Store) -> list[str]:
     """The fixture's, for `main` in this process."""
-    options = ["--sample", "--n-splits", "2", "-m", "lenet5", "-m", "vggnet", "--epochs", "3", "--threads", "1"]
-    return ["task3.py", *options, "--tracking-uri", store.uri]
+    return ["task3.py", "--sample", "--n-splits", "2", *NETWORKS, "--threads", "1", "--tracking-uri", store.uri]
 
 
 def versions(store: tracking.Store) -> list[str]:

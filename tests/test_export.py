@@ -17,7 +17,7 @@ from analysis.export import MARK, README, write_files
 from analysis.report import NO_COMPARISON, PLACE, reproduce
 from analysis.tables import verdict_sentences
 from tests import test_comparison
-from tests.conftest import ROOT, new_store, run_task3
+from tests.conftest import ROOT
 from tests.test_comparison import log_model
 from tests.test_report import Page
 from tracking import keys
@@ -29,12 +29,9 @@ run_analysis = test_comparison.run_analysis
 
 
 @pytest.fixture(scope="module")
-def store_of_two(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def store_of_two(finished_task3: Path) -> str:
     """A store as the script leaves it: two networks and the baselines, two splits."""
-    folder = tmp_path_factory.mktemp("export") / "store"
-    uri = new_store(empty_database, folder)
-    run_task3(folder, "--epochs", "1", "-m", "lenet5", "-m", "vggnet")
-    return uri
+    return f"sqlite:///{finished_task3 / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="module")

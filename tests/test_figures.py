@@ -1,6 +1,7 @@
 """Figures whose text may need other fonts, and which images a contact sheet shows."""
 
 import io
+import itertools
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis.figures import colour, confusion_figure, most_confused
+from analysis.figures import colour, confusion_figure, mistakes_figure, most_confused
 from analysis.fonts import _installed_fonts, font_families
 
 
@@ -59,6 +60,21 @@ def test_most_confident_mistakes_of_all_splits_are_among_those_of_each() -> None
     assert set(chosen["index"]) <= kept and chosen["index"].is_unique
     assert (chosen["true"] != chosen["pred"]).all() and chosen["prob"].is_monotonic_decreasing
     assert chosen["prob"].iloc[0] == max(split.loc[split["true"] != split["pred"], "prob"].max() for split in splits)
+
+
+@pytest.mark.parametrize(("number", "name"), [(1, "a name of one's own that is long"), (20, "$a$ longer name")])
+def test_the_sheet_of_mistakes_overlaps_nowhere(number: int, name: str) -> None:
+    wrong = pd.DataFrame({"index": range(number), "true": 0, "pred": 1, "prob": 0.999})
+    pictures = {index: np.zeros((64, 64, 3), np.uint8) for index in range(number)}
+    figure = mistakes_figure(wrong, pictures, [name, f"other {name}"], "title")
+    assert figure is not None
+    figure.canvas.draw()
+    texts = [figure.texts[0], *(axes.title for axes in figure.axes if axes.title.get_text())]
+    assert len(texts) == 1 + number
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    boxes = [artist.get_window_extent() for artist in (*texts, *images)]
+    assert all(figure.bbox.padded(1).contains(x, y) for box in boxes for x, y in box.corners())
+    assert not any(box.padded(-0.5).overlaps(other.padded(-0.5)) for box, other in itertools.combinations(boxes, 2))
 
 
 def test_a_model_keeps_its_colour_and_baselines_are_gray() -> None:

@@ -20,12 +20,12 @@ from datasets import Split
 from experiments import schedule
 from experiments.config import TrainingConfig
 from experiments.jobs import ATTEMPTS, Engine, Job, Local, Result, Sequential, run_jobs
+from tests.conftest import THREE_SPLITS
 from tests.test_resume import start
 from tracking import StoreError, persist
 from tracking.store import StoreAwayError
 
-SAMPLE = ("--sample", "--no-baselines", "-m", "lenet5", "--n-splits", "4", "--epochs", "3")
-LONG = ("--sample", "--no-baselines", "-m", "lenet5", "--n-splits", "3", "--epochs", "40", "--patience", "40")
+LONG = ("--sample", *THREE_SPLITS)  # long enough to be disturbed
 TIMES = ["start_time", "end_time", "train_seconds", "images_per_second", "heartbeat", "owner", "command"]
 PLACES = ["run_id", "parent_id", "artifact_uri", "file_digests"]  # history.json has times
 
@@ -211,26 +211,29 @@ def test_a_process_that_keeps_memory_does_all_the_jobs(tmp_path: Path) -> None:
     assert len(processes) == 1
 
 
-def test_several_jobs_at_once_give_the_numbers_of_one_and_a_rerun_does_nothing(tmp_path: Path, run_command) -> None:
-    one, two = (f"sqlite:///{tmp_path / name}.db" for name in ("one", "two"))
-    for uri, jobs in ((one, "1"), (two, "2")):
-        done = run_command("experiments/task3.py", *SAMPLE, "--jobs", jobs, "--tracking-uri", uri)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert "4 of 4 done, 0 running, 0 failed" in done.stdout
-    assert same_numbers(one, two)
-    before = analysis.load_runs(["task3"], two)
-    again = run_command("experiments/task3.py", *SAMPLE, "--jobs", "2", "--tracking-uri", two)
-    assert "finished before and kept: 4 splits" in again.stdout
-    assert analysis.load_runs(["task3"], two).equals(before)
+def test_several_jobs_at_once_give_the_numbers_of_one_and_a_rerun_does_nothing(
+    three_splits: str, tmp_path: Path, run_command
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'two.db'}"
+    done = run_command("experiments/task3.py", *LONG, "--jobs", "2", "--tracking-uri", uri)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "3 of 3 done, 0 running, 0 failed" in done.stdout
+    assert same_numbers(three_splits, uri)
+    before = analysis.load_runs(["task3"], uri)
+    again = run_command("experiments/task3.py", *LONG, "--jobs", "2", "--tracking-uri", uri)
+    assert "finished before and kept: 3 splits" in again.stdout
+    assert analysis.load_runs(["task3"], uri).equals(before)
     assert [path.name for path in (tmp_path / "two.state").iterdir()] == ["store.lock"]
 
 
-def wait_for_epochs(process: "subprocess.Popen[str]", uri: str, count: int = 2) -> None:
+def wait_for_epochs(process: "subprocess.Popen[str]", uri: str, known: int = 0) -> int:
+    """Wait until two splits have epochs, and all have more than are known; return how many."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(StoreError):
-            if analysis.load_curves(["task3"], uri)["run_id"].nunique() >= count:
-                return
+            curves = analysis.load_curves(["task3"], uri)
+            if curves["run_id"].nunique() >= 2 and len(curves) > known:
+                return len(curves)
         time.sleep(0.1)
     raise AssertionError(process.communicate(timeout=10))
 
@@ -239,45 +242,40 @@ def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [child for child in psutil.Process(process.pid).children() if "popen_loky" in " ".join(child.cmdline())]
 
 
-def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path) -> None:
-    undisturbed, uri = (f"sqlite:///{tmp_path / name}.db" for name in ("undisturbed", "killed"))
-    assert start("task3", undisturbed, *LONG).communicate(timeout=300)[1] == ""
+def test_a_killed_worker_costs_nothing_but_time(three_splits: str, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'killed.db'}"
     process = start("task3", uri, *LONG, "--jobs", "2")
     wait_for_epochs(process, uri)
     workers(process)[0].kill()
     printed, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (0, "")
     assert "3 of 3 done" in printed
-    runs = analysis.load_runs(["task3"], uri)
-    assert runs["status"].tolist() == ["FINISHED"] * 3
-    assert same_numbers(undisturbed, uri)
+    assert analysis.load_runs(["task3"], uri)["status"].tolist() == ["FINISHED"] * 3
+    assert same_numbers(three_splits, uri)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
-def test_the_workers_end_with_their_command_and_it_goes_on(signum: int, tmp_path: Path) -> None:
+def test_the_workers_end_with_their_command_and_it_goes_on(three_splits: str, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'store.db'}"
-    process = start("task3", uri, *LONG, "--jobs", "2")
-    wait_for_epochs(process, uri)
-    left = workers(process)
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(left, timeout=10)
-    assert len(left) == 2 and not alive
-    if signum == signal.SIGINT:
-        assert process.returncode == 130
-        assert errors == "Error: interrupted; the same command goes on where this one stopped\n"
-        runs = analysis.load_runs(["task3"], uri)
-        assert set(runs["status"]) <= {"KILLED", "FINISHED"} and "KILLED" in set(runs["status"])
+    known = 0
+    for signum in (signal.SIGINT, signal.SIGKILL):
+        process = start("task3", uri, *LONG, "--jobs", "2")
+        known = wait_for_epochs(process, uri, known)
+        left = workers(process)
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(left, timeout=10)
+        assert len(left) == 2 and not alive
+        if signum == signal.SIGINT:
+            assert process.returncode == 130
+            assert errors == "Error: interrupted; the same command goes on where this one stopped\n"
+            statuses = set(analysis.load_runs(["task3"], uri)["status"])
+            assert statuses <= {"KILLED", "FINISHED"} and "KILLED" in statuses
     ids = set(analysis.load_runs(["task3"], uri)["run_id"])
     process = start("task3", uri, *LONG, "--jobs", "2")
     _, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (0, "")
-    runs = analysis.load_runs(["task3"], uri)
-    assert ids <= set(runs["run_id"])  # they went on
-    assert runs["status"].tolist() == ["FINISHED"] * 3
-    assert analysis.load_curves(["task3"], uri).groupby("run_id")["epoch"].apply(list).map(
-        lambda epochs: epochs == list(range(1, 41))
-    ).all()  # fmt: skip
+    assert ids <= set(analysis.load_runs(["task3"], uri)["run_id"])  # they went on
+    assert same_numbers(three_splits, uri)  # each epoch once
 
 
 def test_a_split_that_fails_does_not_stop_the_others(tmp_path: Path, run_command) -> None:

@@ -11,10 +11,8 @@ from tests.conftest import ROOT
 NOTEBOOK = ROOT / "analysis" / "comparison.ipynb"
 
 
-def test_runs_from_top_to_bottom(store_uri: str, run_command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    options = ("--sample", "--epochs", "1", "--n-splits", "2", "-m", "lenet5", "-m", "vggnet")
-    assert run_command("experiments/task3.py", *options, "--tracking-uri", store_uri).returncode == 0
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+def test_runs_from_top_to_bottom(finished_task3: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished_task3 / 'mlflow.db'}")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     executed = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()

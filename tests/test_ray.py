@@ -15,11 +15,10 @@ import pytest
 
 import analysis
 from tests.servers import free_port
-from tests.test_jobs import SAMPLE, same_numbers, wait_for_epochs
+from tests.test_jobs import LONG, same_numbers, wait_for_epochs
 from tests.test_resume import start
 
 pytest.importorskip("ray", reason="Ray is not installed (requirements-cluster.txt)")
-LONG = ("--sample", "--no-baselines", "-m", "lenet5", "--n-splits", "4", "--epochs", "40", "--patience", "40")
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"
 
 
@@ -71,32 +70,30 @@ def cmdline(process: psutil.Process) -> list[str]:
     return []
 
 
-def test_a_cluster_gives_the_numbers_of_one_process(cluster: None, tmp_path: Path) -> None:
-    one, many = (f"sqlite:///{tmp_path / name}.db" for name in ("one", "many"))
-    assert start("task3", one, *SAMPLE).communicate(timeout=300)[1] == ""
-    process = start("task3", many, *SAMPLE, "--backend", "ray")
+def test_a_cluster_gives_the_numbers_of_one_process(cluster: None, three_splits: str, tmp_path: Path) -> None:
+    many = f"sqlite:///{tmp_path / 'many.db'}"
+    process = start("task3", many, *LONG, "--backend", "ray")
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "Traceback" not in errors, errors  # on a busy machine Ray itself says something
-    assert "4 of 4 done, 0 running, 0 failed" in printed
-    assert same_numbers(one, many)
+    assert "3 of 3 done, 0 running, 0 failed" in printed
+    assert same_numbers(three_splits, many)
     runs = analysis.load_runs(["task3"], many)
     assert runs["owner"].nunique() >= 2  # a worker on each node
     assert runs["command"].nunique() == 1 and not runs["owner"].isin(runs["command"]).any()
     assert [path.name for path in (tmp_path / "many.state").iterdir()] == ["store.lock"]
 
 
-def test_a_node_that_dies_costs_nothing_but_time(cluster: None, tmp_path: Path) -> None:
-    undisturbed, uri = (f"sqlite:///{tmp_path / name}.db" for name in ("undisturbed", "killed"))
-    assert start("task3", undisturbed, *LONG).communicate(timeout=300)[1] == ""
+def test_a_node_that_dies_costs_nothing_but_time(cluster: None, three_splits: str, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'killed.db'}"
     process = start("task3", uri, *LONG, "--backend", "ray")
     wait_for_epochs(process, uri)
     (node,) = raylets(OTHER)
     node.kill()
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert "4 of 4 done, 0 running, 0 failed" in printed
-    assert analysis.load_runs(["task3"], uri)["status"].tolist() == ["FINISHED"] * 4
-    assert same_numbers(undisturbed, uri)
+    assert "3 of 3 done, 0 running, 0 failed" in printed
+    assert analysis.load_runs(["task3"], uri)["status"].tolist() == ["FINISHED"] * 3
+    assert same_numbers(three_splits, uri)
     join(OTHER)
 
 
@@ -117,7 +114,7 @@ def test_an_interrupt_ends_the_runs_of_all_nodes(cluster: None, tmp_path: Path) 
 def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
     uri = f"sqlite:///{tmp_path / 'store.db'}"
     monkeypatch.setenv("RAY_ADDRESS", f"{HEAD}:1")
-    process = start("task3", uri, *SAMPLE, "--backend", "ray")
+    process = start("task3", uri, *LONG, "--backend", "ray")
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 1
     assert errors.startswith(f"Error: no Ray cluster can be used at {HEAD}:1 (") and errors.count("\n") == 1

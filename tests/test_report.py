@@ -13,6 +13,7 @@ import analysis
 import tracking
 from analysis.__main__ import app
 from analysis.report import reproduce, write_report
+from tests.conftest import new_store
 from tests.test_comparison import log_model
 from tracking import keys
 
@@ -45,9 +46,11 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.fixture
-def described_store(store_uri: str, tmp_path: Path) -> str:
-    """A store with two networks and a baseline, whose parents have what a real run gives them."""
+@pytest.fixture(scope="module")
+def described_store(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with two networks and a baseline, whose parents have what a real run gives them. It is not changed."""
+    tmp_path = tmp_path_factory.mktemp("report")
+    store_uri = new_store(empty_database, tmp_path / "store")
     for model, skill in (("lenet5", 0.35), ("vggnet", 0.95), ("linear", 0.6)):
         log_model(store_uri, model, skill, tmp=tmp_path)
     store = tracking.open_store(store_uri)

@@ -24,25 +24,22 @@ from experiments import labels
 from experiments.task1 import TASK as TASK1
 from experiments.task2 import TASK as TASK2
 from experiments.task3 import TASK
-from tests.conftest import ROOT, new_store, run_task3
+from tests.conftest import ROOT
 from tests.servers import free_port
 from tracking import keys
 from tracking.view import NAME, shared_view
 
 PATIENCE = 120  # seconds for what the UI takes one to do where nothing else runs
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SETTINGS = "sample, 2 splits, 3 epochs, batch size 16"
+SETTINGS = "sample, 2 splits, 3 epochs"
 # The UI opens a chat beside its first page, once, on every loopback address, and no option of the server prevents it.
 SEEN = {"name": "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "value": "true"}
 
 
 @pytest.fixture(scope="module")
-def link(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def link(finished_task3: Path) -> Iterator[str]:
     """The link that the command prints for a small store."""
-    browser()  # skips, before anything is made
-    folder = tmp_path_factory.mktemp("ui") / "store"
-    uri = new_store(empty_database, folder)
-    run_task3(folder, "--epochs", "3", "--batch-size", "16", "-m", "lenet5")
+    uri = f"sqlite:///{finished_task3 / 'mlflow.db'}"
     command = [sys.executable, "-m", "tracking", "ui", "--port", str(free_port()), "--tracking-uri", uri]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
