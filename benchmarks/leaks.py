@@ -8,7 +8,7 @@ Time      seconds
 
     python benchmarks/leaks.py task2
 
-results/README.md has what it printed.
+The README has what it printed.
 """
 
 import argparse
