@@ -47,6 +47,17 @@ def test_the_readme_shows_the_published_table(folder: Path) -> None:
         assert {key: value for key, value in row.items() if key in shown[0]} in shown
 
 
+def test_the_readme_shows_published_verdicts() -> None:
+    published = rows((ROOT / "results" / "task3" / "verdicts.md").read_text(encoding="utf-8"))
+    shown = re.findall(r"^(\w+) +(\+.*?)  ?(\S+ to \S+) +(.*?) (better|practically.*)\n−(\w+)$", README, re.MULTILINE)
+    assert len(shown) == 3
+    for model, difference, ends, numbers, verdict, other in shown:
+        (row,) = (list(row.values()) for row in published if list(row.values())[:2] == [model, other])
+        assert [verdict.strip(), difference.strip(), ends] == row[2:5]
+        p, p_holm, same, better = numbers.split()
+        assert [p, p_holm, same, better] == [*row[5:7], *row[8:10]]
+
+
 def test_what_is_published_holds_no_photograph() -> None:
     assert PUBLISHED
     for path in (ROOT / "results").rglob("*"):
