@@ -69,38 +69,29 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="session")
-def finished_task3(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a store as `run_task3` leaves it, of NETWORKS and the baselines. It is not changed."""
-
-    def make(folder: Path) -> None:
-        new_store(empty_database, folder)
-        run_task3(folder, *NETWORKS)
-
-    return once(tmp_path_factory, "finished_task3", make)
+def finished_task3(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a store as `run_task3` leaves it, of NETWORKS and the baselines. It is not changed."""
+    return made_once(empty_database, tmp_path_factory, "finished_task3", NETWORKS)
 
 
 @pytest.fixture(scope="session")
 def three_splits(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of a store where one process did THREE_SPLITS of task 3, one after the other. It is not changed."""
-
-    def make(folder: Path) -> None:
-        new_store(empty_database, folder)
-        run_task3(folder, *THREE_SPLITS)
-
-    return f"sqlite:///{once(tmp_path_factory, 'three_splits', make) / 'mlflow.db'}"
+    return made_once(empty_database, tmp_path_factory, "three_splits", THREE_SPLITS)
 
 
-def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """Make a folder once for all the processes that share the tests."""
+def made_once(database: Path, factory: pytest.TempPathFactory, name: str, options: tuple[str, ...]) -> str:
+    """Run task 3 in a new store, once for all the processes that share the tests; return the store's URI."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     done = Path(f"{folder}.done")  # it stays where it was made: MLflow itself does not find a moved store's files
     with FileLock(f"{folder}.lock"):
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            make(folder)
+            new_store(database, folder)
+            run_task3(folder, *options)
             done.touch()
-    return folder
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def new_store(empty_database: Path, folder: Path) -> str:

@@ -29,9 +29,9 @@ run_analysis = test_comparison.run_analysis
 
 
 @pytest.fixture(scope="module")
-def store_of_two(finished_task3: Path) -> str:
+def store_of_two(finished_task3: str) -> str:
     """A store as the script leaves it: two networks and the baselines, two splits."""
-    return f"sqlite:///{finished_task3 / 'mlflow.db'}"
+    return finished_task3
 
 
 @pytest.fixture(scope="module")

@@ -274,7 +274,9 @@ def test_the_workers_end_with_their_command_and_it_goes_on(three_splits: str, tm
     process = start("task3", uri, *LONG, "--jobs", "2")
     _, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (0, "")
-    assert ids <= set(analysis.load_runs(["task3"], uri)["run_id"])  # they went on
+    runs = analysis.load_runs(["task3"], uri)
+    assert ids <= set(runs["run_id"])  # they went on
+    assert runs["status"].tolist() == ["FINISHED"] * 3
     assert same_numbers(three_splits, uri)  # each epoch once
 
 

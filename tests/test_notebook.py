@@ -11,8 +11,8 @@ from tests.conftest import ROOT
 NOTEBOOK = ROOT / "analysis" / "comparison.ipynb"
 
 
-def test_runs_from_top_to_bottom(finished_task3: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished_task3 / 'mlflow.db'}")
+def test_runs_from_top_to_bottom(finished_task3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", finished_task3)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     executed = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()

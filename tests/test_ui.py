@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -37,10 +36,9 @@ SEEN = {"name": "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "value": "true"
 
 
 @pytest.fixture(scope="module")
-def link(finished_task3: Path) -> Iterator[str]:
+def link(finished_task3: str) -> Iterator[str]:
     """The link that the command prints for a small store."""
-    uri = f"sqlite:///{finished_task3 / 'mlflow.db'}"
-    command = [sys.executable, "-m", "tracking", "ui", "--port", str(free_port()), "--tracking-uri", uri]
+    command = [sys.executable, "-m", "tracking", "ui", "--port", str(free_port()), "--tracking-uri", finished_task3]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         printed = process.stdout.readline()  # once the server answers
