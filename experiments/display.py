@@ -13,7 +13,7 @@ import models
 from datasets import ImageData, Split
 from experiments.config import Task, TrainingConfig
 from experiments.jobs import Job, Result
-from experiments.schedule import Plan
+from experiments.schedule import Plan, cost
 from experiments.training import Evaluation
 from tracking import Store
 
@@ -114,14 +114,16 @@ class JobBar(_Bar):
 
     Parameters
     ----------
-    total : int
-        Jobs.
+    jobs : sequence of Job
+        All of them.
     room : callable
         How many can be done at once, now.
     """
 
-    def __init__(self, total: int, room: Callable[[], int]) -> None:
-        self._total = total
+    def __init__(self, jobs: Sequence[Job], room: Callable[[], int]) -> None:
+        self._total = len(jobs)
+        self._cost_left = sum(cost(job.card) for job in jobs)
+        self._trained, self._cost_trained = 0, 0.0
         self._room = room
         self._running: dict[str, float] = {}  # when they began
         self._done = 0
@@ -131,7 +133,7 @@ class JobBar(_Bar):
             TextColumn("[bold]jobs[/bold]"), BarColumn(bar_width=8), TextColumn("{task.fields[state]}"),
             console=console, disable=not console.is_terminal,
         )  # fmt: skip
-        self._row = self._progress.add_task("jobs", total=total, state=self._state())
+        self._row = self._progress.add_task("jobs", total=len(jobs), state=self._state())
 
     def begin(self, job: Job) -> None:
         """A job was handed over; again, where it is its second attempt."""
@@ -145,6 +147,10 @@ class JobBar(_Bar):
         seconds = time.monotonic() - self._running.pop(job.title)
         self._done += 1
         self._failed += result.outcome == "failed"
+        self._cost_left -= cost(job.card)
+        if result.outcome in ("trained", "kept"):  # the others took no time that says anything
+            self._trained += 1
+            self._cost_trained += cost(job.card)
         texts = {
             "trained": result.text,
             "kept": f"{result.text}, kept for the result database",
@@ -159,9 +165,9 @@ class JobBar(_Bar):
     def _state(self) -> str:
         done, room = self._done, max(1, self._room())
         parts = [f"{done} of {self._total} done", f"{min(room, self._total - done)} running", f"{self._failed} failed"]
-        if done and (left := self._total - done):
-            mean = (time.monotonic() - self._began) * min(room, done) / done
-            parts.append(f"about {_clock(mean * left / min(room, left))} left")
+        if self._trained and (left := self._total - done):
+            worked = (time.monotonic() - self._began) * min(room, self._trained)  # by what has ended
+            parts.append(f"about {_clock(worked / self._cost_trained * self._cost_left / min(room, left))} left")
         return ", ".join(parts)
 
 

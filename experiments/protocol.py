@@ -228,7 +228,7 @@ def do_jobs(
             engine = working.enter_context(make_engine(protocol, plan, store, cluster, working))
             several = cluster is not None or plan.at_once > 1
             room = (lambda: min(cluster.room, plan.at_once)) if cluster is not None else (lambda: plan.at_once)
-            bar = working.enter_context(display.JobBar(len(waiting), room)) if several else None
+            bar = working.enter_context(display.JobBar(waiting, room)) if several else None
             for job, result in run_jobs(iter(waiting), engine, bar.begin if bar else lambda job: None):
                 if bar:
                     bar.end(job, result)

@@ -48,7 +48,7 @@ class ModelCard:
     description : str
         The class's docstring.
     outputs : int
-        Values that those layers put out for one image: what the memory of training grows with.
+        Values that those layers put out for one image: what the memory and the time of training grow with.
     """
 
     name: str

@@ -17,7 +17,7 @@ import pytest
 import analysis
 import models
 from datasets import Split
-from experiments import schedule
+from experiments import display, schedule
 from experiments.config import TrainingConfig
 from experiments.jobs import ATTEMPTS, Engine, Job, Local, Result, Sequential, run_jobs
 from tests.conftest import THREE_SPLITS
@@ -330,6 +330,28 @@ def test_a_number_of_jobs_shares_the_cores() -> None:
     assert [plan_for("lenet5", cores=8, jobs=jobs).threads for jobs in (1, 2, 3, 16)] == [8, 4, 2, 1]
     assert plan_for("lenet5", n_splits=3, cores=8, jobs=16).at_once == 3
     assert plan_for("lenet5", cores=8, jobs=4, threads=8).threads == 8
+
+
+def test_the_time_that_is_left_counts_what_the_other_models_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = Split(*(np.array([number]) for number in range(3)))
+    seconds = {"efficientnet_lite": 900, "lenet5": 120, "majority": 1}  # as measured
+    cards = [models.describe(name, 3, 2, 128) for name in seconds for _ in range(4)]
+    jobs = [Job(card, number, split, {}, {}, "parent", "task2") for number, card in enumerate(cards)]
+    now, left = 0, sum(seconds[job.card.name] for job in jobs[1:])
+    monkeypatch.setattr(display.time, "monotonic", lambda: now)
+    bar = display.JobBar(jobs, lambda: 1)
+    bar.begin(jobs[0])
+    bar.end(jobs[0], Result("found"))
+    assert "about" not in capsys.readouterr().out  # nothing was learnt from it
+    for job in jobs[1:-1]:
+        bar.begin(job)
+        now, left = now + seconds[job.card.name], left - seconds[job.card.name]
+        bar.end(job, Result("trained", "best 1"))
+        clock = re.search(r"about ([\d:]+) left", capsys.readouterr().out)[1].split(":")
+        estimate = sum(int(part) * 60**power for power, part in enumerate(reversed(clock)))
+        assert 0.8 * left <= estimate <= 1.2 * left + 30
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
