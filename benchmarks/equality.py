@@ -14,6 +14,7 @@ Time      about 10 minutes on 2 CPU cores
 """
 
 import argparse
+import os
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -170,7 +171,7 @@ def row(name: str, subject: Subject, seeds: Sequence[int]) -> tuple[str, bool]:
 def main() -> None:
     """Print the table; exit code 1 where a model does not agree."""
     parser = argparse.ArgumentParser(description="Compare fast training with plain training; see the docstring.")
-    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     parser.add_argument("--model", action="append", choices=models.MODELS)
     parser.add_argument("--seeds", type=int, default=5, help="at least 2")
     parser.add_argument("--epochs", type=int, default=8)

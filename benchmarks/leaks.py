@@ -12,6 +12,7 @@ The README has what it printed.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def main() -> None:
     """Read the options, and say in a sentence what is wrong with them or with what is there."""
     parser = argparse.ArgumentParser(description="What shared pictures do to a test score; see the module's docstring.")
     parser.add_argument("task", choices=("task1", "task2"))
-    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     parser.add_argument("--tracking-uri")
     options = parser.parse_args()
     try:
