@@ -14,8 +14,8 @@ Time      about 10 minutes on 2 CPU cores
 """
 
 import argparse
-import os
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
