@@ -5,7 +5,7 @@ DEMO = --sample --n-splits 2
 
 .PHONY: demo test lint task1 task2 task3 ui server notebook race clean
 
-demo: .venv/ready                ## all three tasks on generated images, a few minutes on 2 cores
+demo: .venv/ready                ## all three tasks on generated images, 5 to 10 minutes on 2 cores
 	$(BIN)/python experiments/task1.py $(DEMO) --epochs 12 --batch-size 32
 	$(BIN)/python experiments/task2.py $(DEMO) --epochs 12 --batch-size 16
 	$(BIN)/python experiments/task3.py $(DEMO) --epochs 15 --batch-size 16

@@ -7,7 +7,7 @@ What      writes:   processes that log epochs to a store as fast as it takes the
                     as the store works on at a time. docs/scale.md has the tables and what follows from them
 Time      a minute for each; `writes` takes URIs of stores that may be written to
 
-    python benchmarks/scale.py writes sqlite:////tmp/x.db http://127.0.0.1:5000
+    python benchmarks/scale.py writes sqlite:///x.db http://127.0.0.1:5000
     python benchmarks/scale.py split [URI]
     python benchmarks/scale.py simulate
 """

@@ -110,12 +110,14 @@ class SplitBar(_Bar):
 class JobBar(_Bar):
     """The progress of jobs that are done at once: a line for each that has ended, and one for all of them.
 
-    Where the output is no terminal, the line for all is added to each of the others.
+    Where the output is no terminal, the line for all is added to each of the others. The time left is reckoned from the
+    jobs that were trained: how long they took for what they cost, and what the others cost. Those that run count as not
+    begun, those that went on where they had stopped as trained now, and the time of a failure as theirs.
 
     Parameters
     ----------
     jobs : sequence of Job
-        All of them.
+        All that are to be done.
     room : callable
         How many can be done at once, now.
     """
@@ -148,7 +150,7 @@ class JobBar(_Bar):
         self._done += 1
         self._failed += result.outcome == "failed"
         self._cost_left -= cost(job.card)
-        if result.outcome in ("trained", "kept"):  # the others took no time that says anything
+        if result.outcome in ("trained", "kept"):  # how long the others took says nothing of the rest
             self._trained += 1
             self._cost_trained += cost(job.card)
         texts = {
@@ -166,7 +168,7 @@ class JobBar(_Bar):
         done, room = self._done, max(1, self._room())
         parts = [f"{done} of {self._total} done", f"{min(room, self._total - done)} running", f"{self._failed} failed"]
         if self._trained and (left := self._total - done):
-            worked = (time.monotonic() - self._began) * min(room, self._trained)  # by what has ended
+            worked = (time.monotonic() - self._began) * min(room, self._trained)  # seconds, of all workers together
             parts.append(f"about {_clock(worked / self._cost_trained * self._cost_left / min(room, left))} left")
         return ", ".join(parts)
 

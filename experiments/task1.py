@@ -4,7 +4,7 @@ Data      Kaggle samuelcortinhas/cats-and-dogs-image-classification: 557 photogr
 Protocol  repeated holdout of train/, 5 times, train:validation 3:2; test/ scores every split, and nothing else
 Expect    55 to 65 % on the test part, 60 to 72 % in validation: so few images teach little. Chance is 50 %, and a few
           points between models are noise
-Time      about 5 minutes on 2 CPU cores
+Time      5 to 8 minutes on 2 CPU cores
 
     python experiments/task1.py
 """

@@ -3,7 +3,7 @@
 Data      Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747): 70,000 images, its train and test part merged
 Protocol  repeated holdout of all, 10 times, train:validation:test 2:49:49: what can be learned from 1,400 images?
 Expect    about 76 % from LeNet-5 and 82 to 85 % from the others; 10 % is chance
-Time      about 18 minutes on 2 CPU cores, most of it evaluation; 2 on an H200
+Time      about 18 minutes on 2 CPU cores, most of it evaluation; 2.5 on an H200
 
     python experiments/task3.py
 """
