@@ -27,7 +27,7 @@ LeNet-5            3.75     24                          211
 VGGNet             16.5     27                          104
 ResNetCNN          17.2     32                          74
 EfficientNet-Lite  33.2     26                          966
-EfficientNet-B0    81.3     37                          645
+EfficientNet-B0    79.5     36                          631
 =================  =======  ==========================  ===================
 
 On the garments of task 3 it is rougher: an epoch of VGGNet and of ResNetCNN takes 3.5 and 3.6 times as long as one of

@@ -29,16 +29,10 @@ run_analysis = test_comparison.run_analysis
 
 
 @pytest.fixture(scope="module")
-def store_of_two(finished_task3: str) -> str:
-    """A store as the script leaves it: two networks and the baselines, two splits."""
-    return finished_task3
-
-
-@pytest.fixture(scope="module")
-def exported(store_of_two: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(finished_task3: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is made of it, in a new folder; it is not changed."""
     folder = tmp_path_factory.mktemp("exported") / "new" / "out"
-    result = CliRunner().invoke(app, ["export", "task3", "--out", str(folder), "--tracking-uri", store_of_two])
+    result = CliRunner().invoke(app, ["export", "task3", "--out", str(folder), "--tracking-uri", finished_task3])
     assert result.exit_code == 0 and result.stderr == "" and result.stdout == f"{folder}\n"
     return folder
 
@@ -56,7 +50,7 @@ def links(markdown: str) -> set[str]:
     return set(re.findall(r"\]\(([^)]+)\)", markdown))
 
 
-def test_the_folder_shows_the_results_and_no_picture_of_the_data(exported: Path, store_of_two: str) -> None:
+def test_the_folder_shows_the_results_and_no_picture_of_the_data(exported: Path, finished_task3: str) -> None:
     names = COMPARISONS | {"confusion_lenet5", "confusion_vggnet"}
     files = contents(exported)
     assert set(files) == TEXTS | {f"figures/{name}.{form}" for name in names for form in ("png", "svg")}
@@ -71,21 +65,21 @@ def test_the_folder_shows_the_results_and_no_picture_of_the_data(exported: Path,
     assert len(page.sources) == len(names) and page.links == []
     assert not any(b"<image" in base64.b64decode(source.partition(",")[2]) for source in page.sources)
     assert "most confidence" not in page.text and "links open" not in page.text
-    assert all(run_id in page.text for run_id in analysis.load_runs(["task3"], store_of_two)["run_id"])
+    assert all(run_id in page.text for run_id in analysis.load_runs(["task3"], finished_task3)["run_id"])
 
 
-def test_tables_are_those_that_the_commands_print(exported: Path, store_of_two: str, run_analysis) -> None:
+def test_tables_are_those_that_the_commands_print(exported: Path, finished_task3: str, run_analysis) -> None:
     for command, name in (("table", "table"), ("compare", "verdicts")):
         for form, suffix in (("csv", "csv"), ("markdown", "md")):
-            printed = run_analysis(command, "task3", "--format", form, "--tracking-uri", store_of_two).stdout
+            printed = run_analysis(command, "task3", "--format", form, "--tracking-uri", finished_task3).stdout
             written = (exported / f"{name}.{suffix}").read_text(encoding="utf-8")
             assert written.endswith(printed) and (written == printed or (name, form) == ("verdicts", "markdown"))
 
 
-def test_readme_says_what_was_found_and_how_it_was_made(exported: Path, store_of_two: str) -> None:
+def test_readme_says_what_was_found_and_how_it_was_made(exported: Path, finished_task3: str) -> None:
     readme = (exported / README).read_text(encoding="utf-8")
-    runs = analysis.load_runs(["task3"], store_of_two)
-    evidence = analysis.Evidence(analysis.choose_group(runs), store_of_two)
+    runs = analysis.load_runs(["task3"], finished_task3)
+    evidence = analysis.Evidence(analysis.choose_group(runs), finished_task3)
     (sentence,) = verdict_sentences(evidence, "test/accuracy", 0.01)
     table = (exported / "table.md").read_text(encoding="utf-8")
     assert readme.startswith(f"# task3: {runs['question'].iloc[0]}\n")
@@ -102,16 +96,16 @@ def test_readme_says_what_was_found_and_how_it_was_made(exported: Path, store_of
     assert len(re.findall(r"!\[", readme)) == 3
 
 
-def test_made_again_it_is_the_same(exported: Path, store_of_two: str, run_command, tmp_path: Path) -> None:
-    options = ("--out", str(tmp_path / "again"), "--tracking-uri", store_of_two)
+def test_made_again_it_is_the_same(exported: Path, finished_task3: str, run_command, tmp_path: Path) -> None:
+    options = ("--out", str(tmp_path / "again"), "--tracking-uri", finished_task3)
     result = run_command("-m", "analysis", "export", "task3", *options, PYTHONHASHSEED="1")
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / "again") == contents(exported)
 
 
-def test_nothing_in_it_is_of_the_makers_machine(exported: Path, store_of_two: str) -> None:
-    runs = analysis.load_runs(["task3"], store_of_two)
-    folder = Path(store_of_two.removeprefix("sqlite:///")).parent
+def test_nothing_in_it_is_of_the_makers_machine(exported: Path, finished_task3: str) -> None:
+    runs = analysis.load_runs(["task3"], finished_task3)
+    folder = Path(finished_task3.removeprefix("sqlite:///")).parent
     private = {str(folder), str(ROOT), f"{Path.home()}/", "sqlite:", "127.0.0.1", *runs["owner"], *runs["command"]}
     assert runs["owner"].str.startswith(socket.gethostname()).all()
     for name, content in contents(exported).items():
@@ -120,7 +114,7 @@ def test_nothing_in_it_is_of_the_makers_machine(exported: Path, store_of_two: st
 
 
 def test_an_export_replaces_an_earlier_one_and_nothing_else(
-    exported: Path, store_of_two: str, run_analysis, tmp_path: Path
+    exported: Path, finished_task3: str, run_analysis, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "out"))
     foreign = ("notes.txt", "figures/mine.png", "figures/confusion.txt", "more/verdicts.md")
@@ -129,13 +123,15 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
     (folder / "table.csv").write_text("edited")
-    result = run_analysis("export", "task3", "--out", str(folder), "--tracking-uri", store_of_two)
+    result = run_analysis("export", "task3", "--out", str(folder), "--tracking-uri", finished_task3)
     assert result.exit_code == 0, result.stderr
     assert contents(folder) == contents(exported) | dict.fromkeys(foreign, b"x")
 
 
 @pytest.mark.parametrize("name", [README, "table.md", "figures/a.png"])
-def test_a_file_that_no_export_made_is_not_replaced(name: str, tmp_path: Path, run_analysis, store_of_two: str) -> None:
+def test_a_file_that_no_export_made_is_not_replaced(
+    name: str, tmp_path: Path, run_analysis, finished_task3: str
+) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / name).write_text("mine")
     (tmp_path / "other.txt").write_text("mine")
@@ -144,7 +140,7 @@ def test_a_file_that_no_export_made_is_not_replaced(name: str, tmp_path: Path, r
         write_files(tmp_path, files)
     assert contents(tmp_path) == {name: b"mine", "other.txt": b"mine"}
     if name == README:
-        result = run_analysis("export", "task3", "--out", str(tmp_path), "--tracking-uri", store_of_two)
+        result = run_analysis("export", "task3", "--out", str(tmp_path), "--tracking-uri", finished_task3)
         assert result.exit_code == 1 and result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
     (tmp_path / name).unlink()
     write_files(tmp_path, files)
@@ -227,10 +223,10 @@ def test_sentences_lose_folders_alone(sentence: str, shown: str | None) -> None:
     (("task3", "--out", "/dev/null/x"), 1, "/dev/null"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_no_folder(
-    arguments: tuple[str, ...], code: int, sentence: str, store_of_two: str, run_analysis, tmp_path: Path
+    arguments: tuple[str, ...], code: int, sentence: str, finished_task3: str, run_analysis, tmp_path: Path
 ) -> None:
     filled = [argument.format(tmp_path / "out") for argument in arguments]
-    result = run_analysis("export", *filled, MLFLOW_TRACKING_URI=store_of_two)
+    result = run_analysis("export", *filled, MLFLOW_TRACKING_URI=finished_task3)
     assert result.exit_code == code, result.stderr
     assert sentence in " ".join(result.stderr.split()) and "Traceback" not in result.stderr
     assert code == 2 or result.stderr.count("\n") == 1
