@@ -2,12 +2,11 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,10 +16,13 @@ from analysis.groups import ComparisonError, choose_group, finished
 from analysis.query import load_classes, load_predictions
 from analysis.statistics import TTest
 from tracking import StoreError
-from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, PARTS, SCORES, SD
+from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, SD
+from tracking.scores import METRICS, UnknownScoreError, score_of
 from tracking.store import StoreAwayError
 
-METRICS = tuple(f"{part}/{score}" for part in PARTS for score in SCORES)
+if TYPE_CHECKING:
+    from tracking.scores import PerImage
+
 BETTER, WORSE = "better", "worse"
 SAME, OPEN = "practically the same", "not distinguishable"
 ALPHA = 0.05  # of the adjusted p below which a difference is called real; 1 - ALPHA of P(equivalent) for "the same"
@@ -28,11 +30,11 @@ NETWORKS, AGAINST_BASELINES = "pairs of networks", "networks against baselines" 
 
 
 def check_metric(metric: str) -> None:
-    """Raise a `ComparisonError` that names the nearest metrics where this is none that models are compared by."""
-    if metric not in METRICS:
-        near = difflib.get_close_matches(metric, METRICS, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METRICS)}"
-        raise ComparisonError(f"unknown metric {metric!r}; {hint}")
+    """Raise a `ComparisonError` that names the nearest metrics if models are not compared by this one."""
+    try:
+        score_of(metric)
+    except UnknownScoreError as error:
+        raise ComparisonError(str(error)) from None
 
 
 def default_metric(runs: pd.DataFrame) -> str:
@@ -163,7 +165,7 @@ class Evidence:
             nothing = TTest(mean, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan)
             return Estimate(nothing, n, variance, problem=str(error))
         test = statistics.ttest(mean, se, df)
-        if other is None and not metric.endswith("loss"):  # what no score can be is no part of its interval
+        if other is None and score_of(metric).is_share:  # what no score can be is no part of its interval
             test = dataclasses.replace(test, low=max(0.0, test.low), high=min(1.0, test.high))
         return Estimate(test, n, variance, method)
 
@@ -181,16 +183,16 @@ class Evidence:
         hashes = [side["split_hash"].astype("str") for side in sides]
         if any((other != hashes[0]).any() for other in hashes[1:]):
             raise ValueError("the models were not trained and scored on the same images")
-        part, score = metric.split("/")
+        part, score = metric.split("/")[0], score_of(metric)
         n_train, n_val, n_test = (float(sides[0][key].fillna(0).mean()) for key in ("n_train", "n_val", "n_test"))
         fixed = part == "test" and self._scored_on_the_same_images(sides[0])
         n_scored = n_test if part == "test" else n_val
         if not fixed and n_scored <= n_train:
             se = statistics.corrected_resampled_ttest(scores, n_train, n_scored).se
             return se, len(scores) - 1, "corrected resampled t"
-        if part == "last_val" or score == "loss":
+        if part == "last_val" or score.per_image is None:
             raise ValueError(f"the interval of {metric} under this protocol needs scores of single images, not stored")
-        images = self._image_scores(predicted_part(metric), score, sides)
+        images = self._image_scores(predicted_part(metric), score.per_image, sides)
         image_variance = statistics.image_variance(images)
         if fixed:
             n_images, method = n_test, "components of variance, one test part"
@@ -205,23 +207,18 @@ class Evidence:
         parts = [self.predictions(run, "test")["index"].to_numpy() for _, run in runs.iterrows()]
         return all(np.array_equal(part, parts[0]) for part in parts)
 
-    def _image_scores(self, part: str, score: str, sides: Sequence[pd.DataFrame]) -> np.ndarray:
+    def _image_scores(self, part: str, per_image: "PerImage", sides: Sequence[pd.DataFrame]) -> np.ndarray:
         """Each image's contribution to a score (or to the difference of two), shape (splits, images), NaN elsewhere."""
         rows = []
         for runs in zip(*(side.iterrows() for side in sides), strict=True):
             frames = [self.predictions(run, part) for _, run in runs]
-            ours, *theirs = [_image_score(frame, score) for frame in frames]
+            ours, *theirs = [per_image(frame["true"].to_numpy(), frame["pred"].to_numpy()) for frame in frames]
             rows.append((frames[0]["index"].to_numpy(), ours - theirs[0] if theirs else ours))
         times_scored = np.bincount(np.concatenate([images for images, _ in rows]))
         values = np.full((len(rows), len(times_scored)), np.nan)
         for own, (images, scores) in zip(values, rows, strict=True):
             own[images] = scores
         return values[:, times_scored > 0]
-
-
-def _image_score(predictions: pd.DataFrame, score: str) -> np.ndarray:
-    true, predicted = predictions["true"].to_numpy(), predictions["pred"].to_numpy()
-    return statistics.macro_f1_values(true, predicted) if score == "f1_macro" else (true == predicted).astype(float)
 
 
 def summarise(evidence: Evidence, model: str) -> dict[str, float]:
@@ -292,7 +289,7 @@ def tabulate(evidence: Evidence, metric: str) -> pd.DataFrame:
             "macs": splits["macs"].iloc[0],
         }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
-    return table.sort_values("mean", ascending=metric.endswith("loss"))
+    return table.sort_values("mean", ascending=not score_of(metric).higher_is_better)
 
 
 def pairwise_tests(
@@ -328,7 +325,7 @@ def pairwise_tests(
 
 def pairs_of_models(evidence: Evidence, metric: str) -> list[tuple[str, str, str]]:
     """Family and names of each pair to be tested; of two networks the better comes first, on the splits of both."""
-    means = evidence.runs.groupby("model")[metric].mean().sort_values(ascending=metric.endswith("loss"))
+    means = evidence.runs.groupby("model")[metric].mean().sort_values(ascending=not score_of(metric).higher_is_better)
     networks = [str(name) for name in means.index if name not in BASELINES]
     pairs = []
     for pair in itertools.combinations(networks, 2):
@@ -358,13 +355,13 @@ def compare(evidence: Evidence, metric: str, rope: float = 0.01) -> pd.DataFrame
 
 def is_better(difference: float, metric: str) -> bool:
     """Whether a difference is in favour of the first of two models."""
-    return difference < 0 if metric.endswith("loss") else difference > 0
+    return score_of(metric).sign * difference > 0
 
 
 def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float, family_size: int) -> dict[str, Any]:
     estimate = evidence.estimate(metric, a, b)
     test = estimate.test
-    sign = -1 if metric.endswith("loss") else 1  # a lower loss is better
+    sign = score_of(metric).sign
     belief = dict.fromkeys(("p_worse", "p_equivalent", "p_better"), np.nan)
     needed = None
     if not estimate.problem:

@@ -46,7 +46,7 @@ def make_files(evidence: Evidence, metric: str, store: Store, rope: float) -> di
     evidence : Evidence
         Of the comparison group to be shown, as `for_others` returns it.
     metric : str
-        One of `comparison.METRICS`.
+        One of `tracking.scores.METRICS`.
     store : Store
         That it came from.
     rope : float

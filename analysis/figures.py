@@ -20,9 +20,9 @@ from PIL import Image
 from analysis.comparison import NETWORKS, Evidence, compare, predicted_part, tabulate
 from analysis.fonts import font_families
 from analysis.query import load_curves, load_thumbnails
-from analysis.tables import NAMES
 from tracking import StoreError
 from tracking.keys import BASELINES, MEAN
+from tracking.scores import SCORES, score_of
 
 WIDTH = 3.5  # inches: a column of a two-column page
 SHOWN_MISTAKES = 20
@@ -90,7 +90,7 @@ def draw_figures(
     ----------
     evidence : Evidence
     metric : str
-        One of `comparison.METRICS`.
+        One of `tracking.scores.METRICS`.
     rope : float
         Region of practical equivalence, in the metric's units.
     thumbnails : bool
@@ -239,7 +239,7 @@ def differences_figure(evidence: Evidence, metric: str, rope: float) -> Figure:
         axes.set_yticks(range(len(tests)), [f"{row['model_a']} − {row['model_b']}" for _, row in tests.iterrows()])
         axes.set_ylim(len(tests) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        unit = "" if metric.endswith("loss") else " (points)"
+        unit = f" ({score_of(metric).difference_unit})"
         axes.set_xlabel(f"difference of {_axis_name(metric, unit=False)}{unit}\ngray: practically the same")
     return figure
 
@@ -268,7 +268,7 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
         f"{MEAN}train_seconds": "training and validation, seconds a split",
     }
     networks = table[~table["baseline"]].dropna(subset=["mean", *costs])
-    lower_is_better = metric.endswith("loss")
+    lower_is_better = not score_of(metric).higher_is_better
     with _style():
         figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
         panels = figure.subplots(3, 1, sharey=True)
@@ -394,10 +394,11 @@ def _any_text(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _scale(metric: str) -> float:
-    return 1.0 if metric.endswith("loss") else 100.0
+    """Factor to the number that is shown, of a metric or a score."""
+    return SCORES[metric.rpartition("/")[2]].scale
 
 
 def _axis_name(metric: str, unit: bool = True) -> str:
     part, score = metric.split("/")
     names = {"test": "test", "best_val": "validation", "last_val": "last validation"}
-    return f"{names[part]} {NAMES[score]}" + (" (%)" if unit and score != "loss" else "")
+    return f"{names[part]} {SCORES[score].label}" + (f" ({SCORES[score].unit})" if unit else "")

@@ -7,7 +7,6 @@ MLflow's client. Both give the same frames.
 
 import atexit
 import contextlib
-import difflib
 import functools
 import json
 import math
@@ -27,9 +26,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from tracking import EXPERIMENTS, Store, StoreError, check_uri, open_store
+from tracking import Store, StoreError, UnknownTaskError, check_uri, open_store
 from tracking.artifacts import local_path, moved_artifacts, relocated
-from tracking.keys import CLASSES, EPOCH_METRICS, FINAL_METRICS, PARAMS, PARENT, PREDICTIONS, TAGS, THUMBNAILS
+from tracking.commands import not_one_of, script_tasks
+from tracking.keys import (
+    CLASSES,
+    EPOCH_METRICS,
+    FINAL_METRICS,
+    PARAMS,
+    PARENT,
+    PREDICTIONS,
+    TAGS,
+    TASK,
+    THUMBNAILS,
+    UNTAGGED_EXPERIMENTS,
+)  # fmt: skip
+from tracking.settings import TYPES
 from tracking.store import StoreAwayError, check_exists, in_one_line, sqlite_error, sqlite_path, without_password
 
 if TYPE_CHECKING:
@@ -37,19 +49,21 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 SCHEMA = "dc11669786a5"  # alembic version of the databases of mlflow 3.17.2, which the SQL below was written for
-EXPERIMENT = "e.experiment_id, e.name, e.lifecycle_stage, e.artifact_location"  # fields of _Experiment in SQL
+EXPERIMENT = "e.experiment_id, e.name, e.lifecycle_stage, e.artifact_location, t.value"  # fields of _Experiment in SQL
 
 TIMES = ("start_time", "end_time")
-FLAGS = ("leak_free", "augment")
-FLOATS = ("lr", "weight_decay")
+FLAGS = ("leak_free", *(key for key, kind in TYPES.items() if kind is bool))
+FLOATS = tuple(key for key, kind in TYPES.items() if kind is float)
 INTEGERS = (
-    "n_splits", "split", "n_train", "n_val", "n_test", "parameters", "macs",
-    "batch_size", "epochs", "patience", "threads", "seed", "epoch",
+    "n_splits", "split", "n_train", "n_val", "n_test", "parameters", "macs", "threads", "seed", "epoch",
+    *(key for key, kind in TYPES.items() if kind is int),
 )  # fmt: skip
+SEEDS = ("split_seed", "train_seed")  # older runs have one `seed` for both
 RUN_COLUMNS = (
     "run_id", "parent_id", "status", "start_time", "end_time", "artifact_uri",
     *TAGS, *PARAMS, *FINAL_METRICS,
 )  # fmt: skip
+_EXPERIMENTS = f"experiments e LEFT JOIN experiment_tags t ON t.experiment_id = e.experiment_id AND t.key = '{TASK}'"
 LABELS = ("run_id", "task", "model", "split")  # of a run in `load_curves`
 PREDICTED_PARTS = ("val", "test")
 PREDICTION_TYPES = {"index": np.int64, "true": np.int64, "pred": np.int64, "prob": np.float32}
@@ -69,6 +83,12 @@ class _Experiment(NamedTuple):
     name: str
     stage: str
     location: str
+    task: str | None = None  # its tag
+
+    @property
+    def owner(self) -> str | None:
+        """The task that it belongs to."""
+        return self.task or UNTAGGED_EXPERIMENTS.get(self.name)
 
 
 class _Reader(Protocol):
@@ -77,8 +97,8 @@ class _Reader(Protocol):
     label: str
     database: Path | None
 
-    def experiments(self, names: Sequence[str]) -> list[_Experiment]:
-        """Look up experiments by name; deleted ones are among them."""
+    def experiments(self) -> list[_Experiment]:
+        """Read all experiments, deleted ones too."""
 
     def runs(self, experiments: Sequence[_Experiment], parent_id: str | None) -> list[Row]:
         """Read the active children: RUN_COLUMNS as they are stored."""
@@ -126,6 +146,8 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: 
     start = RUN_COLUMNS.index("start_time")
     rows.sort(key=lambda row: (row[start] or 0, row[0]))
     runs = _frame(rows, RUN_COLUMNS, FINAL_METRICS)
+    for seed in SEEDS:
+        runs[seed] = runs[seed].fillna(runs["seed"])
     if moved:
         runs["artifact_uri"] = runs["artifact_uri"].map(lambda uri: relocated(uri, moved)).astype("str")
     return runs
@@ -287,9 +309,8 @@ class _Database:
         self.label = label
         self.database = database
 
-    def experiments(self, names: Sequence[str]) -> list[_Experiment]:
-        condition = f"e.name IN ({_literals(names)}) AND e.workspace = 'default'"
-        rows = self.execute(f"SELECT {EXPERIMENT} FROM experiments e WHERE {condition}", {})
+    def experiments(self) -> list[_Experiment]:
+        rows = self.execute(f"SELECT {EXPERIMENT} FROM {_EXPERIMENTS} WHERE e.workspace = 'default'", {})
         return [_Experiment(*row) for row in rows]
 
     def runs(self, experiments: Sequence[_Experiment], parent_id: str | None) -> list[Row]:
@@ -317,7 +338,7 @@ class _Database:
 
     def artifacts(self, run_id: str) -> tuple[str, _Experiment] | None:
         query = f"""
-            SELECT r.artifact_uri, {EXPERIMENT} FROM runs r JOIN experiments e ON e.experiment_id = r.experiment_id
+            SELECT r.artifact_uri, {EXPERIMENT} FROM {_EXPERIMENTS} JOIN runs r ON e.experiment_id = r.experiment_id
             WHERE r.run_uuid = :run_id"""
         for uri, *experiment in self.execute(query, {"run_id": run_id}):
             return uri, _Experiment(*experiment)
@@ -349,9 +370,10 @@ class _Client:
         self.label = store.label
         self.database = store.database
 
-    def experiments(self, names: Sequence[str]) -> list[_Experiment]:
-        found = [self.client.get_experiment_by_name(name) for name in names]
-        return [_experiment(experiment) for experiment in found if experiment is not None]
+    def experiments(self) -> list[_Experiment]:
+        from mlflow.entities import ViewType
+
+        return [_experiment(experiment) for experiment in self.client.search_experiments(ViewType.ALL)]
 
     def runs(self, experiments: Sequence[_Experiment], parent_id: str | None) -> list[Row]:
         condition = f"tags.`{PARENT}` = '{parent_id}'" if parent_id else ""
@@ -402,8 +424,9 @@ class _Client:
 
 def _experiment(experiment: "MlflowExperiment") -> _Experiment:
     return _Experiment(
-        experiment.experiment_id, experiment.name, experiment.lifecycle_stage, experiment.artifact_location
-    )
+        experiment.experiment_id, experiment.name, experiment.lifecycle_stage, experiment.artifact_location,
+        experiment.tags.get(TASK),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -454,11 +477,14 @@ def _postgresql(uri: str) -> Iterator[Execute]:
 
 
 def _experiments(reader: _Reader, tasks: Sequence[str]) -> list[_Experiment]:
+    everyone = reader.experiments()
+    known = sorted({*script_tasks(), *(experiment.owner for experiment in everyone if experiment.owner)})
     for task in tasks:
-        if task not in EXPERIMENTS:
-            near = difflib.get_close_matches(task, EXPERIMENTS, cutoff=0)
-            raise StoreError(f"there is no task {task!r}; there are {', '.join(near)}")
-    experiments = reader.experiments(list(dict.fromkeys(EXPERIMENTS[task] for task in tasks)))
+        if task not in known:
+            raise UnknownTaskError(not_one_of(task, known))
+    active = {experiment.owner for experiment in everyone if experiment.stage == "active"}
+    experiments = [experiment for experiment in everyone if experiment.owner in tasks]
+    experiments = [each for each in experiments if each.stage == "active" or each.owner not in active]
     for experiment in experiments:
         if experiment.stage != "active":
             raise StoreError(f"experiment {experiment.name} of {reader.label} was deleted; restore it in the MLflow UI")

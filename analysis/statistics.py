@@ -352,47 +352,6 @@ def satterthwaite_df(se: float, image_variance: float, n_images: float, n_splits
     return 1 / ((1 - share) ** 2 / (n_splits - 1) + share**2 / (n_images - 1))
 
 
-def macro_f1_values(true: ArrayLike, pred: ArrayLike) -> np.ndarray:
-    """Divide macro-F1 among the images: values with macro-F1 as mean and its sampling variance as variance over n.
-
-    F1 of class k is F_k = 2 TP_k / D_k, with D_k = 2 TP_k + FP_k + FN_k the times that k occurs as truth or as
-    prediction, a ratio of two means. To first order (delta method) image i of n with truth t and prediction p adds
-    its influence to the mean F over the C classes that occur::
-
-        value_i = F + (n/C) (2 [t = p] / D_t - F_t / D_t - F_p / D_p)
-
-    Parameters
-    ----------
-    true, pred : array_like, shape (n,)
-        Classes of n images, and what was predicted.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Single values may lie outside [0, 1]. For accuracy the same is simply correct or not.
-
-    Raises
-    ------
-    ValueError
-        The arrays are empty or their shapes differ.
-
-    References
-    ----------
-    Takahashi, Yamamoto, Kuchiba and Koyama (2022). Confidence interval for micro-averaged F1 and macro-averaged F1
-    scores. Applied Intelligence 52, 4961-4972. Their variance is that of these values over n.
-    """
-    true, pred = np.asarray(true), np.asarray(pred)
-    if true.ndim != 1 or true.shape != pred.shape or not len(true):
-        raise ValueError("true and predicted classes must be two equally long arrays, not empty")
-    classes, codes = np.unique(np.concatenate([true, pred]), return_inverse=True)
-    t, p = np.split(codes, 2)
-    occurrences = np.bincount(codes).astype(np.float64)  # (C,), 2 TP + FP + FN
-    f1 = 2 * np.bincount(t[t == p], minlength=len(classes)) / occurrences
-    loss = f1 / occurrences
-    influence = 2 * (t == p) / occurrences[t] - loss[t] - loss[p]
-    return np.asarray(np.mean(f1) + len(t) / len(classes) * influence)
-
-
 def holm(p_values: ArrayLike) -> np.ndarray:
     """Adjust p-values of a family of m tests so that rejecting those below alpha errs in it at most that often.
 

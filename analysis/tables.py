@@ -18,8 +18,8 @@ from analysis.comparison import (
 )
 from analysis.groups import group_id, what_is_wrong
 from tracking.keys import MEAN
+from tracking.scores import SCORES, score_of
 
-NAMES = {"accuracy": "accuracy", "f1_micro": "micro-F1", "f1_macro": "macro-F1", "loss": "loss"}
 PART_NAMES = {
     "test": "test part at the best epoch",
     "best_val": "validation part at the best epoch, which it chose",
@@ -63,8 +63,8 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
         See `comparison_table`.
     """
     frame = tabulate(evidence, metric)
-    part, score = metric.split("/")
-    beside = [name for name in ("accuracy", "f1_micro", "f1_macro") if name != score]
+    part, score = metric.split("/")[0], score_of(metric)
+    beside = [other for other in SCORES.values() if other.is_share and other != score]
     not_beaten = baselines_not_beaten(evidence, metric)
     rows = []
     for model, row in frame.iterrows():
@@ -72,20 +72,19 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
             {
                 "model": f"{model}{NOT_BEATEN}" if model in not_beaten else str(model),
                 "splits": f"{row['n']}/{row['n_expected']}",
-                NAMES[score]: with_sd(row["mean"], row["sd"], metric),
+                score.label: with_sd(row["mean"], row["sd"], metric),
                 "95 % interval": interval(row["low"], row["high"], metric, "–"),
-                **{NAMES[name]: number(row[f"{MEAN}{part}/{name}"], f"{part}/{name}") for name in beside},
+                **{o.label: number(row[f"{MEAN}{part}/{o.name}"], f"{part}/{o.name}") for o in beside},
                 "best epoch": f"{row[MEAN + 'best_epoch']:.0f}" if not row["baseline"] else "",
                 "parameters": in_millions(row["parameters"]),
                 "MACs": in_millions(row["macs"]),
                 "s per split": seconds(row[MEAN + "train_seconds"]),
             }
         )
-    unit = "nats" if score == "loss" else "%"
     notes = [*what_is_wrong(evidence.group), *not_beaten.values()]
     if problem := next((e.problem for m in frame.index if (e := evidence.estimate(metric, str(m))).problem), ""):
         notes.append(f"Where there is no interval: {problem}.")
-    caption = f"{PART_NAMES[part]}, {NAMES[score]} as mean±sd over splits and 95 % interval of the mean, in {unit}"
+    caption = f"{PART_NAMES[part]}, {score.label} as mean±sd over splits and 95 % interval of the mean, in {score.unit}"
     data = frame.reset_index().assign(**_identity(evidence, metric))
     return ResultTable(_title(evidence), caption, pd.DataFrame(rows), data, notes, _trace(evidence, metric))
 
@@ -99,7 +98,7 @@ def difference_table(evidence: Evidence, metric: str, rope: float) -> ResultTabl
         See `pairwise_tests`.
     """
     tests = compare(evidence, metric, rope)
-    part, score = metric.split("/")
+    part, score = metric.split("/")[0], score_of(metric)
     rows = []
     for _, row in tests.iterrows():
         rows.append(
@@ -118,9 +117,9 @@ def difference_table(evidence: Evidence, metric: str, rope: float) -> ResultTabl
                 "splits": f"{row['n']}",
             }
         )
-    unit = "nats" if score == "loss" else "points"
+    unit = score.difference_unit
     caption = (
-        f"{PART_NAMES[part]}, paired differences of {NAMES[score]} in {unit}; the same: within "
+        f"{PART_NAMES[part]}, paired differences of {score.label} in {unit}; the same: within "
         f"±{number(rope, metric)} {unit}; intervals and P are those of each pair alone"
     )
     data = tests.assign(**_identity(evidence, metric))
@@ -149,7 +148,7 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
         return {}
     tests = compare(evidence, metric)
     beaten = tests["p_holm"].lt(ALPHA) & tests["difference"].map(lambda difference: is_better(difference, metric))
-    unit = "" if metric.endswith("loss") else " points"
+    unit = f" {score_of(metric).difference_unit}"
     found: dict[str, dict[str, list[str]]] = {}  # of each network the baselines, by how it compares to them
     for _, row in tests[tests["family"].eq(AGAINST_BASELINES) & ~beaten].iterrows():
         size = f"{number(row['difference'], metric, signed=True)}{unit}"
@@ -171,8 +170,8 @@ def verdict_sentences(evidence: Evidence, metric: str, rope: float) -> list[str]
 
 def _sentence(row: pd.Series, metric: str, rope: float) -> str:
     a, b = row["model_a"], row["model_b"]
-    unit = "" if metric.endswith("loss") else " points"
-    what = NAMES[metric.split("/")[1]]
+    unit = f" {score_of(metric).difference_unit}"
+    what = score_of(metric).label
     size = f"{number(abs(row['difference']), metric)}{unit}"
     if row["problem"]:
         return f"{a} and {b} differ by {size} of {what}, and there is no test: {row['problem']}."
@@ -214,7 +213,7 @@ def number(value: float, metric: str, signed: bool = False) -> str:
     sign = "+" if signed else ""
     if pd.isna(value):
         return ""
-    if metric.endswith("loss"):
+    if not score_of(metric).is_share:
         return f"{value:{sign}.3f}"
     return f"{100 * value:{sign}.{0 if abs(value) >= 0.9995 else 1}f}"
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from experiments.protocol import make_splits, model_arguments
+
 import datasets
 import models
 from benchmarks.ceilings import profiled
 from experiments import hardware
-from experiments.protocol import make_splits, model_arguments
 from experiments.training import DeviceImages, TrainingState, fit, initialise, split_seed
 
 SHOWN = 15

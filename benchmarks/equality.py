@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from experiments.config import Task, TrainingConfig
+from experiments.protocol import make_splits, model_arguments
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -32,8 +34,6 @@ import datasets
 import models
 from datasets import ImageData, Split
 from experiments import hardware, task2, task3
-from experiments.config import Task, TrainingConfig
-from experiments.protocol import make_splits, model_arguments
 from experiments.training import (
     DeviceImages,
     TrainingState,

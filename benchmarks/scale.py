@@ -122,6 +122,7 @@ def split(uri: str | None) -> None:
     watch_client(note)
 
     import experiments.worker
+
     from experiments import TrainingConfig, hardware, protocol
     from experiments.task3 import TASK
 

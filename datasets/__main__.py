@@ -1,5 +1,6 @@
 """`python -m datasets info|download|audit`: what the images of a task are, fetching them, what is wrong with them."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -8,17 +9,22 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from datasets import SOURCES, DatasetError, find, load
+from datasets import DatasetError, Source, find, load
 from datasets.audit import audit as examine
 from datasets.audit import count_classes, count_table, draw_contact_sheet, to_text
 from datasets.images import one_sentence
 
+TASKS = "experiments.task"  # looked up by name, as a plug-in is: nothing in this package depends on it
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+def _task_names() -> list[str]:
+    return importlib.import_module(TASKS).names()  # type: ignore[no-any-return]
+
+
 def _check_one(task: str) -> str:
-    if task not in SOURCES:
-        raise typer.BadParameter(f"{task!r} is not one of {', '.join(SOURCES)}")
+    if task not in (known := _task_names()):
+        raise typer.BadParameter(f"{task!r} is not one of {', '.join(known)}")
     return task
 
 
@@ -26,7 +32,12 @@ def _check(tasks: list[str]) -> list[str]:
     return [_check_one(task) for task in tasks]
 
 
-Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help=", ".join(SOURCES), callback=_check)]
+def _source(task: str) -> Source:
+    source: Source = importlib.import_module(TASKS).find(task).data
+    return source
+
+
+Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="such as task1", callback=_check)]
 DataDir = Annotated[Path | None, typer.Option(envvar="DATA_DIR", help="see the task scripts; only read")]
 Sample = Annotated[bool, typer.Option("--sample", help="generated images instead of real data")]
 
@@ -36,7 +47,7 @@ def info(tasks: Tasks, data_dir: DataDir = None, sample: Sample = False) -> None
     """Print classes, counts, sizes and digest of a task's images."""
     console = Console(highlight=False)
     for task in tasks:
-        data = load(task, data_dir, sample)
+        data = load(_source(task), data_dir, sample)
         _, height, width, channels = data.images.shape
         console.print(f"{task}: {data.name}, {height}x{width}x{channels}", markup=False, soft_wrap=True)
         console.print(count_table(count_classes(data)))
@@ -49,12 +60,12 @@ def info(tasks: Tasks, data_dir: DataDir = None, sample: Sample = False) -> None
 def download(tasks: Tasks) -> None:
     """Fetch a task's published images into data/, unless they are there."""
     for task in tasks:
-        print(f"{task}: {find(task)}")
+        print(f"{task}: {find(_source(task))}")
 
 
 @app.command()
 def audit(
-    task: Annotated[str, typer.Argument(metavar="TASK", help=", ".join(SOURCES), callback=_check_one)],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="such as task1", callback=_check_one)],
     data_dir: DataDir = None,
     sample: Sample = False,
     form: Annotated[
@@ -66,7 +77,7 @@ def audit(
     ] = None,
 ) -> None:
     """Report broken files, pictures that are there twice or carry two labels, and test images that are in training."""
-    report, data = examine(task, data_dir, sample)
+    report, data = examine(task, _source(task), data_dir, sample)
     as_json = form == "json" or (form is None and out is not None and out.suffix.lower() == ".json")
     text = json.dumps(report, indent=2) + "\n" if as_json else to_text(report)
     if out is None:

@@ -39,10 +39,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from datasets import SOURCES, find, load
 from datasets.duplicates import NearDuplicates, connect, equal_pixels, leaking, limits, near_duplicates
-from datasets.fashion_mnist import FOLDER as FASHION_MNIST
 from datasets.images import DatasetError, ImageData, decode_files, list_folder, one_sentence, readable_name
+from datasets.sources import FashionMNIST, Source, find, load
 
 Report = dict[str, Any]
 
@@ -63,10 +62,13 @@ class _Images(NamedTuple):
     refusal: str | None
 
 
-def audit(task: str, data_dir: str | os.PathLike[str] | None = None, sample: bool = False) -> tuple[Report, ImageData]:
+def audit(
+    task: str, source: Source, data_dir: str | os.PathLike[str] | None = None, sample: bool = False
+) -> tuple[Report, ImageData]:
     """Examine the images of a task.
 
-    Parameters and errors are those of `datasets.load`, but files that do not decode are no error, however many.
+    `task` is its name; other parameters and errors are those of `datasets.load`, but files that do not decode are no
+    error, however many.
 
     Returns
     -------
@@ -76,7 +78,7 @@ def audit(task: str, data_dir: str | os.PathLike[str] | None = None, sample: boo
         The images that decode.
     """
     with one_sentence():
-        found = _read(task, data_dir, sample)
+        found = _read(source, data_dir, sample)
     data = found.data
     near = near_duplicates(data)
     groups = connect(near.pairs, len(data.labels))
@@ -191,11 +193,10 @@ def draw_contact_sheet(report: Report, data: ImageData, path: Path) -> None:
     sheet.save(path, format="PNG")
 
 
-def _read(task: str, data_dir: str | os.PathLike[str] | None, sample: bool) -> _Images:
-    source = SOURCES[task]
-    root = find(task, data_dir, sample)
-    if source.name == FASHION_MNIST and (root / "raw").is_dir():
-        data = load(task, data_dir, sample)
+def _read(source: Source, data_dir: str | os.PathLike[str] | None, sample: bool) -> _Images:
+    root = find(source, data_dir, sample)
+    if isinstance(source, FashionMNIST) and source.is_packed(root):
+        data = load(source, data_dir, sample)
         parts = ("train", data.n_pool), ("test", len(data.labels) - data.n_pool)
         numbers = [f"{part}/{number}" for part, count in parts for number in range(count)]
         sizes = np.tile(data.images.shape[2:0:-1], (len(data.labels), 1))
@@ -203,7 +204,7 @@ def _read(task: str, data_dir: str | os.PathLike[str] | None, sample: bool) -> _
     listed = list_folder(root)
     paths = [path for part in listed for files in part.values() for path in files]
     names = [readable_name(path.relative_to(root).as_posix()) for path in paths]
-    loaded, refusal = _load(task, data_dir, sample)
+    loaded, refusal = _load(source, data_dir, sample)
     failures: list[str | None] = [None] * len(paths)
     if loaded is not None and not loaded.skipped:
         data = loaded
@@ -222,10 +223,10 @@ def _read(task: str, data_dir: str | os.PathLike[str] | None, sample: bool) -> _
     return _Images(root, data, [names[row] for row in good], sizes, undecodable, refusal)
 
 
-def _load(task: str, data_dir: str | os.PathLike[str] | None, sample: bool) -> tuple[ImageData | None, str | None]:
+def _load(source: Source, data_dir: str | os.PathLike[str] | None, sample: bool) -> tuple[ImageData | None, str | None]:
     """Return the images as a run gets them, or why it gets none."""
     try:
-        return load(task, data_dir, sample), None
+        return load(source, data_dir, sample), None
     except DatasetError as error:
         return None, str(error)
 

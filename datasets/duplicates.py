@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.images import DatasetError, ImageData, building
+from datasets.images import DATA_DIR, DatasetError, ImageData, building
 
 PAIRS = "pairs.npz"  # file of a cache entry
 METHOD = 1  # part of the cache's key, like the limits: raise it when the method changes
@@ -100,9 +100,7 @@ def leaking(groups: np.ndarray, train: np.ndarray, others: np.ndarray) -> np.nda
 
 def near_duplicates(data: ImageData) -> NearDuplicates:
     """Find all pairs of near duplicates, or read them from the cache; see `duplicate_groups` for the errors."""
-    import datasets  # late: it imports this module
-
-    folder = Path(os.environ.get("CACHE_DIR") or datasets.DATA_DIR / "cache")
+    folder = Path(os.environ.get("CACHE_DIR") or DATA_DIR / "cache")
     limit = limits(data.images.shape[1:])
     entry = folder / f"near-duplicates-{METHOD}-{limit.distance}-{limit.correlation}-{data.digest[:32]}"
     if (known := _read_entry(entry)) is not None:

@@ -22,6 +22,7 @@ from rich.progress import track
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
 MAX_SKIPPED = 0.05  # a larger share of undecodable files means that the folder is not what it seems to be
+DATA_DIR = Path(__file__).resolve().parent.parent / "data"  # downloads, the sample, and the cache
 CACHE_FORMAT = 2  # part of every cache key: raise it when decoding or the layout of an entry changes
 LOCK = ".lock"  # in a folder in which others are built
 SILENT_WAIT = 3.0  # seconds for another process before a line says so

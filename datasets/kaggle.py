@@ -14,8 +14,7 @@ from rich.progress import Progress
 
 from datasets.images import NO_ROOM, DatasetError, building, list_folder
 
-OWNER = "samuelcortinhas"  # published both photo data sets
-PAGES = f"https://www.kaggle.com/datasets/{OWNER}"
+PAGES = "https://www.kaggle.com/datasets"
 CREDENTIALS = "KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, or ~/.kaggle"
 MAX_UNPACKED = 8 * 2**30  # bytes; the larger of the two sets has half a GiB
 MAX_RATIO = 100  # unpacked to packed; photographs hardly shrink, a zip bomb does
@@ -31,8 +30,8 @@ REFUSALS = {
 }
 
 
-def download(name: str, target: Path) -> None:
-    """Fetch `OWNER/name` from Kaggle and unpack it as the folder `target`, which appears only when it is whole.
+def download(slug: str, target: Path) -> None:
+    """Fetch `owner/name` from Kaggle and unpack it as the folder `target`, which appears only when it is whole.
 
     Raises
     ------
@@ -45,15 +44,15 @@ def download(name: str, target: Path) -> None:
         if target.is_dir():
             return
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as scratch:
-            archive = Path(scratch) / f"{name}.zip"
-            _fetch(name, archive)
+            archive = Path(scratch) / f"{slug.split('/')[1]}.zip"
+            _fetch(slug, archive)
             unpack(archive, partial)
         try:
             list_folder(partial)
         except DatasetError:
             raise DatasetError(
                 f"{archive.name} from Kaggle unpacks to no train/<class>/ with images, so it is not the data set; "
-                f"look at {PAGES}/{name}"
+                f"look at {PAGES}/{slug}"
             ) from None
 
 
@@ -97,16 +96,16 @@ def _check_members(file: zipfile.ZipFile, archive: Path, target: Path) -> None:
             )
 
 
-def _fetch(name: str, archive: Path) -> None:
+def _fetch(slug: str, archive: Path) -> None:
     """Ask for the data set through Kaggle's client, and write what comes.
 
     Nothing that client or server say is passed on: both may quote the credentials. The client's own download is
     left aside, since it repeats a failed one for more than a minute, be it for a full disk.
     """
-    what = f"cannot download {PAGES}/{name}"
+    what = f"cannot download {PAGES}/{slug}"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            response = _ask(name)
+            response = _ask(slug)
     except (Exception, SystemExit) as error:  # its own, those of requests, of http.client
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the client keeps a folder for its settings
@@ -118,7 +117,7 @@ def _fetch(name: str, archive: Path) -> None:
         total = -(-int(length) // CHUNK) if length.isdecimal() else None  # chunks
         try:
             with archive.open("wb") as file, Progress(console=Console(stderr=True)) as bar:
-                for chunk in bar.track(response.iter_content(CHUNK), total, description=f"downloading {name}"):
+                for chunk in bar.track(response.iter_content(CHUNK), total, description=f"downloading {archive.stem}"):
                     file.write(chunk)
         except OSError as error:
             if error.errno is not None:
@@ -126,13 +125,13 @@ def _fetch(name: str, archive: Path) -> None:
             raise DatasetError(f"{what}: the connection broke off before all of it had come; run again") from None
 
 
-def _ask(name: str) -> Any:
+def _ask(slug: str) -> Any:
     """Return the client's response (of requests), whose body is the archive and has not been read yet."""
     import kaggle  # asks the server about a token, and prints advice where there are no credentials
     from kaggle.api.kaggle_api_extended import ApiDownloadDatasetRequest
 
     request = ApiDownloadDatasetRequest()
-    request.owner_slug, request.dataset_slug = OWNER, name
+    request.owner_slug, request.dataset_slug = slug.split("/")
     with kaggle.api.build_kaggle_client() as client:
         session = client.http_client()._session
         session.send = functools.partial(session.send, timeout=TIMEOUT)  # the client would wait for ever

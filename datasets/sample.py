@@ -1,4 +1,4 @@
-"""A small data set for each task, drawn by code: the same shapes, classes and folders as the real one.
+"""A small data set in place of each published one, drawn by code: the same shapes, classes and folders.
 
 It stands in where there is no network. The classes overlap (pose, colour, light, clutter and noise vary), so
 that models differ on it, but scores on it say nothing about the real tasks.
@@ -38,19 +38,19 @@ _OUTLINES = {
 }
 
 
-def draw(task: str, folder: Path) -> Path:
-    """Draw the sample of a task below `folder`, unless it is there, and return the folder that holds it.
+def draw(name: str, folder: Path) -> Path:
+    """Draw the sample of a published data set below `folder`, unless it is there; return the folder that holds it.
 
     The folder's name changes with this file, so that an older sample is never taken for the present one. A
-    `DatasetError` says so where nobody has written how to draw the task's.
+    `DatasetError` says so where nobody has written how to draw it.
     """
-    if task not in _DRAW:
-        raise DatasetError(f"there is no generated sample of {task}; leave out --sample, and name images in --data-dir")
-    target = folder / f"{task}-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
+    if name not in _DRAW:
+        raise DatasetError(f"there is no generated sample of {name}; leave out --sample, and name images in --data-dir")
+    target = folder / f"{name}-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
     if not target.is_dir():
         with building(target) as partial:
             if not target.is_dir():
-                _DRAW[task](partial)
+                _DRAW[name](partial)
     return target
 
 
@@ -100,13 +100,13 @@ def _garment(rng: np.random.Generator, kind: str) -> np.ndarray:
     return (pixels + rng.normal(0, rng.uniform(4, 26), pixels.shape)).clip(0, 255).astype(np.uint8)
 
 
-def _draw_photos(folder: Path, name: str, classes: dict[str, str]) -> None:
+def _draw_photos(folder: Path, classes: dict[str, str]) -> None:
     rng = np.random.default_rng(128)
     for part, count in zip(("train", "test"), PHOTOS, strict=True):
         for label, kind in classes.items():
-            (folder / name / part / label).mkdir(parents=True)
+            (folder / part / label).mkdir(parents=True)
             for number in range(count):
-                _photo(rng, kind).save(folder / name / part / label / f"{label}_{number:03d}.jpg", quality=88)
+                _photo(rng, kind).save(folder / part / label / f"{label}_{number:03d}.jpg", quality=88)
 
 
 def _photo(rng: np.random.Generator, kind: str) -> Image.Image:
@@ -199,9 +199,11 @@ def _muffin(figure: _Figure) -> None:
 
 _PARTS = {"cat": _cat, "dog": _dog, "chihuahua": _chihuahua, "muffin": _muffin}
 _DRAW = {
-    "task1": lambda folder: _draw_photos(folder, "cats-and-dogs-image-classification", {"cats": "cat", "dogs": "dog"}),
-    "task2": lambda folder: _draw_photos(
-        folder, "muffin-vs-chihuahua-image-classification", {"chihuahua": "chihuahua", "muffin": "muffin"}
+    "cats-and-dogs-image-classification": lambda folder: _draw_photos(
+        folder / "cats-and-dogs-image-classification", {"cats": "cat", "dogs": "dog"}
     ),
-    "task3": _draw_garments,
+    "muffin-vs-chihuahua-image-classification": lambda folder: _draw_photos(
+        folder / "muffin-vs-chihuahua-image-classification", {"chihuahua": "chihuahua", "muffin": "muffin"}
+    ),
+    "FashionMNIST": _draw_garments,
 }

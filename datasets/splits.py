@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.images import DatasetError
+from datasets.duplicates import leaking
+from datasets.images import DatasetError, ImageData
 
 
 class Split(NamedTuple):
@@ -184,6 +185,29 @@ class StratifiedKFold:
                     f"{self.n_splits} folds; lower --n-splits"
                 )
         return splits
+
+
+Protocol = RepeatedHoldout | StratifiedKFold
+
+
+def draw_splits(protocol: Protocol, data: ImageData, seed: int, groups: np.ndarray | None = None) -> list[Split]:
+    """Divide a data set: a protocol with its own test part gets all images, another one the published train part.
+
+    With `groups` (see `duplicate_groups`) near duplicates stay together, and images that also stand in the published
+    test part are not trained on. Errors are those of the protocol.
+    """
+    if protocol.has_test_part:
+        return protocol.split(data.labels, seed, groups)
+    published_test = np.arange(data.n_pool, len(data.labels))
+    pool = slice(data.n_pool)
+    splits = protocol.split(data.labels[pool], seed, None if groups is None else groups[pool])
+    splits = [split._replace(test=published_test) for split in splits]
+    if groups is None:
+        return splits
+    return [
+        split._replace(train=np.setdiff1d(split.train, leaking(groups, published_test, split.train)))
+        for split in splits
+    ]
 
 
 def _several_and_single(groups: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

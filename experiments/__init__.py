@@ -1,10 +1,24 @@
-"""The task scripts, and what runs them.
+"""The task scripts, what they state, and the rooms that run them.
 
-`Task` and `TrainingConfig` (config) say what is asked; `main` (command_line) is a script's command; protocol is the
-loop over models and splits, training the loop over epochs.
+=============  =====================================================================
+task           `Task`: question, data, protocol, models, settings
+request        `Request`: everything that a user asked for in one command
+command_line   the options of a script, and its errors as sentences
+run            plan, execute, conclude
+jobs           a job is a model on a split; engines do jobs, a recorder stores them
+training       images on the device, `fit`, `evaluate`, baselines, hardware
+provenance     digests of source, splits and configuration
+champion       the best network of a task: chosen, exported, used for predictions
+verification   every stored number is derived again
+=============  =====================================================================
+
+Each room imports only rooms below it in this order: command_line, run, champion and verification, jobs, provenance,
+training.
 """
 
 from experiments.command_line import main
-from experiments.config import Task, TrainingConfig
+from experiments.provenance import sources  # noqa: F401 - reads the source before anything else is imported
+from experiments.task import Task
+from tracking.settings import TrainingConfig
 
 __all__ = ["Task", "TrainingConfig", "main"]

@@ -1,7 +1,6 @@
 """`python -m experiments`: verify the numbers of the result database, and predict with the best model in it."""
 
 import csv
-import importlib
 import math
 import sys
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datasets import DatasetError
-from experiments.config import Task, TrainingConfig
-from tracking import EXPERIMENTS, StoreError, in_one_line, open_store
-from tracking.commands import Tasks, Uri, known_tasks, print_differences
+from experiments.task import find
+from tracking import SettingError, StoreError, TrainingConfig, in_one_line, open_store
+from tracking.commands import ScriptedTask, ScriptedTasks, Uri, print_differences
 
 if TYPE_CHECKING:
-    from experiments.predict import Predictor
+    from experiments.champion.predict import Predictor
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -34,7 +33,7 @@ def experiments() -> None:
 
 @app.command()
 def verify(
-    tasks: Tasks,
+    tasks: ScriptedTasks,
     sample_splits: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="a quick look: only K runs of a task, spread over its models")
     ] = None,
@@ -49,13 +48,12 @@ def verify(
     device = _usable(device)
     from mlflow.exceptions import MlflowException
 
-    from experiments.verify import verify as verify_task
+    from experiments.verification import verify as verify_task
 
     failed = False
     for name in tasks:
-        task: Task = importlib.import_module(f"experiments.{name}").TASK
         try:
-            report = verify_task(task, device, data_dir, tracking_uri, sample_splits)
+            report = verify_task(find(name), device, data_dir, tracking_uri, sample_splits)
         except (StoreError, DatasetError, OSError, MlflowException) as error:
             print(f"Error: {in_one_line(error)}", file=sys.stderr)
             failed = True
@@ -68,7 +66,7 @@ def verify(
 
 @app.command()
 def predict(
-    task: Annotated[str, typer.Argument(help=", ".join(EXPERIMENTS), callback=lambda task: known_tasks([task])[0])],
+    task: ScriptedTask,
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="of any format and size")],
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="write a CSV file, too")] = None,
     tracking_uri: Uri = None,
@@ -79,7 +77,7 @@ def predict(
     """
     from mlflow.exceptions import MlflowException
 
-    from experiments.predict import Predictor
+    from experiments.champion.predict import Predictor
 
     try:
         predictor = Predictor.load(open_store(tracking_uri), task)
@@ -117,12 +115,12 @@ def _print_predictions(predictor: "Predictor", photos: list[Path], out: Path | N
 
 
 def _usable(device: str) -> str:
-    from experiments import hardware  # it brings torch, which --help need not wait for
+    from experiments.training import hardware  # it brings torch, which --help need not wait for
 
     try:
         return hardware.resolve(TrainingConfig(device=device)).device
-    except hardware.UnusableDeviceError as error:
-        raise typer.BadParameter(str(error), param_hint="--device") from None
+    except SettingError as error:
+        raise typer.BadParameter(error.reason, param_hint=error.option) from None
 
 
 if __name__ == "__main__":

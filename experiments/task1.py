@@ -14,15 +14,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets import RepeatedHoldout
+from datasets import Kaggle, RepeatedHoldout
 from experiments import Task, TrainingConfig, main
 
 TASK = Task(
     name="task1",
     question="Cats or dogs?",
+    data=Kaggle("samuelcortinhas/cats-and-dogs-image-classification", image_size=128, channels=3),
     protocol=RepeatedHoldout(n_splits=5, shares=(3, 2)),
     models=("lenet5", "vggnet", "resnetcnn", "seresnet"),
     training=TrainingConfig(batch_size=128, augment=True),
+    experiment="task1-cats-vs-dogs",
 )
 
 if __name__ == "__main__":

@@ -13,15 +13,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets import StratifiedKFold
+from datasets import Kaggle, StratifiedKFold
 from experiments import Task, TrainingConfig, main
 
 TASK = Task(
     name="task2",
     question="Chihuahua or muffin?",
+    data=Kaggle("samuelcortinhas/muffin-vs-chihuahua-image-classification", image_size=128, channels=3),
     protocol=StratifiedKFold(n_splits=5),
     models=("lenet5", "vggnet", "resnetcnn", "efficientnet_lite", "efficientnet_b0"),
     training=TrainingConfig(batch_size=128, augment=True),
+    experiment="task2-chihuahua-vs-muffin",
 )
 
 if __name__ == "__main__":

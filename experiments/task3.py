@@ -13,15 +13,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets import RepeatedHoldout
+from datasets import FashionMNIST, RepeatedHoldout
 from experiments import Task, TrainingConfig, main
 
 TASK = Task(
     name="task3",
     question="Which of ten garments?",
+    data=FashionMNIST(),
     protocol=RepeatedHoldout(n_splits=10, shares=(2, 49, 49)),
     models=("lenet5", "vggnet", "resnetcnn", "seresnet"),
     training=TrainingConfig(batch_size=256, augment=False),
+    experiment="task3-fashion-mnist",
 )
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """`python -m models`: what each model is and costs, at the inputs of the tasks."""
 
+import sys
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models import MODELS, describe
+from models import MODELS, ModelError, describe, unusable_sentences
 
 INPUTS = {"28 px gray\n10 classes": (1, 10, 28), "128 px RGB\n2 classes": (3, 2, 128)}
 
@@ -15,13 +17,24 @@ def main() -> None:
     table.add_column("model", no_wrap=True)
     for label in INPUTS:
         table.add_column(label, justify="right", no_wrap=True)
+    problems = unusable_sentences()
     table.add_column("layers\n(at 128 px)")
     for name in MODELS:
-        cards = [describe(name, *shape) for shape in INPUTS.values()]
-        costs = [f"{card.parameters:,}\n{card.macs / 1e6:,.1f} M MACs" for card in cards]
-        table.add_row(name, *costs, cards[-1].layers.replace("[", r"\["))
+        costs, layers = [], ""
+        for shape in INPUTS.values():
+            try:
+                card = describe(name, *shape)
+            except ModelError as error:
+                problems.append(str(error))
+                costs.append("–")
+            else:
+                costs.append(f"{card.parameters:,}\n{card.macs / 1e6:,.1f} M MACs")
+                layers = card.layers
+        table.add_row(name, *costs, layers.replace("[", r"\["))
     console = Console(highlight=False)
     console.print(table)
+    for problem in problems:
+        print(f"! {problem}", file=sys.stderr)
     console.print(
         "First line parameters, second multiply-accumulates an image. C convolution, BN BatchNorm, R ReLU, T tanh, "
         "S subsampling, FC fully connected, GAP global average pool, SE squeeze-and-excitation, MB inverted bottleneck "

@@ -4,12 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import LayerStack
+from models.registry import BASELINES, register
 
 LINEAR_SIZE = 32  # pixels; larger images are averaged over blocks down to about this size
 
 
 class ClassFrequencies(nn.Module):
     """The same logits for every image: the logarithms of the classes' shares of the training part."""
+
+    notation = "class frequencies"
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -20,6 +23,7 @@ class ClassFrequencies(nn.Module):
         return self.logits.expand(len(x), -1)
 
 
+@register("majority", BASELINES)
 class Majority(LayerStack):
     """The most frequent class, whatever the image shows.
 
@@ -34,6 +38,7 @@ class Majority(LayerStack):
         self.layers = nn.ModuleList([ClassFrequencies(num_classes)])
 
 
+@register("linear", BASELINES)
 class Linear(LayerStack):
     """Multinomial logistic regression on the pixels (Cox 1958, "The regression analysis of binary sequences").
 

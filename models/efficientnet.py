@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcitation
+from models.registry import register
 
 
 class StochasticDepth(nn.Module):
@@ -85,6 +86,7 @@ def _stages(rows: list[tuple[int, int, int, int, int]], in_channels: int, drop: 
     return blocks
 
 
+@register("efficientnet_lite")
 class EfficientNetLite(LayerStack):
     """A light EfficientNet: half of B0's depth, 3x3 only, no dropout (after Tan and Le 2019, arXiv:1905.11946).
 
@@ -126,6 +128,7 @@ class EfficientNetLite(LayerStack):
         ])  # fmt: skip
 
 
+@register("efficientnet_b0")
 class EfficientNetB0(LayerStack):
     """EfficientNet-B0 (Tan and Le 2019, arXiv:1905.11946, table 1).
 

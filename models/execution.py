@@ -199,13 +199,13 @@ class Execution(ABC):
 
     Parameters
     ----------
-    model : LayerStack
+    model : nn.Module
         In channels_last memory.
     dtype : torch.dtype
         Of convolutions and matrix products.
     """
 
-    def __init__(self, model: LayerStack, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self.model = model
         self.dtype = dtype
 
@@ -213,9 +213,10 @@ class Execution(ABC):
         """Map images, shape (N, channels, H, W), to logits, shape (N, classes)."""
         device = x.device.type  # layers without an operation here cast for themselves
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-            if type(self.model).forward is not LayerStack.forward or _has_hooks(self.model):
-                return self.model(x)  # type: ignore[no-any-return]
-            return self.sequence(self.model.layers, x.to(self.dtype))
+            model = self.model
+            if not isinstance(model, LayerStack) or type(model).forward is not LayerStack.forward or _has_hooks(model):
+                return model(x)  # type: ignore[no-any-return]
+            return self.sequence(model.layers, x.to(self.dtype))
 
     def sequence(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
         """Apply layers one after the other; some are done together."""
@@ -483,7 +484,7 @@ class Inference(Execution):
     Made anew whenever the model's weights have changed.
     """
 
-    def __init__(self, model: LayerStack, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__(model.eval(), dtype)
         self._weights: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # and biases, of layers as they are used
 
@@ -532,7 +533,7 @@ class Inference(Execution):
         return F.avg_pool2d(x, x.shape[2:])
 
 
-def close_calls(model: LayerStack) -> int:
+def close_calls(model: nn.Module) -> int:
     """One in so many images, those with the smallest margins, has to be decided in fp32 to agree with it on 99.9 %.
 
     EfficientNets are deep, and most of their layers have few products to average over: of 5,000 garments bf16 alone

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+WIDEST = 16_384  # inputs or outputs of a fully connected layer in bf16; LeNet-5 at 128 px has 14,400
 BATCH_NORM_MOMENTUM = 0.3  # torch's 0.1 is for long epochs; see ConvNorm
 
 
@@ -79,6 +80,28 @@ class GlobalAveragePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean of each channel."""
         return x.mean((2, 3))
+
+
+class Float32Linear(nn.Linear):
+    """A fully connected layer that computes in fp32 under autocast, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_features) to (N, out_features), float32."""
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return super().forward(x.float())
+        return super().forward(x)
+
+
+def compute_wide_layers_in_fp32(model: nn.Module) -> None:
+    """Let the fully connected layers of a model with more than `WIDEST` inputs or outputs compute in fp32.
+
+    In bf16 a very wide one ends the process inside torch 2.15's CPU library on processors with AMX. The rule goes by
+    size alone, well below such widths, so that a model is the same on every machine.
+    """
+    for layer in model.modules():
+        if type(layer) is nn.Linear and max(layer.in_features, layer.out_features) > WIDEST:
+            layer.__class__ = Float32Linear  # same parameters under the same names
 
 
 class LayerStack(nn.Module):

@@ -3,8 +3,10 @@
 from torch import nn
 
 from models.layers import LayerStack
+from models.registry import register
 
 
+@register
 class LeNet5(LayerStack):
     """LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition").
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcitation
+from models.registry import register
 
 
 class ResidualBlock(nn.Module):
@@ -36,6 +37,7 @@ class ResidualBlock(nn.Module):
         return out
 
 
+@register
 class ResNetCNN(LayerStack):
     """A small residual network (He, Zhang, Ren and Sun 2015, arXiv:1512.03385).
 
@@ -76,6 +78,7 @@ class ResNetCNN(LayerStack):
         ])  # fmt: skip
 
 
+@register
 class SEResNet(ResNetCNN):
     """ResNetCNN with squeeze-and-excitation in each residual block (Hu, Shen and Sun 2017, arXiv:1709.01507).
 

@@ -3,8 +3,10 @@
 from torch import nn
 
 from models.layers import ConvNorm, GlobalAveragePool, LayerStack
+from models.registry import register
 
 
+@register
 class VGGNet(LayerStack):
     """VGG with BatchNorm (Simonyan and Zisserman 2014, arXiv:1409.1556; Ioffe and Szegedy 2015, arXiv:1502.03167).
 

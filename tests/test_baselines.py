@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from experiments.baselines import PENALTIES, fit_baseline
 from sklearn.linear_model import LogisticRegression
 
 import models
 from datasets import ImageData, Split
-from experiments.baselines import PENALTIES, fit_baseline
 from experiments.training import DeviceImages, evaluate, initialise
 from tracking import keys
 

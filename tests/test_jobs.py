@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from experiments.config import TrainingConfig
 from rich.console import Console
 
 import analysis
 import models
 from datasets import Split
 from experiments import display, schedule
-from experiments.config import TrainingConfig
 from experiments.jobs import ATTEMPTS, Engine, Job, Local, Result, Sequential, run_jobs
 from tests.conftest import THREE_SPLITS
 from tests.test_resume import start

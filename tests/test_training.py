@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from experiments.config import TrainingConfig
 from sklearn.metrics import confusion_matrix, f1_score
 from torch.nn.functional import cross_entropy
 
 import models
 from datasets import ImageData, RepeatedHoldout, Split
 from experiments import hardware
-from experiments.config import TrainingConfig
 from experiments.training import (
     DeviceImages,
     Part,

@@ -3,7 +3,6 @@
 `keys` names and explains everything that is stored. Neither mlflow nor torch is imported before it is needed.
 """
 
-from tracking.keys import EXPERIMENTS
 from tracking.outages import SHORT, attempt, impatient, passes, persist
 from tracking.runs import (
     Claim,
@@ -18,16 +17,22 @@ from tracking.runs import (
     save_progress,
     wait_and_claim,
 )
-from tracking.store import Store, StoreError, check_uri, in_one_line, open_store
+from tracking.scores import SCORES, Score, score_of
+from tracking.settings import SettingError, TrainingConfig
+from tracking.store import Store, StoreError, UnknownTaskError, check_uri, in_one_line, open_store
 
 __all__ = [
-    "EXPERIMENTS",
+    "SCORES",
     "SHORT",
     "Claim",
     "Parent",
     "Run",
+    "Score",
+    "SettingError",
     "Store",
     "StoreError",
+    "TrainingConfig",
+    "UnknownTaskError",
     "attempt",
     "begin_again",
     "check_uri",
@@ -42,5 +47,6 @@ __all__ = [
     "passes",
     "persist",
     "save_progress",
+    "score_of",
     "wait_and_claim",
 ]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracking import EXPERIMENTS, Store, StoreError, check_uri, open_store
-from tracking.commands import Uri, known_tasks, print_differences
+from tracking import Store, StoreError, check_uri, open_store
+from tracking.commands import Uri, each_once, print_differences
 from tracking.store import in_one_line
 
 if TYPE_CHECKING:
@@ -60,9 +60,8 @@ def ui(
 
 
 def _print_links(store: Store, address: str) -> None:
-    for task in EXPERIMENTS:
-        if store.experiment_id(task) is not None:
-            print(f"{task}  {store.runs_link(task, address)}", flush=True)
+    for task in store.tasks():
+        print(f"{task}  {store.runs_link(task, address)}", flush=True)
 
 
 def _serve(store: Store, port: int) -> "subprocess.Popen[bytes]":
@@ -93,7 +92,7 @@ def copy(
     destination: Annotated[str, typer.Option("--to", metavar="URI", help="the one that gets what it lacks")],
     tasks: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TASK", help=f"{', '.join(EXPERIMENTS)}; all that there are", callback=known_tasks),
+        typer.Argument(metavar="TASK", help="such as task1; default: all", callback=each_once),
     ] = None,
 ) -> None:
     """Copy the runs of tasks into another result database, with all they logged, and compare them there.
@@ -127,10 +126,12 @@ def _copy(source: str, destination: str, tasks: list[str]) -> bool:
     with _option("--to"):
         if check_uri(destination).rstrip("/") == origin.uri.rstrip("/"):
             raise StoreError(f"--from and --to are both {origin.label}")
-    chosen = [task for task in tasks or EXPERIMENTS if origin.experiment_id(task) is not None]
-    missing = [task for task in tasks if task not in chosen]
-    if missing or not chosen:
-        raise StoreError(f"there are no runs of {', '.join(missing or EXPERIMENTS)} in {origin.label}")
+    there = origin.tasks()
+    chosen = tasks or there
+    if missing := [task for task in chosen if origin.experiment_id(task) is None]:
+        raise StoreError(f"there are no runs of {', '.join(missing)} in {origin.label}")
+    if not chosen:
+        raise StoreError(f"there are no runs in {origin.label}")
     with _option("--to"):
         target = open_store(destination, create=True)
     reports = [_copy_task(origin, target, task) for task in chosen]

@@ -81,7 +81,7 @@ def copy_task(
     source, destination : Store
         The source is only read.
     task : str
-        Key of `EXPERIMENTS`; the source has its experiment.
+        The source has its experiment.
     progress : callable
         Is told how many runs have been looked at, and of how many.
 
@@ -97,7 +97,8 @@ def copy_task(
     experiment = source.experiment_id(task)
     assert experiment is not None
     read = _Side(source, experiment)
-    copy = _Copy(read, _Side(destination, persist(lambda: destination.make_experiment(task))), persist(read.runs))
+    made = persist(lambda: destination.make_experiment(task, read.name))
+    copy = _Copy(read, _Side(destination, made), persist(read.runs))
     try:
         for done in copy.steps():
             progress(done, copy.total)
@@ -117,6 +118,7 @@ class _Side:
         self.client = store.client
         self.experiment = experiment_id
         experiment = persist(lambda: self.client.get_experiment(experiment_id))
+        self.name: str = experiment.name
         self.tags: dict[str, str] = experiment.tags  # of the experiment: its description and views, and others
         self.artifacts = Artifacts(store, experiment)
 

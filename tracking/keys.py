@@ -1,9 +1,13 @@
-"""Every key of the result database, once, with what it means. Writers and readers both take them from here."""
+"""Every key of the result database, once, with its meaning. Writers and readers both take them from here."""
 
-EXPERIMENTS = {  # MLflow experiment of each task
-    "task1": "task1-cats-vs-dogs",
-    "task2": "task2-chihuahua-vs-muffin",
-    "task3": "task3-fashion-mnist",
+from tracking.scores import METRICS, PARTS, SCORES
+from tracking.settings import COMPARED, MEANINGS
+
+# MLflow experiments that have no `task` tag, because an earlier version of this program made them
+UNTAGGED_EXPERIMENTS = {
+    "task1-cats-vs-dogs": "task1",
+    "task2-chihuahua-vs-muffin": "task2",
+    "task3-fashion-mnist": "task3",
 }
 
 SAMPLE = "sample/"  # no folder can be called so
@@ -21,44 +25,24 @@ PARAMS = {
     "n_test": "images that are looked at once, at the end (children only)",
     "parameters": "trainable parameters of the model",
     "macs": "multiply-accumulates of one forward pass of one image",
-    "lr": "learning rate at the start",
-    "weight_decay": "AdamW's decoupled weight decay",
-    "batch_size": "training images a step, at most: batches are made equal",
-    "epochs": "most epochs, and the length of the cosine schedule",
-    "patience": "epochs without a lower validation loss before stopping",
-    "augment": "whether training images were flipped and shifted",
-    "precision": "of convolutions and matrix products: fp32, bf16 or fp16",
-    "device": "what computed",
     "threads": "CPU threads of one operation; last bits depend on it",
-    "seed": "of splits, weights, batches and augmentation",
+    "seed": "both seeds, if they are one number",
+    **MEANINGS,
 }
 # Runs that agree in these params, in the data's digest and in the kind of device may be compared: a comparison group.
-GROUP_PARAMS = (
-    "protocol", "n_splits", "leak_free", "seed",
-    "lr", "weight_decay", "batch_size", "epochs", "patience", "augment", "precision",
-)  # fmt: skip
+GROUP_PARAMS = ("protocol", "n_splits", "leak_free", *COMPARED)
 CHILD_PARAMS = ("split", "n_train", "n_val", "n_test")  # the others stand on parent and child alike
 
 EPOCH_METRICS = {  # step = epoch, from 1
     "train/loss": "mean cross-entropy over the epoch's batches, each before its step (nats)",
     "train/accuracy": "share of training images predicted right, likewise",
-    "val/loss": "mean cross-entropy over the validation part after the epoch (nats)",
-    "val/accuracy": "share of validation images predicted right",
-    "val/f1_micro": "F1 over all decisions; equals accuracy where each image has one label",
-    "val/f1_macro": "mean of the classes' F1",
+    **{f"val/{score.name}": f"{score.label} of the validation part after the epoch" for score in SCORES.values()},
     "lr": "learning rate of the epoch",
     "epoch_seconds": "wall time since the last epoch's record was handed over: its logging, training, validation",
 }
 
-PARTS = {  # prefix of the four scores of a finished split
-    "best_val": "validation at the best epoch: optimistic, since these images chose the epoch",
-    "last_val": "validation at the last epoch",
-    "test": "test part at the best epoch: images that chose nothing",
-}
-SCORES = ("accuracy", "f1_micro", "f1_macro", "loss")
-
 FINAL_METRICS = {
-    **{f"{part}/{score}": f"{score}, {meaning}" for part, meaning in PARTS.items() for score in SCORES},
+    **{metric: f"{metric.split('/')[1]}, {PARTS[metric.split('/')[0]]}" for metric in METRICS},
     "best_epoch": "epoch with the lowest validation loss, whose weights are kept",
     "epochs_run": "epochs until the end or early stopping",
     "train_seconds": "wall time of all epochs",
@@ -92,7 +76,7 @@ METRIC_COLUMNS = (
 PARAM_COLUMNS = ("model", "dataset", "epochs", "lr", "batch_size", "seed", "parameters")
 
 TAGS = {
-    "task": "task1, task2 or task3",
+    "task": "name of the task",
     "question": "what the task asks",
     "fingerprint": "digest of all that decides the result: configuration, data, split, seed, source",
     "split_hash": "digest of the split's indices (children only)",
@@ -110,6 +94,7 @@ TAGS = {
     "file_digests": "SHA-256 of each file in the artifacts, as JSON (children only)",
 }
 
+TASK = "task"  # tag of an experiment: the task that it belongs to
 AGAIN = "a run that is to come"  # superseded_by of what --fresh has not come to yet: it counts until then
 PARENT = "mlflow.parentRunId"  # MLflow's own tag
 NOTE = "mlflow.note.content"  # likewise, of an experiment: its description in the UI, in Markdown

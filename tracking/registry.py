@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tracking.artifacts import Artifacts
-from tracking.keys import CHAMPION, EXPERIMENTS, REASON
+from tracking.keys import CHAMPION, REASON
 from tracking.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -110,6 +110,6 @@ def _has_files(store: Store, task: str, version: str) -> bool:
 
 
 def _experiment(store: Store, task: str) -> "Experiment":
-    experiment = store.client.get_experiment_by_name(EXPERIMENTS[task])
+    experiment = store.experiment(task)
     assert experiment is not None  # it has the run that the champion comes from
     return experiment

@@ -178,7 +178,7 @@ def parent_run(
     ----------
     store : Store
     task : str
-        Key of `EXPERIMENTS`.
+        Name of the task.
     name : str
         The run's name in the UI.
     params, tags : mapping

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import psutil
 from filelock import FileLock
 
-from tracking.keys import EXPERIMENTS, NOTE, VIEW, VIEWS
+from tracking.keys import NOTE, TASK, UNTAGGED_EXPERIMENTS, VIEW, VIEWS
 from tracking.view import shared_view
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ OF_TRAINING = "workflowType=machine_learning"  # in a link; without it the UI op
 
 class StoreError(Exception):
     """The result database cannot be used; the message is one sentence for the user."""
+
+
+class UnknownTaskError(StoreError):
+    """There is neither a script nor an experiment of a task; the message names those that there are."""
 
 
 class StoreAwayError(StoreError):
@@ -92,46 +96,78 @@ class Store:
 
     def experiment_id(self, task: str) -> str | None:
         """Return the id of a task's experiment, or None where nothing has been run yet."""
-        experiment = self._experiment(task)
+        experiment = self.experiment(task)
         return None if experiment is None else str(experiment.experiment_id)
 
-    def _experiment(self, task: str) -> "MlflowExperiment | None":
-        name = EXPERIMENTS[task]
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is not None and experiment.lifecycle_stage != "active":
-            raise StoreError(f"experiment {name} of {self.label} was deleted; restore it in the MLflow UI")
-        return experiment
+    def experiment(self, task: str) -> "MlflowExperiment | None":
+        """Look up the experiment of a task; None where there is none.
 
-    def make_experiment(self, task: str) -> str:
-        """Return the id of a task's experiment, which is made where it is missing."""
-        name = EXPERIMENTS[task]
+        Raises
+        ------
+        StoreError
+            It was deleted.
+        """
+        from mlflow.entities import ViewType
+
+        found = self.client.search_experiments(ViewType.ALL, filter_string=f"tags.`{TASK}` = '{task}'")
+        for name in (name for name, owner in UNTAGGED_EXPERIMENTS.items() if owner == task):
+            untagged = self.client.get_experiment_by_name(name)
+            if untagged is not None and TASK not in untagged.tags:
+                found.append(untagged)
+        for experiment in found:
+            if experiment.lifecycle_stage == "active":
+                return experiment
+        if found:
+            raise StoreError(f"experiment {found[0].name} of {self.label} was deleted; restore it in the MLflow UI")
+        return None
+
+    def tasks(self) -> list[str]:
+        """Names of the tasks that have an active experiment, sorted."""
+        experiments = self.client.search_experiments()
+        owners = (e.tags.get(TASK) or UNTAGGED_EXPERIMENTS.get(e.name) for e in experiments)
+        return sorted({owner for owner in owners if owner})
+
+    def make_experiment(self, task: str, name: str = "") -> str:
+        """Return the id of a task's experiment; one that is missing is made with this name, or the task's."""
+        existing = self.experiment_id(task)
+        if existing is not None:
+            return existing
+        name = name or next((name for name, owner in UNTAGGED_EXPERIMENTS.items() if owner == task), task)
         if self.database is None:
-            from mlflow.exceptions import MlflowException
-
             # a server has a place of its own; to a database alone, MLflow's would be below the working directory
             place = None if self.uri.startswith("http") else (MLRUNS / "artifacts" / name).as_uri()
-            try:
-                return self.experiment_id(task) or str(self.client.create_experiment(name, artifact_location=place))
-            except MlflowException:
-                if made := self.experiment_id(task):  # by another process, between the two calls
-                    return made
-                raise
+            return self._create_experiment(task, name, place)
         with self.lock():  # two processes may come here at once
             # a relative location would be resolved against each reader's working directory
-            artifacts = (self.database.parent / "artifacts" / name).as_uri()
-            return self.experiment_id(task) or str(self.client.create_experiment(name, artifact_location=artifacts))
+            place = (self.database.parent / "artifacts" / name).as_uri()
+            return self.experiment_id(task) or self._create_experiment(task, name, place)
+
+    def _create_experiment(self, task: str, name: str, place: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.create_experiment(name, artifact_location=place, tags={TASK: task}))
+        except MlflowException:
+            if made := self.experiment_id(task):  # by another process, between the two calls
+                return made
+            there = self.client.get_experiment_by_name(name)
+            if there is None:
+                raise
+            raise StoreError(
+                f"{self.label} has an experiment {name!r} that is not of {task}; give the task another experiment name"
+            ) from None
 
     def describe_experiment(self, task: str, description: str) -> None:
-        """Give a task's experiment the view that `runs_link` opens, and a description, unless it has one."""
+        """Give a task's experiment its tag, the view that `runs_link` opens, and a description, unless it has one."""
         experiment = self.client.get_experiment(self.make_experiment(task))
-        tags = {NOTE: experiment.tags.get(NOTE, description), VIEWS + VIEW: shared_view()}
+        tags = {TASK: task, NOTE: experiment.tags.get(NOTE, description), VIEWS + VIEW: shared_view()}
         for key, value in tags.items():
             if experiment.tags.get(key) != value:
                 self.client.set_experiment_tag(experiment.experiment_id, key, value)
 
     def runs_link(self, task: str, address: str = UI_ADDRESS) -> str:
         """The link that opens a task's runs in the UI, which `address` serves unless the store is a server itself."""
-        experiment = self._experiment(task)
+        experiment = self.experiment(task)
         # else the UI would say that there is no such view, and open another page
         has_view = experiment is not None and VIEWS + VIEW in experiment.tags
         view = f"&viewStateShareKey={VIEW}" if has_view else ""
@@ -139,7 +175,7 @@ class Store:
 
     def run_links(self, task: str, run_ids: Iterable[str], address: str = UI_ADDRESS) -> dict[str, str]:
         """The link that opens each of some runs, likewise."""
-        base = self._runs_page(self._experiment(task), address)
+        base = self._runs_page(self.experiment(task), address)
         return {run_id: f"{base}/{run_id}?{OF_TRAINING}" for run_id in run_ids}
 
     def _runs_page(self, experiment: "MlflowExperiment | None", address: str) -> str:

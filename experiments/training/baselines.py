@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Split
-from experiments.training import DeviceImages, EpochRecord, Part, evaluate
+from experiments.training.evaluation import evaluate
+from experiments.training.fit import EpochRecord
+from experiments.training.images import DeviceImages, Part
 from models.layers import LayerStack
 
 PENALTIES = (1e4, 1e3, 1e2, 1e1)  # L2 penalty of the linear model, from strong to weak

@@ -8,31 +8,25 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 import tracking
-from datasets import SOURCES, StratifiedKFold
-from experiments.config import Task
+from datasets import StratifiedKFold
+from experiments.task import Task
 from tracking import Store
 from tracking.keys import BASELINES, EPOCH_METRICS, FINAL_METRICS, HIGH, LOW, MEAN, SAMPLE, SD, SUMMARY_METRICS
 
 OF_THE_MACHINE = ("device", "precision")  # settings that follow from it
 
 
-def parent_name(task: Task, usual_splits: int, params: Mapping[str, Any]) -> str:
-    """Name a parent run: its model, and which settings are not the task's own, such as "lenet5, sample, 2 splits".
-
-    Parameters
-    ----------
-    task : Task
-    usual_splits : int
-        The task's own number of them.
-    params : mapping
-        Of the run.
-    """
-    usual = {"n_splits": usual_splits, "epochs": task.training.epochs, **dataclasses.asdict(task.training)}
+def parent_name(task: Task, params: Mapping[str, Any]) -> str:
+    """Name a parent run: its model, and which settings are not the task's own, such as "lenet5, sample, 2 splits"."""
+    usual = {"n_splits": task.protocol.n_splits, **dataclasses.asdict(task.training)}
+    seeds = ("split_seed", "train_seed")
+    if "seed" in params:  # one number for both
+        usual = {"seed": task.training.train_seed} | {key: usual[key] for key in usual if key not in seeds}
     dataset = params["dataset"]
     parts = [params["model"]]
     if dataset.startswith(SAMPLE):
         parts.append(SAMPLE.strip("/"))
-    elif dataset != SOURCES[task.name].name:
+    elif dataset != task.data.name:
         parts.append(dataset)
     phrases = {
         "n_splits": f"{params['n_splits']} split{'s' * (params['n_splits'] != 1)}",
@@ -47,9 +41,10 @@ def parent_name(task: Task, usual_splits: int, params: Mapping[str, Any]) -> str
     return ", ".join(parts)
 
 
-def describe_experiment(store: Store, task: Task, usual_splits: int) -> None:
+def describe_experiment(store: Store, task: Task) -> None:
     """Let the UI explain a task's experiment and show its columns; where the store refuses, it does without."""
-    text = description(task, usual_splits)
+    text = description(task)
+    tracking.persist(lambda: store.make_experiment(task.name, task.experiment))
     try:
         tracking.persist(lambda: store.describe_experiment(task.name, text), tracking.SHORT)
     except MlflowException as error:  # of a server that lets us write runs only, or has gone away, which is seen next
@@ -57,7 +52,7 @@ def describe_experiment(store: Store, task: Task, usual_splits: int) -> None:
         print(f"the experiment in the UI gets no description ({reason}); the runs do without", file=sys.stderr)
 
 
-def description(task: Task, usual_splits: int) -> str:
+def description(task: Task) -> str:
     """Explain a task's experiment to who opens it in the UI, in Markdown; what is folded up shows its first line."""
     of_parents = {
         f"{MEAN}test/accuracy": f"**the honest score**, {SUMMARY_METRICS[f'{MEAN}test/accuracy']}",
@@ -74,13 +69,13 @@ def description(task: Task, usual_splits: int) -> str:
         "best_val/accuracy": FINAL_METRICS["best_val/accuracy"],
         "best_epoch": FINAL_METRICS["best_epoch"],
     }
-    name = SOURCES[task.name].name
+    name = task.data.name
     blocks = [
         f"**{task.question}** Each row is a model under one configuration (a *parent* run); "
         "the + before its name opens its splits (its *child* runs).",
         f"**Data.** {name}, unless the param `dataset` says otherwise. Where that begins with `{SAMPLE}`, the images "
         "are generated ones to try the program on, and the scores say nothing about the question.",
-        f"**Protocol.** {_protocol(task, usual_splits)} The training part is learned from, the validation part chooses "
+        f"**Protocol.** {_protocol(task)} The training part is learned from, the validation part chooses "
         "the best epoch, and the test part is looked at once, at the end.",
         f"**A parent's columns**\n\n{_bullets(of_parents)}",
         f"**A split's columns**\n\n{_bullets(of_splits)}",
@@ -99,8 +94,9 @@ def _bullets(meanings: Mapping[str, str]) -> str:
     return "\n".join(f"- `{key}`: {meaning}" for key, meaning in meanings.items())
 
 
-def _protocol(task: Task, usual_splits: int) -> str:
+def _protocol(task: Task) -> str:
     """Say how the images are divided; `n_splits` of a run may be another number."""
+    usual_splits = task.protocol.n_splits
     name, times = task.protocol.name.capitalize(), f"{usual_splits} times unless `n_splits` says otherwise"
     if task.protocol.has_test_part:
         return f"{name}: all images are divided anew, {times}, into parts that hold each class in its share."

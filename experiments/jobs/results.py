@@ -1,23 +1,25 @@
-"""What a run leaves in the result database: metrics under their keys, and files."""
+"""The results of a split as they are stored: metrics under their keys, and files; and a model from its checkpoint."""
 
 import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from torch import nn
 
 import analysis
 import datasets
 import models
 from datasets import ImageData, Split
-from experiments.training import EpochRecord, Evaluation
+from experiments.training.evaluation import Evaluation
+from experiments.training.fit import EpochRecord
 from tracking import Run, Store, keys
 from tracking.checkpoints import Checkpoint
-from tracking.keys import SCORES
+from tracking.scores import SCORES
 
 THUMBNAIL_SIZE = 64  # pixels
 
@@ -147,3 +149,21 @@ def log_figures(store: Store, evidence: analysis.Evidence) -> None:
         for owner, run_id in parents.items():
             for folder in filter(Path.is_dir, (Path(shared), Path(own) / str(owner))):
                 Run(store, str(run_id)).log_files(folder, keys.FIGURES)
+
+
+class Rebuilt(NamedTuple):
+    """A checkpoint and its model."""
+
+    checkpoint: Checkpoint
+    card: models.ModelCard
+    model: nn.Module
+
+
+def rebuild(path: Path) -> Rebuilt:
+    """Read a checkpoint and build its model, on the CPU; a damaged one raises whatever it trips over."""
+    checkpoint = Checkpoint.load(path)
+    if checkpoint.mean.shape != (checkpoint.arguments["in_channels"],) or checkpoint.std.shape != checkpoint.mean.shape:
+        raise ValueError("each channel has a mean and a standard deviation")
+    model = models.build(checkpoint.model, **checkpoint.arguments)
+    model.load_state_dict(checkpoint.state_dict)
+    return Rebuilt(checkpoint, models.describe(checkpoint.model, **checkpoint.arguments), model)

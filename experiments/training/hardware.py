@@ -8,11 +8,7 @@ import sys
 import psutil
 import torch
 
-from experiments.config import Precision, TrainingConfig
-
-
-class UnusableDeviceError(ValueError):
-    """The device that was asked for is unknown or not there; the message says what there is."""
+from tracking.settings import Precision, SettingError, TrainingConfig
 
 
 def resolve(config: TrainingConfig) -> TrainingConfig:
@@ -23,7 +19,7 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
 
     Raises
     ------
-    UnusableDeviceError
+    SettingError
         The device is unknown or not there.
     """
     name = config.device
@@ -33,7 +29,7 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
     if torch.cuda.is_available():
         there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if name not in there:
-        raise UnusableDeviceError(f"{name!r} is not a device that can be used here; there are {', '.join(there)}")
+        raise SettingError("device", f"{name!r} is not a device that can be used here; there are {', '.join(there)}")
     device = torch.device(name)
     precision = config.precision
     if precision == "auto":

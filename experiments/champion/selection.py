@@ -1,65 +1,30 @@
-"""The champion of a task: its best network so far, as an MLflow model that needs none of this program's source."""
+"""Choosing the champion of a task, its best network so far, and registering it."""
 
-import contextlib
-import os
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
 
 import analysis
 import tracking
 from analysis.formats import markdown_text
 from analysis.groups import group_id, what_is_wrong
-from analysis.tables import NAMES, PART_NAMES, baselines_not_beaten, interval, number, verdict_sentences
+from analysis.tables import PART_NAMES, baselines_not_beaten, interval, number, verdict_sentences
 from datasets import ImageData
-from experiments import fingerprint
-from experiments.config import Task
-from experiments.stored import Rebuilt, rebuild
-from tracking import Store, StoreError, registry
-from tracking.keys import BASELINES, CHECKPOINT, SAMPLE
+from experiments.champion.export import export
+from experiments.task import Task
+from tracking import Store, registry, score_of
+from tracking.keys import BASELINES, SAMPLE
 from tracking.registry import Champion
 
 SHOWN_CLASSES = 20  # in a description
 LONGEST_TEXT = 5000  # characters of one that the registry takes
 
 
-class Classifier(nn.Module):
-    """A model with all that stands around it: from pixels to probabilities.
-
-    Parameters
-    ----------
-    model : nn.Module
-        From normalised images, shape (N, channels, H, W), to logits, shape (N, K).
-    mean, std : Tensor of float32, shape (channels,)
-        What pixels from 0 to 255 are normalised with.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images, uint8 of shape (N, H, W, channels), to probabilities, float32 of shape (N, K)."""
-        normalised = (images.to(torch.float32) - self.mean) / self.std
-        return torch.softmax(self.model(normalised.permute(0, 3, 1, 2)), 1)
-
-
-def crown(
-    store: Store, task: Task, usual_splits: int, data: ImageData, runs: pd.DataFrame, evidence: analysis.Evidence
-) -> str:
+def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidence: analysis.Evidence) -> str:
     """Register the best network of a comparison group as the task's champion, where it takes the place of the last.
 
     Of the networks that have all their splits it is the one with the best mean test score (validation score where
@@ -71,8 +36,6 @@ def crown(
     ----------
     store : Store
     task : Task
-    usual_splits : int
-        The task's own number of them.
     data : ImageData
         That the group's runs were made from.
     runs : pandas.DataFrame
@@ -92,7 +55,7 @@ def crown(
         The model cannot be exported, or what is there now did not give its scores.
     """
     metric = analysis.default_metric(evidence.group)
-    whole = {"n_splits": usual_splits, "epochs": task.training.epochs, "patience": task.training.patience}
+    whole = {"n_splits": task.protocol.n_splits, "epochs": task.training.epochs, "patience": task.training.patience}
     with store.scratch() as scratch:
         folder = Path(scratch)
         while (best := best_split(evidence, metric)) is not None:
@@ -106,7 +69,7 @@ def crown(
                 champion = _title(runs[runs["run_id"] == held.run_id].iloc[0])
                 return f"{champion}, version {held.version} of models:/{task.name}{f'; {reason}' if reason else ''}"
             if not (folder / run_id).exists():
-                _export(folder / run_id, store, best, data)
+                export(folder / run_id, store, best, data)
             text = describe(evidence, metric, best, data, reason)
             with store.lock():  # another command of the task may have ended since the runs were read
                 now = tracking.persist(lambda: registry.read_champion(store, task.name))
@@ -171,7 +134,7 @@ def _better_than(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]
     if former.empty:
         return f"the split of version {held.version} was trained again"
     row = former.iloc[0]
-    score = NAMES[metric.split("/")[1]]
+    score = score_of(metric).label
     if best["model"] == row["model"]:
         ours, theirs, what = best[metric], row[metric], f"{score} on its split"
     else:
@@ -197,7 +160,7 @@ def _title(row: "pd.Series[Any]") -> str:
 def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", data: ImageData, reason: str) -> str:
     """Write what a user of the registered version must know, in Markdown."""
     model, part = str(best["model"]), metric.split("/")[0]
-    what = f"{NAMES[metric.split('/')[1]]}, {PART_NAMES[part]}"
+    what = f"{score_of(metric).label}, {PART_NAMES[part]}"
     estimate = evidence.estimate(metric, model)
     ends = interval(estimate.test.low, estimate.test.high, metric, " to ")
     networks = evidence.runs.loc[~evidence.runs["model"].isin(BASELINES), "model"].nunique()
@@ -221,89 +184,3 @@ def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", d
         lines.append("What the comparison says of it:")
         lines += [f"- {markdown_text(sentence)}" for sentence in found]
     return "\n\n".join(lines)[:LONGEST_TEXT]
-
-
-def _export(folder: Path, store: Store, best: "pd.Series[Any]", data: ImageData) -> None:
-    """Write the model of a run, if the source that is here is the one that gave its scores."""
-    try:
-        rebuilt = rebuild(analysis.local_artifact(best, CHECKPOINT, store.uri))
-        if fingerprint.source_digest(rebuilt.model) == best["source_digest"]:
-            save(folder, rebuilt, data, str(best["run_id"]))
-            return
-        reason = "other source trained it; train it again"
-    except Exception as error:  # noqa: BLE001 - torch.export refuses models in many ways; a checkpoint may be damaged
-        reason = tracking.in_one_line(error)
-    raise StoreError(f"{_title(best)}, cannot be exported: {reason}")
-
-
-def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
-    """Write the MLflow model: a `torch.export` program (pt2), which is run without the source of the model."""
-    import mlflow.pytorch
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    # one image of each of two classes: torch.export would take a batch of one for a model of single images
-    example = data.images[np.unique(data.labels, return_index=True)[1][:2]]
-    shape = (-1, *data.images.shape[1:])
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), shape)]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(data.classes)))]),
-    )
-    about = Model(run_id=run_id)
-    with _quiet():
-        mlflow.pytorch.save_model(
-            Classifier(rebuilt.model, rebuilt.checkpoint.mean, rebuilt.checkpoint.std).eval(),
-            folder,
-            mlflow_model=about,
-            signature=signature,
-            input_example=example,
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # inferring them takes ten seconds
-            metadata={"classes": list(data.classes)},
-            serialization_format="pt2",
-        )
-    # MLflow would take a GPU where there is one, and refuse this program, which was exported on the CPU
-    about.flavors["python_function"]["config"]["device"] = "cpu"
-    about.save(folder / "MLmodel")
-
-
-def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Read what `save` wrote, without executing anything that came with it.
-
-    Returns
-    -------
-    program : nn.Module
-        As `Classifier`.
-    about : dict
-        Its `classes`, and `size` and `channels` of its images.
-
-    Raises
-    ------
-    StoreError
-        It is something else, or damaged.
-    """
-    import mlflow.pytorch
-    from mlflow.models import Model
-
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    try:
-        about = Model.load(str(folder))
-        flavor = about.flavors["pytorch"]
-        programs = [path.name for path in (folder / "data").iterdir()]
-        # MLflow would import what else it finds, before it looks for pickles
-        if flavor.get("code") or flavor["model_data"] != "data" or programs != ["model.pt2"]:
-            raise ValueError("it brings code")
-        with _quiet():
-            program: nn.Module = mlflow.pytorch.load_model(str(folder))
-        shape = about.signature.inputs.inputs[0].shape
-        return program, {"classes": list((about.metadata or {})["classes"]), "size": shape[1], "channels": shape[3]}
-    except Exception as error:  # noqa: BLE001 - readers raise whatever a damaged or foreign file makes them trip over
-        reason = f"{type(error).__name__}: {tracking.in_one_line(error)}"
-        raise StoreError(f"{folder} holds no model that was registered by this program ({reason})") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what torch and MLflow tell their developers off the screen."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

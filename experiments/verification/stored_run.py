@@ -5,19 +5,17 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 import analysis
-import models
 from analysis.query import PREDICTED_PARTS, PREDICTION_TYPES
 from datasets import Split
-from experiments import records
-from models.layers import LayerStack
+from experiments.jobs import results
+from experiments.jobs.results import Rebuilt, rebuild
 from tracking import Store, StoreError, keys
-from tracking.checkpoints import Checkpoint
 
 T = TypeVar("T")
 
@@ -64,14 +62,6 @@ class Findings:
         elif np.count_nonzero(stored == derived) < math.floor(agreement * stored.size):
             n = np.count_nonzero(stored != derived)
             self.differ(f"{n:,} of {stored.size:,} values of {name} are not those {source}")
-
-
-class Rebuilt(NamedTuple):
-    """What a checkpoint holds."""
-
-    checkpoint: Checkpoint
-    card: models.ModelCard
-    model: LayerStack
 
 
 class Record:
@@ -141,12 +131,12 @@ class SplitRecord(Record):
 
     @functools.cached_property
     def predictions(self) -> dict[str, np.ndarray]:
-        """Arrays as `records.predictions_of` makes them."""
+        """Arrays as `results.predictions_of` makes them."""
         return self._read(keys.PREDICTIONS, _read_predictions)
 
     @functools.cached_property
     def history(self) -> list[dict[str, Any]]:
-        """Entries as `records.epoch_entry` makes them."""
+        """Entries as `results.epoch_entry` makes them."""
         return self._read(keys.HISTORY, _read_history)
 
     @functools.cached_property
@@ -188,7 +178,7 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
             raise ValueError("an epoch has all metrics")
         if not all(map(math.isfinite, [entry["epoch"], entry["time"], *entry["metrics"].values()])):
             raise ValueError("numbers are finite")
-    records.best_entry(history)  # there is one
+    results.best_entry(history)  # there is one
     return history
 
 
@@ -197,16 +187,6 @@ def _read_confusions(path: Path) -> dict[str, Any]:
     if not confusions["classes"]:
         raise ValueError("there are classes")
     return confusions
-
-
-def rebuild(path: Path) -> Rebuilt:
-    """Read a checkpoint and build its model, on the CPU; a damaged one raises whatever it trips over."""
-    checkpoint = Checkpoint.load(path)
-    if checkpoint.mean.shape != (checkpoint.arguments["in_channels"],) or checkpoint.std.shape != checkpoint.mean.shape:
-        raise ValueError("each channel has a mean and a standard deviation")
-    model = models.build(checkpoint.model, **checkpoint.arguments)
-    model.load_state_dict(checkpoint.state_dict)
-    return Rebuilt(checkpoint, models.describe(checkpoint.model, **checkpoint.arguments), model)
 
 
 def _show(value: float | None) -> str:

@@ -1,6 +1,5 @@
-"""What a run prints: the resolved settings, a bar per split, and what was left alone."""
+"""The progress of jobs on the screen: a bar per split, or one for all that are done at once."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -9,54 +8,11 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import models
-from datasets import ImageData, Split
-from experiments.config import Task, TrainingConfig
-from experiments.jobs import Job, Result
-from experiments.schedule import Plan, cost
-from experiments.training import Evaluation
-from tracking import Store
+from experiments.jobs.job import Job, Result
+from experiments.jobs.schedule import cost
+from experiments.training.evaluation import Evaluation
 
 console = Console(highlight=False)
-
-
-def announce(
-    task: Task,
-    config: TrainingConfig,
-    data: ImageData,
-    splits: Sequence[Split],
-    chosen: Sequence[int],
-    store: Store,
-    plan: Plan,
-) -> None:
-    """Print what will be done, on what, and how much work it is."""
-    first = splits[chosen[0]]
-    _, _, size, channels = data.images.shape
-    macs = sum(models.describe(name, channels, len(data.classes), size).macs for name in task.models)
-    # forward and backward of a training image cost three times a forward pass
-    passes = (3 * len(first.train) + len(first.val)) * config.epochs * len(chosen)
-    console.print(f"[bold]{task.name}[/bold]  {task.question}")
-    lines = {
-        "data": f"{data.name}: {len(data.labels):,} images of {len(data.classes)} classes, {size}x{size}x{channels}",
-        "protocol": f"{task.protocol.name}, {len(chosen)} of {task.protocol.n_splits} splits; "
-        f"train {len(first.train):,}, validation {len(first.val):,}, test {len(first.test):,}",
-        "models": ", ".join(task.models)
-        + (f"; baselines {', '.join(task.baselines)}, in seconds" if task.baselines else ""),
-        "training": f"AdamW lr {config.lr:g}, weight decay {config.weight_decay:g}, batch {config.batch_size}, "
-        f"up to {config.epochs} epochs, patience {config.patience}, "
-        f"{'augmented' if config.augment else 'not augmented'}, seed {config.seed}",
-        "hardware": f"{config.device}, {config.precision}, {_count(plan.threads, 'thread')} a job",
-        "jobs": plan.why or f"{plan.at_once} at once",
-        "work": f"{len(task.models)} models x {len(chosen)} splits x up to {config.epochs} epochs, "
-        f"at most {macs * passes / 1e12:,.3g} T multiply-accumulates",
-        "store": store.label,
-    }
-    for label, text in lines.items():
-        console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)
-    if data.skipped:
-        shown = "; ".join(data.skipped[:5]) + ("; ..." if len(data.skipped) > 5 else "")
-        total = len(data.labels) + len(data.skipped)
-        console.print(f"  left out  {len(data.skipped)} of {total:,} files do not decode: {shown}", markup=False)
 
 
 class _Bar:
@@ -179,40 +135,12 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """Write a number with its noun, in the plural if need be."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def scores(best_epoch: int, best: Evaluation, test: Evaluation | None) -> str:
-    """What is shown of a finished split."""
+    """Scores of a finished split, for the screen."""
     val, tested = (f"{result.scores()['accuracy']:.1%}" if result else "" for result in (best, test))
     return f"best {best_epoch}: val {val}" + (f", test {tested}" if test else "")
-
-
-def sent_later(sent: int, refused: Sequence[str]) -> None:
-    """Say what an earlier command had kept for the result database, and what became of it."""
-    if sent:
-        console.print(f"sent to the result database what was kept for it: {_count(sent, 'split')}")
-    for sentence in refused:
-        print(sentence, file=sys.stderr)
-
-
-def left_alone(finished: int, elsewhere: Sequence[str]) -> None:
-    """Say what was not run: splits that were finished before, and those that another process does."""
-    if finished:
-        console.print(f"finished before and kept: {_count(finished, 'split')}; --fresh trains again")
-    if elsewhere:
-        console.print(f"left to others: {', '.join(elsewhere)}", markup=False, soft_wrap=True)
-
-
-def champion(store: Store, task: str, sentence: str) -> None:
-    """Say which model is the best of its task now, and how it is used."""
-    if sentence:
-        command = f"python -m experiments predict {task} PHOTO{store.option}"
-        console.print(f"champion   {sentence}", markup=False, soft_wrap=True)
-        console.print(f"           to use it: {command}", markup=False, soft_wrap=True)
-
-
-def no_champion(task: str, reason: str) -> None:
-    """Say why the best model was not registered; the results are not touched by that."""
-    print(f"! the best model is not registered as models:/{task} ({reason}); all results are there", file=sys.stderr)

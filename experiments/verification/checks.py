@@ -1,44 +1,32 @@
-"""Deriving again what the result database says of a task's finished runs, from the files beside it.
+"""The checks of a split's run. Each compares one kind of stored value with its source: a file, the data or the model.
 
-`verify` walks over the runs. A check compares one kind of thing that is stored with what a file, the data or the model
-says of it now, and notes what differs. A file that is missing or damaged is a difference, too, and ends that check.
+A file that is missing or damaged is a difference, too, and ends that check.
 """
 
-import dataclasses
 import functools
 import hashlib
 import itertools
 import json
-import math
 import os
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import track
 from sklearn.metrics import confusion_matrix
 
-import analysis
-import datasets
-import tracking
-from analysis.groups import group_id
-from datasets import DatasetError, ImageData, Split
-from experiments import fingerprint, hardware, records
-from experiments.config import Task
-from experiments.protocol import make_splits
-from experiments.stored import Findings, Record, SplitRecord
-from experiments.training import DeviceImages, Evaluation, evaluate
-from experiments.worker import model_arguments
+from experiments.jobs import results
+from experiments.jobs.progress import count
+from experiments.provenance import fingerprint
+from experiments.training import hardware
+from experiments.training.evaluation import Evaluation, evaluate
+from experiments.verification.material import Material
+from experiments.verification.stored_run import Record, SplitRecord
 from tracking import StoreError, keys
+from tracking.scores import SCORES
 from tracking.store import StoreAwayError
 
-LOSS_TOLERANCE = 1e-3  # nats, where the bits need not be the same
+LOSS_TOLERANCE = 1e-3  # nats, if the bits need not be the same
 AGREEMENT = 0.999  # of the predictions, likewise
 FILES = (
     keys.CHECKPOINT, keys.CONFUSION, keys.CONFUSION_FIGURE, keys.HISTORY, keys.PREDICTIONS, keys.SPLIT, keys.THUMBNAILS
@@ -47,210 +35,7 @@ NEEDED_TAGS = ("task", "fingerprint", "split_hash", "dataset_digest", "source_di
 SCORED = {"val": "best_val", "test": "test"}  # part of the predictions: prefix of its scores
 
 
-@dataclasses.dataclass
-class Report:
-    """What was checked of a task, and what differs.
-
-    Attributes
-    ----------
-    task : str
-    finished, runs : int
-        Finished runs that there are, and those that were checked.
-    numbers, predictions : int
-        How many of them were derived again.
-    exact, near : int
-        Runs whose model was evaluated where it must give the same bits, and elsewhere.
-    seconds : float
-        Wall time.
-    differences : list of str
-        One line each.
-    """
-
-    task: str
-    finished: int
-    runs: int
-    numbers: int = 0
-    predictions: int = 0
-    exact: int = 0
-    near: int = 0
-    seconds: float = 0.0
-    differences: list[str] = dataclasses.field(default_factory=list)
-
-    def add(self, findings: Findings) -> None:
-        """Take in what was found out about a run."""
-        self.numbers += len(findings.numbers)
-        self.predictions += findings.predictions
-        self.exact += findings.exact is True
-        self.near += findings.exact is False
-        self.differences += findings.differences
-
-    def summary(self) -> str:
-        """Say in one line what was checked, and how strictly."""
-        limits = f"loss within {LOSS_TOLERANCE:g} and {AGREEMENT:.1%} of predictions"
-        tolerance = f"{limits}: other device, threads or versions"
-        match self.exact, self.near:
-            case 0, 0:
-                how = "no model was evaluated"
-            case _, 0:
-                how = "exact: same kind of device and threads"
-            case 0, _:
-                how = tolerance
-            case _:
-                how = f"{_count(self.exact, 'run')} exact; {_count(self.near, 'run')} by {tolerance}"
-        runs = _count(self.runs, "run") if self.runs == self.finished else f"{self.runs} of {self.finished} runs"
-        return (
-            f"{self.task}: {runs}, {self.numbers:,} numbers and {self.predictions:,} predictions derived again, "
-            f"{_count(len(self.differences), 'difference')} ({how}), {self.seconds:.0f} s"
-        )
-
-
-class Material:
-    """A data set with what follows from it for all runs, on the device that evaluates them."""
-
-    def __init__(self, task: Task, data: ImageData, device: str) -> None:
-        self.task = task
-        self.data = data
-        self.device = device
-        self.model_arguments = model_arguments(data)
-        self.groups = datasets.duplicate_groups(data)
-        self._splits: dict[tuple[int, int, bool], list[Split]] = {}
-        try:
-            self.images = DeviceImages.load(data, device)
-        except torch.OutOfMemoryError:
-            raise DatasetError(f"{data.name} does not fit into the GPU's memory; use --device cpu") from None
-
-    def split(self, params: Mapping[str, Any]) -> Split:
-        """Make a run's split as the protocol does; a `StoreError` says why that is not possible."""
-        number: int = params["split"]
-        n_splits, seed, leak_free = key = params["n_splits"], params["seed"], params["leak_free"]
-        if params["protocol"] != self.task.protocol.name:
-            raise StoreError(f"protocol is {params['protocol']}, and {self.task.protocol.name} in {self.task.name}")
-        if not 0 <= number < n_splits:
-            raise StoreError(f"split {number} is none of 0 to {n_splits - 1}")
-        if key not in self._splits:
-            try:
-                protocol = dataclasses.replace(self.task.protocol, n_splits=n_splits)
-                task = dataclasses.replace(self.task, protocol=protocol)
-                self._splits[key] = make_splits(task, self.data, seed, self.groups if leak_free else None)
-            except (ValueError, DatasetError) as error:
-                raise StoreError(f"its split cannot be made from the data: {error}") from None
-        return self._splits[key][number]
-
-    def holds(self, split: Split) -> bool:
-        """Whether all of a split's indices are images."""
-        return all(((indices >= 0) & (indices < len(self.data.labels))).all() for indices in split)
-
-
-def verify(
-    task: Task,
-    device: str,
-    data_dir: Path | None = None,
-    tracking_uri: str | None = None,
-    sample_splits: int | None = None,
-) -> Report:
-    """Derive everything that is stored of a task's finished runs again, and compare; but not of superseded ones.
-
-    Parameters
-    ----------
-    task : Task
-    device : str
-        That evaluates the models (`hardware.resolve`). Where it is a CPU of the kind that a run was made on, with the
-        same number of threads and versions, all must be equal to the last bit. Elsewhere the loss may differ by
-        `LOSS_TOLERANCE`, and `AGREEMENT` of the predictions must be the same.
-    data_dir : see `datasets.load`
-    tracking_uri : see `tracking.check_uri`
-    sample_splits : int, optional
-        Check only so many runs, always the same ones, of as many models as possible.
-
-    Returns
-    -------
-    Report
-
-    Raises
-    ------
-    StoreError
-        The store cannot be read, or has no finished run of the task.
-    """
-    started = time.perf_counter()
-    hardware.prepare()
-    uri = tracking.check_uri(tracking_uri)
-    runs = analysis.load_runs([task.name], uri)
-    store = tracking.open_store(uri)
-    done = runs[runs["status"] == "FINISHED"]
-    done = done[~done["superseded_by"].isin(done["run_id"])]  # what was superseded is in no table
-    if done.empty:
-        raise StoreError(f"{task.name} has no finished run in {store.label}; run experiments/{task.name}.py first")
-    chosen = done if sample_splits is None else _sample(done, sample_splits)
-    report = Report(task.name, len(done), len(chosen))
-    report.differences += _unequal_splits(runs)
-    parents = {}
-    for parent_id, of_parent in chosen.groupby("parent_id"):
-        parents[parent_id] = Record(store, str(parent_id), f"{of_parent['model'].iloc[0]}, all splits")
-        _check_summary(parents[parent_id], runs[runs["parent_id"] == parent_id])
-        report.add(parents[parent_id].findings)
-    walk = _with_material(task, chosen, data_dir, device, report)
-    bar = Console(stderr=True)
-    for row, material in track(walk, task.name, len(chosen), console=bar, disable=not bar.is_terminal, transient=True):
-        run = SplitRecord(store, row, _title(row, done))
-        _check_run(run, parents[row["parent_id"]], material)
-        report.add(run.findings)
-    report.seconds = time.perf_counter() - started
-    return report
-
-
-def _sample(runs: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Choose runs by lot, the same ones each time: one of each model, then a second of each, and so on."""
-    shuffled = runs.sample(frac=1, random_state=0)
-    rounds = shuffled.groupby("model").cumcount().to_numpy()
-    return shuffled.iloc[np.argsort(rounds, kind="stable")[:count]]
-
-
-def _title(row: "pd.Series[Any]", runs: pd.DataFrame) -> str:
-    """Name a run, by its id, too, where others did the same split of the same model."""
-    same = (runs["model"] == row["model"]) & (runs["split"] == row["split"])
-    return f"{row['model']} split {row['split']}" + (f" (run {row['run_id'][:8]})" if same.sum() > 1 else "")
-
-
-def _unequal_splits(runs: pd.DataFrame) -> Iterator[str]:
-    """Say where the models of a comparison group were not given the same images."""
-    for group in analysis.comparison_groups(runs):
-        for number, same in analysis.finished(group).groupby("split"):
-            if same["split_hash"].nunique(dropna=False) > 1:
-                names = ", ".join(same["model"])
-                yield f"split {number} of comparison group {group_id(group)}: {names} were not given the same images"
-
-
-def _with_material(
-    task: Task, runs: pd.DataFrame, data_dir: Path | None, device: str, report: Report
-) -> "Iterator[tuple[pd.Series[Any], Material | None]]":
-    """Yield each run with its data, one data set after the other; with None where they cannot be had."""
-    for name, on_name in runs.groupby(runs["dataset"].fillna("")):
-        material: Material | None = None
-        problem = ""
-        try:
-            material = Material(task, _load(task, str(name), data_dir), device)
-        except DatasetError as error:
-            problem = str(error)
-        for digest, on_data in on_name.groupby(on_name["dataset_digest"].fillna("")):
-            fits = material is not None and material.data.digest == digest
-            if not fits:
-                found = problem or f"what is there has the digest {material.data.digest[:12] if material else ''}"
-                report.differences.append(
-                    f"{_count(len(on_data), 'run')} could not be evaluated: the data are {name or 'unknown'} with the "
-                    f"digest {str(digest)[:12]}, and {found}"
-                )
-            for _, row in on_data.iterrows():
-                yield row, material if fits else None
-
-
-def _load(task: Task, name: str, data_dir: Path | None) -> ImageData:
-    sample = name.startswith(keys.SAMPLE)
-    if not sample and data_dir is None and name != datasets.SOURCES[task.name].name:
-        raise DatasetError("they are no published data; name their folder in --data-dir")
-    return datasets.load(task.name, data_dir, sample)
-
-
-def _check_run(run: SplitRecord, parent: Record, material: Material | None) -> None:
+def check_run(run: SplitRecord, parent: Record, material: Material | None) -> None:
     """Make all checks of a split's run that are possible."""
     checks: list[Callable[[], None]] = [functools.partial(_check_files, run)]
     missing = [key for key in keys.PARAMS if key not in run.params] + [k for k in NEEDED_TAGS if k not in run.tags]
@@ -321,7 +106,7 @@ def _check_split(run: SplitRecord) -> None:
             run.findings.differ(f"{part} in {keys.SPLIT} is not sorted, or has an image twice")
     for (one, ours), (other, theirs) in itertools.combinations(split._asdict().items(), 2):
         if n := len(np.intersect1d(ours, theirs)):
-            run.findings.differ(f"{keys.SPLIT} has {_count(n, 'image')} of {other} in {one}, too")
+            run.findings.differ(f"{keys.SPLIT} has {count(n, 'image')} of {other} in {one}, too")
 
 
 def _check_epochs(run: SplitRecord) -> None:
@@ -345,7 +130,7 @@ def _check_epochs(run: SplitRecord) -> None:
 
 def _check_final_metrics(run: SplitRecord) -> None:
     """Compare the final metrics that follow from the history; and that there are no others than expected."""
-    derived = records.final_metrics(run.history, None, run.split, {})
+    derived = results.final_metrics(run.history, None, run.split, {})
     for key, value in derived.items():
         run.findings.compare(key, run.metrics.get(key), value, f"from {keys.HISTORY}")
     for key in run.metrics.keys() - keys.EPOCH_METRICS.keys() - keys.FINAL_METRICS.keys():
@@ -354,7 +139,7 @@ def _check_final_metrics(run: SplitRecord) -> None:
         if len(run.points.get(key, [])) > 1:
             run.findings.differ(f"{key} was logged {len(run.points[key])} times")
     if not run.params["n_test"]:
-        for key in (f"test/{score}" for score in keys.SCORES):
+        for key in (f"test/{score}" for score in SCORES):
             run.findings.compare(key, run.metrics.get(key), None, "since there is no test part")
 
 
@@ -406,8 +191,8 @@ def _check_leaks(run: SplitRecord, material: Material) -> None:
     if not material.holds(run.split):
         run.findings.differ(f"{keys.SPLIT} has indices that are no images")
         return
-    for key, count in records.count_leaks(material.groups, run.split).items():
-        run.findings.compare(key, run.metrics.get(key), count, "from the images")
+    for key, derived in results.count_leaks(material.groups, run.split).items():
+        run.findings.compare(key, run.metrics.get(key), derived, "from the images")
 
 
 def _check_model(run: SplitRecord, material: Material) -> None:
@@ -422,16 +207,16 @@ def _check_model(run: SplitRecord, material: Material) -> None:
     for name, moment in zip(("mean", "std"), material.images.normalisation(split.train), strict=True):
         stored, source = getattr(checkpoint, name), "that follow from the training images"
         findings.compare_arrays(f"{name} in {keys.CHECKPOINT}", stored.numpy(), moment.cpu().numpy(), source)
-    results = _evaluate(run, material)
+    evaluations = _evaluate(run, material)
     exact = findings.exact = _same_bits(run, material.device)
     findings.predictions = len(split.val) + len(split.test)
     source = f"from {keys.CHECKPOINT}"
-    for part, result in results.items():
+    for part, result in evaluations.items():
         for score, value in result.scores().items() if result else ():
             if exact or score == "loss":
                 key = f"{SCORED[part]}/{score}"
                 findings.compare(key, run.metrics.get(key), value, source, 0 if exact else LOSS_TOLERANCE)
-    for name, derived in records.predictions_of(split, material.data.labels, results).items():
+    for name, derived in results.predictions_of(split, material.data.labels, evaluations).items():
         # no tolerance is set for probabilities: the loss speaks for them
         agreement = 1 if exact else {"pred": AGREEMENT, "prob": 0}.get(name.split("_")[1], 1)
         findings.compare_arrays(f"{name} in {keys.PREDICTIONS}", run.predictions[name], derived, source, agreement)
@@ -473,18 +258,3 @@ def _same_bits(run: SplitRecord, device: str) -> bool:
 
 CHECKS = (_check_split, _check_epochs, _check_final_metrics, _check_predictions, _check_checkpoint)
 DATA_CHECKS = (_check_protocol, _check_leaks, _check_model)
-
-
-def _check_summary(parent: Record, children: pd.DataFrame) -> None:
-    """Compare a parent's metrics with what follows from its splits, unless a process is at work on them."""
-    if parent.status == "RUNNING":
-        return
-    evidence = analysis.Evidence(children, parent.store.uri)
-    summary = analysis.summarise(evidence, parent.texts["model"])
-    derived = {key: float(value) for key, value in summary.items() if math.isfinite(value)}
-    for key in sorted(derived.keys() | parent.metrics):
-        parent.findings.compare(key, parent.metrics.get(key), derived.get(key), "from its splits")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")

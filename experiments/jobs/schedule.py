@@ -37,14 +37,13 @@ LeNet-5, where this rule says 5.2 and 3.0.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from joblib.externals.loky import cpu_count
 
-from datasets import Split
-from experiments import hardware
-from experiments.config import TrainingConfig
-from experiments.jobs import Ray
+from experiments.jobs.ray import Ray
+from experiments.training import hardware
 from models import ModelCard
 
 SMALL = 1e6  # multiply-accumulates of an image below which a second thread finds little to do
@@ -58,8 +57,15 @@ BASE_ON_GPU = 1e9  # context, libraries, recorded passes
 MOST_ON_GPU = 4  # jobs of one GPU, which takes turns between processes: there is no more host work to hide then
 
 
+class Load(NamedTuple):
+    """A job as far as its cost goes."""
+
+    card: ModelCard
+    batch: int  # images
+
+
 @dataclass(frozen=True)
-class Plan:
+class Concurrency:
     """Jobs at once, CPU threads of each, and why."""
 
     at_once: int
@@ -67,15 +73,9 @@ class Plan:
     why: str = ""
 
 
-def plan(
-    jobs: int | None,
-    threads: int | None,
-    cluster: Ray | None,
-    config: TrainingConfig,
-    cards: Sequence[ModelCard],
-    splits: Sequence[Split],
-    chosen: Sequence[int],
-) -> Plan:
+def decide(
+    jobs: int | None, threads: int | None, cluster: Ray | None, device: str, loads: Sequence[Load]
+) -> Concurrency:
     """Decide how many jobs are done at once.
 
     Parameters
@@ -83,62 +83,55 @@ def plan(
     jobs : int or None
         As asked for; None chooses.
     threads : int or None
-        As asked for; None takes OMP_NUM_THREADS where that is set, and else shares the cores among the jobs.
+        As asked for; None takes OMP_NUM_THREADS if that is set, and else shares the cores among the jobs.
     cluster : Ray or None
         It knows itself how many of the jobs it has room for.
-    config : TrainingConfig
-        Resolved.
-    cards : sequence of ModelCard
-        Of all models; each is done on the chosen splits.
-    splits : sequence of Split
-    chosen : sequence of int
-
-    Returns
-    -------
-    Plan
+    device : str
+        Of all jobs.
+    loads : sequence of Load
+        One for each job.
     """
-    count = len(cards) * len(chosen)
+    count = len(loads)
     if cluster is not None:
-        return Plan(min(jobs or count, count), cluster.threads)
+        return Concurrency(min(jobs or count, count), cluster.threads)
     all_threads = torch.get_num_threads()  # OMP_NUM_THREADS, or all cores
     if os.environ.get("OMP_NUM_THREADS"):
         threads = threads or all_threads
     cores = cpu_count()  # that this process may use
     if jobs is not None:
         at_once = min(jobs, count)
-        return Plan(at_once, threads or (all_threads if at_once == 1 else max(1, cores // at_once)))
-    on_gpu = torch.device(config.device).type == "cuda"
-    most = max(_memory(card, config, splits[chosen[0]]) for card in cards)
-    fit = max(1, int(SHARE * hardware.memory_of(config.device) / most))
+        return Concurrency(at_once, threads or (all_threads if at_once == 1 else max(1, cores // at_once)))
+    on_gpu = torch.device(device).type == "cuda"
+    most = max(_memory(load, on_gpu) for load in loads)
+    fit = max(1, int(SHARE * hardware.memory_of(device) / most))
     if on_gpu:
         at_once = min(count, fit, MOST_ON_GPU, max(1, cores // 2))
-        return Plan(at_once, threads or max(1, cores // at_once), f"auto: {at_once} jobs share the GPU")
+        return Concurrency(at_once, threads or max(1, cores // at_once), f"auto: {at_once} jobs share the GPU")
     at_once = min(count, fit, max(1, cores // (threads or 1)))
     if at_once == 1:
         why = "auto: one core" if cores == 1 else "auto: one job" if count == 1 else "auto: memory for one job"
-        return Plan(1, threads or all_threads, why)
+        return Concurrency(1, threads or all_threads, why)
     each = threads or max(1, cores // at_once)
-    if threads is None and _ends(1, all_threads, cards, len(chosen)) < _ends(at_once, each, cards, len(chosen)):
-        return Plan(1, all_threads, f"auto: one job with all {all_threads} threads, so that no core is idle at the end")
-    return Plan(at_once, each, f"auto: {at_once} jobs at once, {each} thread{'s' * (each > 1)} each")
+    if threads is None and _ends(1, all_threads, loads) < _ends(at_once, each, loads):
+        why = f"auto: one job with all {all_threads} threads, so that no core is idle at the end"
+        return Concurrency(1, all_threads, why)
+    return Concurrency(at_once, each, f"auto: {at_once} jobs at once, {each} thread{'s' * (each > 1)} each")
 
 
 def cost(card: ModelCard) -> float:
-    """What a job of a model takes, to compare it with others of the same command."""
+    """Cost of a job of a model, to compare it with others of the same command."""
     return card.outputs + OVERHEAD
 
 
-def _ends(at_once: int, threads: int, cards: Sequence[ModelCard], n_splits: int) -> float:
+def _ends(at_once: int, threads: int, loads: Sequence[Load]) -> float:
     """When the last job ends, the longest being begun first, in the unit of `cost` on one thread."""
     ends = [0.0] * at_once
-    for card in sorted(cards, key=cost, reverse=True):
+    for card in sorted((load.card for load in loads), key=cost, reverse=True):
         serial = SERIAL_SMALL if card.macs < SMALL else SERIAL
-        for _ in range(n_splits):
-            ends[ends.index(min(ends))] += cost(card) * (serial + (1 - serial) / threads)
+        ends[ends.index(min(ends))] += cost(card) * (serial + (1 - serial) / threads)
     return max(ends)
 
 
-def _memory(card: ModelCard, config: TrainingConfig, split: Split) -> float:
-    """What a job takes at most, but for the images, which all share (on a GPU each job has its own)."""
-    base = BASE_ON_GPU if torch.device(config.device).type == "cuda" else BASE
-    return base + PER_OUTPUT * card.outputs * min(config.batch_size, len(split.train))
+def _memory(load: Load, on_gpu: bool) -> float:
+    """Memory of a job at most, without the images, which all share (on a GPU each job has its own)."""
+    return (BASE_ON_GPU if on_gpu else BASE) + PER_OUTPUT * load.card.outputs * load.batch

@@ -13,7 +13,7 @@ from torch import nn
 
 import tracking
 from datasets.images import decode, readable_name
-from experiments import champion
+from experiments.champion import export
 from tracking import Store, StoreError, registry
 from tracking.keys import SAMPLE
 
@@ -64,7 +64,7 @@ class Predictor:
                 "all its splits (finished ones are not trained again)"
             )
         with tempfile.TemporaryDirectory() as scratch:  # of files that are a server's; the store may be read-only
-            program, about = champion.load(registry.fetch_champion(store, task, held, Path(scratch)))
+            program, about = export.load(registry.fetch_champion(store, task, held, Path(scratch)))
         version = f"version {held.version} of models:/{task}, run {held.run_id}"
         try:
             params = tracking.persist(lambda: store.client.get_run(held.run_id)).data.params

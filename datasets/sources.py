@@ -1,0 +1,214 @@
+"""Where the images of a task come from: a Kaggle data set, Fashion-MNIST, or a folder.
+
+A `Task` names one of these. `load` finds the data set (or downloads it, or draws the sample), decodes it once and
+returns `ImageData`; everything else in this package works on that.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.images import DATA_DIR, DatasetError, ImageData, cached, list_folder, one_sentence, read_folder
+
+
+class Source(ABC):
+    """A data set, and the shape in which models see its images.
+
+    Attributes
+    ----------
+    image_size : int
+        Height and width in pixels.
+    channels : int
+        3 for RGB, 1 for gray.
+    """
+
+    image_size: int
+    channels: int
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name in the result database, and of the folder that holds the data set."""
+
+    @abstractmethod
+    def download(self, root: Path) -> None:
+        """Fetch the data set into the folder `root`, which appears only when it is whole."""
+
+    @property
+    def home(self) -> Path:
+        """The folder of the data set where no `--data-dir` is given."""
+        return DATA_DIR / self.name
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether `folder` itself is such a data set."""
+        return (folder / "train").is_dir()
+
+    def read(self, root: Path, name: str, cache_dir: Path) -> ImageData:
+        """Decode the data set in `root`, or take it from the cache."""
+        files = [path for classes in list_folder(root) for paths in classes.values() for path in paths]
+        settings = [name, self.image_size, self.channels]
+        return cached(name, files, settings, cache_dir, lambda: read_folder(root, name, self.image_size, self.channels))
+
+
+@dataclass(frozen=True)
+class ImageFolder(Source):
+    """A folder of one's own with `train/<class>/*` and, optionally, `test/<class>/*`.
+
+    Parameters
+    ----------
+    path : str
+        The folder; a relative path starts at `data/`.
+    image_size, channels : see `Source`
+    """
+
+    path: str
+    image_size: int = 128
+    channels: int = 3
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.home.name
+
+    @property
+    def home(self) -> Path:
+        """The folder itself."""
+        return (DATA_DIR / Path(self.path).expanduser()).resolve()
+
+    def download(self, root: Path) -> None:
+        """Refuse: a folder is there or is not."""
+        raise DatasetError(f"there is no folder {root}")
+
+
+@dataclass(frozen=True)
+class Kaggle(Source):
+    """A data set of Kaggle that unpacks to `train/<class>/*` and, optionally, `test/<class>/*`.
+
+    Parameters
+    ----------
+    slug : str
+        `owner/name`, as in the address of its page.
+    image_size, channels : see `Source`
+    """
+
+    slug: str
+    image_size: int = 128
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.slug.count("/") != 1 or not all(self.slug.split("/")):
+            raise ValueError(f"a Kaggle data set is named owner/name, not {self.slug!r}")
+
+    @property
+    def name(self) -> str:
+        """The published name, without the owner."""
+        return self.slug.split("/")[1]
+
+    def download(self, root: Path) -> None:
+        """Fetch it; see `kaggle.download` for the errors."""
+        from datasets import kaggle
+
+        kaggle.download(self.slug, root)
+
+
+@dataclass(frozen=True)
+class FashionMNIST(Source):
+    """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747): 70,000 garments of 10 classes, 28x28 gray."""
+
+    image_size: int = 28
+    channels: int = 1
+
+    @property
+    def name(self) -> str:
+        """Torchvision's name of the folder."""
+        return "FashionMNIST"
+
+    def download(self, root: Path) -> None:
+        """Fetch it; see `fashion_mnist.download` for the errors."""
+        from datasets import fashion_mnist
+
+        fashion_mnist.download(root)
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether `folder` has the published files, or images in `train/`."""
+        return self.is_packed(folder) or super().is_in(folder)
+
+    def is_packed(self, folder: Path) -> bool:
+        """Whether `folder` has the published idx files rather than pictures."""
+        return (folder / "raw").is_dir()
+
+    def read(self, root: Path, name: str, cache_dir: Path) -> ImageData:
+        """Decode the data set in `root`, or take it from the cache."""
+        from datasets import fashion_mnist
+
+        if not self.is_packed(root):
+            return super().read(root, name, cache_dir)
+        files = fashion_mnist.raw_files(root)
+        return cached(name, files, [name], cache_dir, lambda: fashion_mnist.read(root, name))
+
+
+def load(source: Source, data_dir: str | os.PathLike[str] | None = None, sample: bool = False) -> ImageData:
+    """Return the images of a source.
+
+    Parameters
+    ----------
+    source : Source
+    data_dir : path, optional
+        A folder that holds the data set under its name, or is itself one with `train/<class>/*` and optionally
+        `test/<class>/*`. It is only read. Without it `data/` is used, and filled by a download.
+    sample : bool
+        Use the generated sample instead of real data; its name begins with `sample/`.
+
+    Returns
+    -------
+    ImageData
+
+    Raises
+    ------
+    DatasetError
+        The data are not there and cannot be fetched, or cannot be used.
+    """
+    root = find(source, data_dir, sample)
+    name = f"sample/{source.name}" if sample else root.name
+    with one_sentence():
+        return source.read(root, name, Path(os.environ.get("CACHE_DIR") or DATA_DIR / "cache"))
+
+
+def find(source: Source, data_dir: str | os.PathLike[str] | None = None, sample: bool = False) -> Path:
+    """Return the folder of a data set, which is drawn or downloaded first if necessary.
+
+    Parameters and errors are those of `load`.
+    """
+    with one_sentence():
+        if sample:
+            from datasets import sample as generated
+
+            return generated.draw(source.name, DATA_DIR / "sample") / source.name
+        if data_dir is not None and Path(data_dir).resolve() != DATA_DIR:
+            return _find_in(Path(data_dir).resolve(), source)
+        if source.home.is_dir():
+            return source.home
+        try:
+            source.download(source.home)
+        except DatasetError as error:
+            raise DatasetError(
+                f"{error}. Three ways on: a network connection (and Kaggle credentials in KAGGLE_API_TOKEN or "
+                f"~/.kaggle/kaggle.json where Kaggle asks for them); --data-dir with a folder that holds "
+                f"{source.name}/ or train/<class>/; or --sample for generated images"
+            ) from None
+    return source.home
+
+
+def _find_in(folder: Path, source: Source) -> Path:
+    if not folder.is_dir():
+        raise DatasetError(f"--data-dir {folder} is no folder; name one that exists")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DatasetError(f"--data-dir {folder} cannot be read; check its permissions")
+    for root in (folder / source.name, folder):
+        if source.is_in(root):
+            return root
+    raise DatasetError(
+        f"--data-dir {folder} holds neither {source.name}/ nor train/<class>/; name the folder that does, leave "
+        "--data-dir out to download, or use --sample for generated images"
+    )

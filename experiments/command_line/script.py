@@ -1,0 +1,141 @@
+"""The command of a task script."""
+
+import gc
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from datasets import DatasetError
+from experiments.jobs.engine import EngineError
+from experiments.request import DEVICE_MEMORY, MOST_JOBS, Request
+from experiments.task import Task
+from tracking import StoreError
+from tracking.commands import Uri, not_one_of
+from tracking.settings import MEANINGS, Precision, SettingError, TrainingConfig
+from tracking.store import in_one_line
+
+Option = typer.Option
+
+
+def main(task: Task) -> None:
+    """Run a task's script: options to a request, the request to a run, and errors to one sentence each."""
+    usual = task.training
+
+    def command(
+        model: Annotated[list[str] | None, Option("-m", "--model", help="repeatable; default: the task's models",
+                                                  metavar="NAME")] = None,
+        n_splits: Annotated[int, Option(help="holdouts or folds")] = task.protocol.n_splits,
+        split: Annotated[list[int] | None, Option(help="repeatable: only these splits, from 0", metavar="I")] = None,
+        baselines: Annotated[bool, Option(help="majority class and linear model on the same splits")] = True,
+        lr: Annotated[float, Option(help=MEANINGS["lr"])] = usual.lr,
+        weight_decay: Annotated[float, Option(help=MEANINGS["weight_decay"])] = usual.weight_decay,
+        batch_size: Annotated[int, Option(help=MEANINGS["batch_size"])] = usual.batch_size,
+        epochs: Annotated[int, Option(help=MEANINGS["epochs"])] = usual.epochs,
+        patience: Annotated[int, Option(help=MEANINGS["patience"])] = usual.patience,
+        augment: Annotated[bool, Option(help=MEANINGS["augment"])] = usual.augment,
+        precision: Annotated[Precision, Option(help=MEANINGS["precision"])] = usual.precision,
+        device: Annotated[str, Option(help=MEANINGS["device"])] = usual.device,
+        seed: Annotated[int | None, Option(help="sets both seeds")] = None,
+        split_seed: Annotated[int | None, Option(help=MEANINGS["split_seed"], show_default=str(usual.split_seed))]
+        = None,
+        train_seed: Annotated[int | None, Option(help=MEANINGS["train_seed"], show_default=str(usual.train_seed))]
+        = None,
+        data_dir: Annotated[Path | None, Option(envvar="DATA_DIR", exists=True, file_okay=False, help="folder with the "
+                                                "data set under its published name, or with train/<class>/; only read")]
+        = None,
+        sample: Annotated[bool, Option("--sample", help="generated images instead of real data")] = False,
+        leak_free: Annotated[bool, Option("--leak-free", help="keep near duplicates together; train on none of a test "
+                                          "image")] = False,
+        fresh: Annotated[bool, Option("--fresh", help="train again what is finished")] = False,
+        jobs: Annotated[str | None, Option(metavar="N", help="splits at once, or auto; default: 1 on this machine, all "
+                                           "that have room on a cluster")] = None,
+        backend: Annotated[Literal["local", "ray"], Option(help="run on this machine, or on a Ray cluster")] = "local",
+        threads: Annotated[int | None, Option(help="CPU threads of a job; default: the cores are shared among the "
+                                              "jobs")] = None,
+        gpus_per_job: Annotated[float | None, Option(help="on a Ray cluster, such as 0.5; default: 1 if it has GPUs")]
+        = None,
+        device_memory: Annotated[float, Option(help="share of the device's memory for images; more are streamed to "
+                                               "it")] = DEVICE_MEMORY,
+        tracking_uri: Uri = None,
+    ) -> None:  # fmt: skip
+        # the imports make half a million objects that stay; looking for garbage among them as often as Python does
+        # takes a sixth of the time until the first epoch
+        gc.set_threshold(100_000)
+        chosen = {"split_seed": split_seed, "train_seed": train_seed}
+        seeds = {
+            key: next(each for each in (own, seed, getattr(usual, key)) if each is not None)
+            for key, own in chosen.items()
+        }
+        try:
+            config = TrainingConfig(lr, weight_decay, batch_size, epochs, patience, augment, precision, device, **seeds)
+            request = Request(
+                task, dict.fromkeys(_known_models(model or task.models), config), n_splits,
+                tuple(dict.fromkeys(split or range(n_splits))), task.baselines if baselines else (), leak_free, fresh,
+                data_dir, sample, _parse_jobs(jobs, backend), backend, threads, gpus_per_job, device_memory,
+                tracking_uri,
+            )  # fmt: skip
+            code = _run(request)
+        except SettingError as error:
+            raise typer.BadParameter(error.reason, param_hint=f"'{error.option}'") from None
+        raise typer.Exit(code)
+
+    command.__doc__ = f"{task.question} {task.protocol.name}: {', '.join(task.models)}."
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
+
+
+def _known_models(names: "list[str] | tuple[str, ...]") -> list[str]:
+    from models import MODELS, unusable_sentences  # brings torch, which --help need not wait for
+
+    for name in names:
+        if name not in MODELS:
+            raise SettingError("model", "; ".join([not_one_of(name, MODELS), *unusable_sentences()]))
+    return list(dict.fromkeys(names))
+
+
+def _parse_jobs(text: str | None, backend: str) -> int | None:
+    """Return the number of jobs at once, or None for auto."""
+    text = text or ("1" if backend == "local" else "auto")
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_JOBS:
+        raise SettingError("jobs", f"{text!r} is neither auto nor a number from 1 to {MOST_JOBS}")
+    return int(text)
+
+
+def _run(request: Request) -> int:
+    """Run a request and return the exit code; an error becomes one sentence."""
+    # a polite kill and a closed terminal end a run in the same order as Ctrl-C
+    for name in ("SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)
+        if signum and signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(signum, signal.default_int_handler)
+    try:
+        from mlflow.exceptions import MlflowException
+
+        from experiments.run import run
+
+        failures = run(request)
+    except KeyboardInterrupt:
+        how = ", without --fresh," if request.fresh else ""
+        return _fail(f"interrupted; the same command{how} goes on where this one stopped", 130)
+    except (DatasetError, StoreError, EngineError) as error:
+        return _fail(str(error))
+    except (OSError, MlflowException) as error:  # a full disk or a store that went away, while results were written
+        reason = in_one_line(error)
+        return _fail(
+            f"the results cannot be written ({reason}); repair that, and the same command goes on where this one "
+            "stopped"
+        )
+    for failure in failures:
+        _fail(failure)
+    return 1 if failures else 0
+
+
+def _fail(message: str, code: int = 1) -> int:
+    print(f"Error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,139 @@
+"""Engines do jobs: one after the other here, several at once on this machine (local), or on a Ray cluster (ray).
+
+An engine takes a job and returns a future. `run_jobs` keeps it busy; no scheduler of our own is needed.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import tracking
+from experiments.jobs.job import Job, Result
+
+if TYPE_CHECKING:
+    from experiments.jobs.worker import Worker  # brings torch, which --help need not wait for
+
+ATTEMPTS = 3  # at a job, if it fails for a reason that may pass
+
+
+class EngineError(Exception):
+    """Jobs cannot be done there; the message is one sentence for the user."""
+
+
+class Engine(ABC):
+    """Where jobs are done. Exiting the context on an error cancels running jobs.
+
+    Attributes
+    ----------
+    slots : int
+        Jobs that are handed over at once.
+    lost : tuple of exception types
+        Raised by the future of a job whose worker is gone.
+    tries_again : bool
+        Whether the engine itself tries again before it raises that.
+    """
+
+    slots: int
+    lost: tuple[type[Exception], ...] = ()
+    tries_again = False
+
+    @abstractmethod
+    def submit(self, job: Job) -> "Future[Result]":
+        """Hand a job over."""
+
+    def room(self) -> int:
+        """How many jobs are done at a time."""
+        return self.slots
+
+    def __enter__(self) -> Self:
+        return self
+
+    def why_lost(self, error: BaseException) -> str:
+        """Say why a worker was lost."""
+        return f"its worker was lost ({type(error).__name__})"
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for running jobs or, on an error, cancel them."""
+
+
+def run_jobs(
+    jobs: Iterator[Job], engine: Engine, begun: Callable[[Job], None] = lambda job: None
+) -> Iterator[tuple[Job, Result]]:
+    """Do jobs, and yield each with its result as it comes.
+
+    Parameters
+    ----------
+    jobs : iterator of Job
+        Asked for the next one when there is room for it.
+    engine : Engine
+    begun : callable
+        Called with each job that is handed over.
+
+    Yields
+    ------
+    tuple of Job and Result
+
+    Raises
+    ------
+    Exception
+        Whatever a job raised, if the engine is this process.
+
+    Notes
+    -----
+    A failure that may pass is tried again when all other jobs have begun, `ATTEMPTS` times in all.
+    """
+    again: deque[Job] = deque()
+    pending: dict[Future[Result], Job] = {}
+    exhausted = False
+    while True:
+        may_submit = len(pending) < engine.slots and not (exhausted and not again)
+        done, _ = wait(pending, timeout=0 if may_submit else None, return_when=FIRST_COMPLETED)
+        for future in [future for future in pending if future in done]:  # in the order in which they were begun
+            job = pending.pop(future)
+            try:
+                result = future.result()
+            except engine.lost as error:
+                reason = f"{job.title}: {engine.why_lost(error)}"
+                result = Result("failed", reason, again=not engine.tries_again)
+            if result.again and job.attempt + 1 < ATTEMPTS:
+                again.append(job.again())
+            else:
+                yield job, result
+        if len(pending) < engine.slots:
+            next_job = None if exhausted else next(jobs, None)
+            exhausted |= next_job is None
+            if next_job is None and again:
+                next_job = again.popleft()
+            if next_job is not None:
+                begun(next_job)
+                pending[engine.submit(next_job)] = next_job
+            elif not pending:
+                return
+
+
+class Sequential(Engine):
+    """In this process: the results of one job are recorded while the next one is trained."""
+
+    slots = 2  # one is trained, one recorded
+
+    def __init__(self, worker: "Worker") -> None:
+        self._worker = worker
+        self._recording = ThreadPoolExecutor(1)
+
+    def submit(self, job: Job) -> "Future[Result]":
+        """Train a job, and have its results recorded."""
+        return self._recording.submit(self._worker.record, self._worker.train(job))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # if the command ends early, recording is finished, but a store that is away is not waited for
+        with tracking.impatient() if kind else contextlib.nullcontext():
+            self._recording.shutdown()

@@ -1,0 +1,146 @@
+"""Jobs in several processes of this machine."""
+
+import contextlib
+import functools
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from experiments.jobs.engine import Engine
+from experiments.jobs.job import Job, JobContext, Result
+from experiments.jobs.worker import do_job
+
+LARGE_ARRAY = 2**20  # bytes: from here on an array is not copied to each worker
+
+
+class Local(Engine):
+    """Processes of this machine, started by loky, joblib's engine.
+
+    Each is an executor of its own: if one is killed, the others go on. (joblib's own loop, `Parallel`, ends all jobs
+    with the first worker that is lost.)
+
+    Parameters
+    ----------
+    context : JobContext
+        Large arrays in it are written to `folder` once and mapped by every process.
+    slots, threads : int
+        Processes, and threads of each.
+    folder : pathlib.Path
+        Removed by the caller.
+    work : callable
+        Does a job in the other process.
+    """
+
+    lost = (BrokenExecutor,)
+
+    def __init__(
+        self,
+        context: JobContext,
+        slots: int,
+        threads: int,
+        folder: Path,
+        work: Callable[[JobContext, Job], Result] = do_job,
+    ) -> None:
+        from joblib.externals.loky.backend.reduction import dumps
+
+        self.slots = slots
+        self._work = functools.partial(work, context)
+        self._threads = threads
+        self._reducers = {np.ndarray: functools.partial(_reduce_array, folder)}
+        # large arrays are written here, where a full disk is an error like others
+        dumps(context, reducers=self._reducers)
+        self._idle: list[Any] = []
+        self._busy: dict[Future[Result], Any] = {}
+
+    def submit(self, job: Job) -> "Future[Result]":
+        """Give a job to an idle process, or to a new one."""
+        for future in [future for future in self._busy if future.done()]:
+            executor = self._busy.pop(future)
+            if not isinstance(future.exception(), self.lost):
+                self._idle.append(executor)
+        executor = self._idle.pop() if self._idle else self._start()
+        with _without_ctrl_c():
+            future = executor.submit(self._work, job)
+        self._busy[future] = executor
+        return future  # type: ignore[no-any-return]
+
+    def why_lost(self, error: BaseException) -> str:
+        """Say which signal ended a worker."""
+        signals = [name for name in re.findall(r"SIG[A-Z0-9]+", str(error)) if hasattr(signal, name)]
+        return f"its process was ended by {signals[0]}" if signals else super().why_lost(error)
+
+    def _start(self) -> Any:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        return ProcessPoolExecutor(
+            1,
+            initializer=_serve,
+            initargs=(os.getpid(),),
+            env={"OMP_NUM_THREADS": str(self._threads)},
+            job_reducers=self._reducers,
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for executor in [*self._idle, *self._busy.values()]:
+            executor.shutdown(wait=True, kill_workers=kind is not None)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Let a process that is started here not hear of Ctrl-C, which reaches all of a terminal; it inherits the mask."""
+    if sys.platform == "win32":  # which has no masks
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+_saving = threading.Lock()  # each executor has a thread of its own that does this
+
+
+def _reduce_array(folder: Path, array: np.ndarray) -> tuple[Any, ...]:
+    """How an array travels to another process of this machine: a large one as the name of a file."""
+    if array.nbytes < LARGE_ARRAY:
+        return array.__reduce__()  # type: ignore[return-value]
+    path = folder / f"{id(array)}.npy"  # what is shared, and a job, live until the end
+    with _saving:
+        if not path.exists():
+            with (partial := path.with_suffix(".partial")).open("wb") as file:
+                np.save(file, array)
+            partial.replace(path)
+    return _map_array, (str(path),)
+
+
+def _map_array(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]  # shared until written to
+
+
+def _serve(driver: int) -> None:
+    """Let a worker process end with its driver, however that ends, and not before it."""
+    from joblib.externals.loky import process_executor
+
+    # loky replaces a worker whose memory grew by 300 MB, and warns: it takes what the allocator keeps for the next job
+    # for a leak. It has no option for that; should this name change, workers are replaced now and then, no more.
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,152 @@
+"""Everything that a job writes to the result database: claims, epochs, results through the journal, the summary."""
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import analysis
+import tracking
+from experiments.jobs import results
+from experiments.jobs.job import Job, JobContext, Result
+from experiments.training.evaluation import Evaluation
+from tracking import Claim, Parent, Run, Store, journal
+from tracking.artifacts import file_digests
+from tracking.checkpoints import Checkpoint
+from tracking.store import host
+
+History = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a training: its best weights, its epochs, and evaluations (`test` is None without a test part)."""
+
+    checkpoint: Checkpoint
+    history: History
+    evaluations: Mapping[str, Evaluation | None]  # of `val` and `test`
+    scores: str  # for the screen
+
+
+class Recorder:
+    """Writes what jobs leave. Its methods may be called in another thread than the training's, but in one at a time."""
+
+    def __init__(self, context: JobContext, store: Store) -> None:
+        self.context = context
+        self.store = store
+        self._away = False  # the store, when it was last asked
+        # entries of the journal that are still to be sent, with their runs where they are open
+        self._kept: list[tuple[Path, Run | None]] = []
+        # on another machine the folder may be gone when the command ends: it waits for a store as long as that does
+        self._patience = tracking.SHORT if host() == context.host else None
+        self._evidence: tuple[str, analysis.Evidence | None] = ("", None)  # model, and what its last summary is of
+
+    def parent_of(self, job: Job) -> Parent:
+        """The parent run of a job."""
+        parent = Parent(self.store, job.parent_id, job.experiment)
+        parent.patience = tracking.SHORT
+        return parent
+
+    def claim(self, job: Job) -> Claim:
+        """Claim the job's split, unless it is finished or in other hands."""
+        claim = functools.partial(tracking.claim, self.parent_of(job), job.title, job.params, job.tags)
+        claimed = claim(patience=0 if self._away else tracking.SHORT, without_store=True)
+        if claimed.elsewhere and job.attempt:
+            claimed = tracking.wait_and_claim(self.parent_of(job), job.title, job.params, job.tags, claimed)
+        self._away = not claimed.run_id
+        return claimed
+
+    def entry_of_lost_worker(self, job: Job) -> Path | None:
+        """The job's entry in the journal, if a worker was lost before it had sent it."""
+        entry = journal.entry_path(self.store, job.fingerprint)
+        return entry if journal.take(self.store, entry) else None
+
+    def record(self, job: Job, claimed: Claim, child: Run, trained: Trained) -> Result:
+        """Put the results of a split into the journal, and send them to the store if it is there."""
+        entry = self._write(job, claimed, trained)
+        child.in_journal = True
+        return self._send(job, trained.scores, entry, child)
+
+    def record_entry(self, job: Job, claimed: Claim, entry: Path) -> Result:
+        """Send what a lost worker has left in the journal."""
+        with tracking.child_run(self.store, claimed) as child:
+            child.in_journal = True
+            return self._send(job, "trained by an earlier attempt", entry, None)
+
+    def record_failure(self, job: Job, result: Result) -> Result:
+        """Bring the parent's summary up to date after a failure."""
+        self._summarise(job)
+        return result
+
+    def _write(self, job: Job, claimed: Claim, trained: Trained) -> Path:
+        context, split = self.context, job.split
+        with self.store.scratch() as scratch:
+            folder = Path(scratch) / "entry"
+            files = folder / journal.FILES
+            results.write_files(files, context.data, split, trained.checkpoint, trained.history, trained.evaluations)
+            leaks = results.count_leaks(context.groups, split)
+            content = journal.Results(
+                results.dataset_entry(context.data),
+                trained.history,
+                results.final_metrics(trained.history, trained.evaluations["test"], split, leaks),
+                {"file_digests": json.dumps(file_digests(files))},
+            )
+            return journal.write(self.store, claimed, content, folder)
+
+    def _send(self, job: Job, scores: str, entry: Path, run: Run | None) -> Result:
+        """Send the entries of the journal, in order, as far as the store is there; `entry` is this job's."""
+        self._kept.append((entry, run))
+        while self._kept:
+            oldest, of_run = self._kept[0]
+            patience = 0 if self._away and self._patience else self._patience
+            try:
+                self._away = not journal.try_to_send(self.store, oldest, patience, of_run)
+            except Exception:
+                self._kept.pop(0)  # it stays in the journal, and is sent, or named, at the end of the command
+                if oldest == entry:
+                    raise
+                continue
+            if self._away:
+                return Result("kept", scores)
+            self._kept.pop(0)
+        self._summarise(job)
+        return Result("trained", scores)
+
+    def _summarise(self, job: Job) -> None:
+        """Bring the parent's summary up to date; if that fails now, it is done when the model's splits are done."""
+        model, evidence = self._evidence
+        if model != job.card.name:
+            evidence = None
+
+        def summarise() -> None:
+            nonlocal evidence
+            evidence = log_summary(self.store, self.context.task, self.parent_of(job), job.card.name, evidence)
+
+        tracking.attempt(summarise)
+        self._evidence = job.card.name, evidence
+
+
+def log_summary(
+    store: Store, task: str, parent: Parent, name: str, evidence: analysis.Evidence | None = None
+) -> analysis.Evidence:
+    """Write what the comparison table says of a model's splits so far to its parent, unless it stands there.
+
+    Returns
+    -------
+    analysis.Evidence
+        Pass it on the next time: what it has read is not read again.
+    """
+
+    def gather() -> tuple[analysis.Evidence, dict[str, float]]:
+        gathered = analysis.Evidence(analysis.load_runs([task], store.uri, parent.id), store.uri, evidence)
+        return gathered, analysis.summarise(gathered, name)
+
+    gathered, values = tracking.persist(gather, parent.patience)
+    summary = {key: value for key, value in values.items() if math.isfinite(value)}
+    if not summary.items() <= parent.metrics.items():
+        parent.log_metrics(summary)
+        parent.metrics |= summary
+    return gathered

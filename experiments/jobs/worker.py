@@ -1,0 +1,213 @@
+"""Doing jobs in one process: a job is trained, and its results are recorded."""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import models
+import tracking
+from datasets import Split
+from experiments.jobs import progress, results
+from experiments.jobs.job import Job, JobContext, Result, model_arguments
+from experiments.jobs.recorder import History, Recorder, Trained
+from experiments.provenance import fingerprint, sources
+from experiments.training import hardware
+from experiments.training.baselines import fit_baseline
+from experiments.training.evaluation import Evaluation, evaluate
+from experiments.training.fit import TrainingDivergedError, fit
+from experiments.training.images import DeviceImages
+from experiments.training.state import TrainingState, initialise, seed_of_split
+from models.layers import LayerStack
+from tracking import Claim, Run, Store
+from tracking.checkpoints import Checkpoint
+
+SAVE_EVERY = 1.0  # seconds, at least, from one save of a training to the next
+SAVE_SHARE = 0.02  # of the training's time, which saves may take at most, but for the first and the last
+
+
+class ChangedSourceError(Exception):
+    """The source of a worker is not that of its command."""
+
+    def __init__(self, files: list[str]) -> None:
+        verb = "was" if len(files) == 1 else "were"
+        super().__init__(f"{', '.join(sorted(files))} {verb} edited after the command began; run it again")
+
+
+_workers: dict[str, "Worker"] = {}  # the one of this process, by its command
+
+
+def do_job(context: JobContext, job: Job) -> Result:
+    """Do a job in a process that is there for nothing else; whatever goes wrong is its result."""
+    try:
+        worker = _workers.get(context.command)
+        if worker is None:
+            progress.console.quiet = True  # the command itself prints
+            os.environ.update(context.environment)
+            torch.set_num_threads(context.threads)
+            hardware.prepare()
+            # without a look at whether it is there: the command has looked, and training goes on while it is away
+            store = tracking.open_store(context.uri, command=context.command, state=context.state, look=False)
+            _workers.clear()  # Ray gives a process to several commands
+            worker = _workers[context.command] = Worker(context, store)
+        return worker.record(worker.train(job))
+    except Exception as error:  # noqa: BLE001 - not every exception can travel to another process
+        return Result("failed", f"{job.title}: {tracking.in_one_line(error)}", again=True)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A job between its training and the recording of its results."""
+
+    job: Job
+    claimed: Claim | None = None
+    result: Result | None = None  # of a job that was not trained to its end
+    entry: Path | None = None  # in the journal, left by a worker that was lost
+    trained: Trained | None = None
+    child: Run | None = None  # the open run
+    open_run: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+
+class Worker:
+    """Does jobs: `train` one at a time, and `record` one at a time, possibly in another thread.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        The images do not fit into the device's memory.
+    """
+
+    def __init__(self, context: JobContext, store: Store) -> None:
+        self.context = context
+        self.recorder = Recorder(context, store)
+        self.images = DeviceImages.load(context.data, context.device, context.device_memory)
+        self._state: tuple[str, TrainingState] | None = None  # recordings on a GPU serve the model's next split
+
+    def train(self, job: Job) -> Attempt:
+        """Train a job, unless it is finished or in other hands."""
+        device = job.config.device
+        # a cluster's node may differ from the machine of the command
+        here = {"hardware": hardware.describe_device(device), "versions": fingerprint.versions()}
+        job = dataclasses.replace(job, tags={**job.tags, **here})
+        claimed = self.recorder.claim(job)
+        if not claimed.is_ours:
+            left = Result("left", f"{job.title} ({claimed.owner})", again=claimed.elsewhere and not job.attempt)
+            return Attempt(job, result=left if claimed.owner else Result("found"))
+        if entry := self.recorder.entry_of_lost_worker(job):
+            return Attempt(job, claimed, entry=entry)
+        try:
+            return self._train(job, claimed)
+        except (TrainingDivergedError, ChangedSourceError) as error:
+            reason = f"{job.title}: {error}"
+        except RuntimeError as error:
+            if not hardware.is_out_of_memory(error):
+                raise
+            reason = f"{job.title} does not fit into {device}'s memory; lower --batch-size or --device-memory"
+            self._state = None  # recordings take room
+        return Attempt(job, result=Result("failed", reason))
+
+    def record(self, attempt: Attempt) -> Result:
+        """Write the results of an attempt to the store, and say what became of the job."""
+        job, claimed = attempt.job, attempt.claimed
+        if attempt.trained is not None and claimed is not None and attempt.child is not None:
+            with attempt.open_run:
+                return self.recorder.record(job, claimed, attempt.child, attempt.trained)
+        if attempt.entry is not None and claimed is not None:
+            return self.recorder.record_entry(job, claimed, attempt.entry)
+        assert attempt.result is not None
+        return (
+            self.recorder.record_failure(job, attempt.result) if attempt.result.outcome == "failed" else attempt.result
+        )
+
+    def _train(self, job: Job, claimed: Claim) -> Attempt:
+        config, name = job.config, job.card.name
+        arguments = model_arguments(self.context.data)
+        with contextlib.ExitStack() as open_run:
+            child = open_run.enter_context(tracking.child_run(self.recorder.store, claimed))
+            seed = seed_of_split(config.train_seed, job.number)
+            model = initialise(lambda: models.build(name, **arguments), seed, config.device)
+            self._refuse_other_source(job, model)
+            with progress.SplitBar(job.title, config.epochs) as bar:
+                if isinstance(model, LayerStack) and name in models.BASELINES:
+                    history, best = self._fit_baseline(name, model, job, child)
+                    bar.update(history)
+                else:
+                    state = self._begin(name, model, job, seed)
+                    model = state.model
+                    history, best = self._fit(state, job.split, claimed, child, bar)
+                mean, std = self.images.normalisation(job.split.train)
+                test = None
+                if len(job.split.test):
+                    test = evaluate(model, self.images, job.split.test, mean, std, config.precision).on_host()
+                best_epoch = results.best_entry(history)["epoch"]
+                scores = progress.scores(best_epoch, best, test)
+                bar.finish(scores)
+            weights = {key: value.cpu() for key, value in model.state_dict().items()}
+            checkpoint = Checkpoint(name, arguments, best_epoch, best.loss, mean.cpu(), std.cpu(), weights)
+            trained = Trained(checkpoint, history, {"val": best.on_host(), "test": test}, scores)
+            return Attempt(job, claimed, trained=trained, child=child, open_run=open_run.pop_all())
+
+    def _refuse_other_source(self, job: Job, model: nn.Module) -> None:
+        """Train nothing with source that differs from that of the command: the fingerprint would be a wrong one."""
+        source = fingerprint.source_of(model)
+        if source.digest != job.tags["source_digest"]:
+            changed = sources.changed_since(self.context.sources, source.files) or ["the source"]
+            raise ChangedSourceError(changed)
+
+    def _begin(self, name: str, model: nn.Module, job: Job, seed: int) -> TrainingState:
+        """A state at its first epoch; on a GPU the recordings of the model's last split go on to be used."""
+        if self._state is not None and self._state[0] == name:
+            state = self._state[1]
+            if state.recordable and state.config == job.config:
+                state.restart(model, seed)
+                return state
+        state = TrainingState(model, job.config, seed)
+        self._state = name, state
+        return state
+
+    def _fit_baseline(self, name: str, model: LayerStack, job: Job, child: Run) -> tuple[History, Evaluation]:
+        """Fit a baseline; return its history of one epoch, and its evaluation of the validation part."""
+        record = fit_baseline(name, model, self.images, job.split, job.config.precision)
+        history = [results.epoch_entry(record)]
+        child.log_epochs(history)
+        return history, record.val
+
+    def _fit(
+        self, state: TrainingState, split: Split, claimed: Claim, child: Run, bar: progress.SplitBar
+    ) -> tuple[History, Evaluation]:
+        """Train a network to its end; return history and best validation.
+
+        The state is saved, and epochs are logged, as they end or, where they are short, several at once. After a kill
+        the training goes on from the last save.
+        """
+        history: History = []
+        if claimed.saved:
+            history = list(claimed.saved["history"])
+            state.load_state_dict(claimed.saved["state"])
+            bar.update(history)
+        due = time.monotonic()
+        for record in fit(state, self.images, split):
+            history.append(results.epoch_entry(record))
+            if state.is_done or time.monotonic() >= due:
+                due = self._save(claimed, history, state.state_dict(), child)
+            bar.update(history)
+        child.log_epochs(history)
+        assert state.best is not None  # the first finite loss is the best so far, and fit raises on any other
+        return history, state.best
+
+    @staticmethod
+    def _save(claimed: Claim, history: History, state: Mapping[str, Any], child: Run) -> float:
+        """Save a training and log its epochs; return when the next save is due."""
+        # first to the disk: the store may be away, and it must never hold more than a training can go on from
+        started = time.monotonic()
+        tracking.save_progress(claimed, claimed.run.tags, history, state)
+        due = time.monotonic() + max(SAVE_EVERY, (time.monotonic() - started) / SAVE_SHARE)
+        child.log_epochs(history)
+        return due

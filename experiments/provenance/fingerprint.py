@@ -1,0 +1,105 @@
+"""Fingerprints: digests of all that decides a result; and the commit and the versions beside them."""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from datasets import Split
+from experiments.provenance import definitions
+from experiments.provenance.definitions import Definition
+from experiments.provenance.sources import PACKAGES, ROOT
+from models import BASELINES
+
+SHARED = (  # what trains and scores every model; what a split and an image are is digested by itself
+    Definition("experiments.training.fit", "fit"),
+    Definition("experiments.training.evaluation", "evaluate"),
+    Definition("experiments.training.images", "DeviceImages"),
+    Definition("experiments.training.state", "TrainingState"),
+    Definition("experiments.training.state", "initialise"),
+    Definition("experiments.training.state", "seed_of_split"),
+    Definition("experiments.training.hardware", "prepare"),
+)
+BASELINE = Definition("experiments.training.baselines", "fit_baseline")
+
+
+class Source(NamedTuple):
+    """The source behind a model's results: its digest, as `shared-own`, and the files it stands in."""
+
+    digest: str
+    files: frozenset[str]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def split_hash(split: Split) -> str:
+    """SHA-256 over the indices of the three parts."""
+    parts = hashlib.sha256()
+    for indices in (split.train, split.val, split.test):
+        parts.update(len(indices).to_bytes(8, "little"))
+        parts.update(np.ascontiguousarray(indices, dtype="<i8").data)
+    return parts.hexdigest()
+
+
+def source_of(model: nn.Module) -> Source:
+    """Digest the source behind a model's results: of training and evaluation, and of the model's own layers."""
+    kinds = {base for module in model.modules() for base in type(module).__mro__}
+    own = {Definition(kind.__module__, kind.__qualname__.split(".")[0]) for kind in kinds if _is_ours(kind.__module__)}
+    if isinstance(model, tuple(BASELINES.values())):
+        own.add(BASELINE)
+    shared, shared_files = _shared()
+    digest_of_own, own_files = definitions.digest(own)
+    return Source(f"{shared[:32]}-{digest_of_own[:32]}", frozenset(shared_files | own_files))
+
+
+@cache
+def _shared() -> tuple[str, set[str]]:
+    """Digest of `SHARED`. Layers count by name: those of a model are in its own digest."""
+    return definitions.digest(SHARED, _is_layer)
+
+
+def _is_layer(definition: Definition) -> bool:
+    value = getattr(sys.modules.get(definition.module), definition.name, None)
+    return definition.module.startswith("models.") and isinstance(value, type) and issubclass(value, nn.Module)
+
+
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] in PACKAGES
+
+
+def configuration_fingerprint(params: Mapping[str, Any], dataset_digest: str, source: str) -> str:
+    """Digest of everything that a parent's splits share; which of several GPUs computed stays out of it."""
+    settings = {**params, "device": str(params["device"]).split(":")[0]}
+    return digest([settings, dataset_digest, source])
+
+
+@cache
+def git_commit() -> str:
+    """The commit that HEAD points to, with `-dirty` where tracked files differ; empty outside a git checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return described.stdout.strip()
+
+
+def versions() -> str:
+    """Name the versions of the libraries that compute."""
+    # as they are installed: importing the last two takes seconds, and not every run needs them
+    installed = [f"{name} {metadata.version(name)}" for name in ("torchvision", "scikit-learn")]
+    return ", ".join([f"Python {platform.python_version()}", f"torch {torch.__version__}", *installed])

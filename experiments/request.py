@@ -1,0 +1,112 @@
+"""A request: everything that a user asked for in one command, as one frozen object that validates itself."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.task import Task
+from tracking.settings import SettingError, TrainingConfig, check_range
+
+MOST_JOBS = 1000
+DEVICE_MEMORY = 0.5  # share of a device's memory that the images may take before they are streamed from the host
+
+
+@dataclass(frozen=True)
+class Request:
+    """A task, how each of its models is trained, on which splits, where, and where the results go.
+
+    Attributes
+    ----------
+    task : Task
+        As its script states it.
+    training : mapping of str to TrainingConfig
+        The settings of each model that was asked for, by name. All have the same device and seeds.
+    n_splits : int
+        Holdouts or folds of the whole protocol.
+    splits : tuple of int
+        Those to be run, from 0.
+    baselines : tuple of str
+        Names of the baselines that run beside the models.
+    leak_free : bool
+        Keep near duplicates together, and train on none of a test image.
+    fresh : bool
+        Train again what is finished.
+    data_dir : pathlib.Path or None
+    sample : bool
+        See `datasets.load`.
+    jobs : int or None
+        Jobs at once; None chooses by the rule of `schedule`.
+    backend : str
+        local, or ray.
+    threads : int or None
+        CPU threads of a job; None shares the cores among the jobs.
+    gpus_per_job : float or None
+        On a Ray cluster.
+    device_memory : float
+        Share of the device's memory that the images may take; more are streamed from the host's.
+    tracking_uri : str or None
+        See `tracking.open_store`.
+
+    Raises
+    ------
+    SettingError
+        An option has a value that it cannot have.
+    """
+
+    task: Task
+    training: Mapping[str, TrainingConfig]
+    n_splits: int
+    splits: tuple[int, ...]
+    baselines: tuple[str, ...] = ()
+    leak_free: bool = False
+    fresh: bool = False
+    data_dir: Path | None = None
+    sample: bool = False
+    jobs: int | None = 1
+    backend: Literal["local", "ray"] = "local"
+    threads: int | None = None
+    gpus_per_job: float | None = None
+    device_memory: float = DEVICE_MEMORY
+    tracking_uri: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            dataclasses.replace(self.task.protocol, n_splits=self.n_splits)
+        except ValueError as error:
+            raise SettingError("n_splits", str(error)) from None
+        for number in self.splits:
+            if not 0 <= number < self.n_splits:
+                raise SettingError("split", f"{number} is not one of 0 to {self.n_splits - 1}")
+        check_range("device_memory", self.device_memory, {"low": 0, "high": 1})
+        if self.jobs is not None:
+            check_range("jobs", self.jobs, {"low": 1, "high": MOST_JOBS})
+        if self.threads is not None:
+            check_range("threads", self.threads, {"low": 1, "high": 1024})
+        if self.gpus_per_job is not None:
+            if self.backend != "ray":
+                raise SettingError("gpus_per_job", "only a Ray cluster gives a job a number of GPUs")
+            check_range("gpus_per_job", self.gpus_per_job, {"low": 0})
+            if not (self.gpus_per_job == int(self.gpus_per_job) or 0.0001 <= self.gpus_per_job <= 1):
+                reason = f"{self.gpus_per_job:g} is neither a share of a GPU nor a whole number"
+                raise SettingError("gpus_per_job", reason)
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The settings that all models share: device and seeds among them."""
+        return next(iter(self.training.values()))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that were asked for."""
+        return tuple(self.training)
+
+    @property
+    def protocol_task(self) -> Task:
+        """The task with the number of splits that was asked for."""
+        return dataclasses.replace(self.task, protocol=dataclasses.replace(self.task.protocol, n_splits=self.n_splits))
+
+    def resolved(self, training: Mapping[str, TrainingConfig]) -> "Request":
+        """The request with settings in which nothing is `auto` any more."""
+        return dataclasses.replace(self, training=training)

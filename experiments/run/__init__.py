@@ -1,0 +1,36 @@
+"""A run of a task: `make_plan`, `execute`, `conclude`.
+
+The plan is data: which jobs, on which splits, with which params. Executing it opens the parent runs and does the jobs
+(experiments/jobs). Concluding prints the table, logs the figures, and registers the best network.
+"""
+
+from collections.abc import Sequence
+
+from experiments.request import Request
+from experiments.run.announce import announce
+from experiments.run.conclude import conclude
+from experiments.run.execute import execute, open_store
+from experiments.run.plan import Plan, make_plan
+
+__all__ = ["Plan", "conclude", "execute", "make_plan", "run"]
+
+
+def run(request: Request) -> Sequence[str]:
+    """Do what is not done yet of a request, track it, and print the comparison table.
+
+    Returns
+    -------
+    sequence of str
+        One sentence for each model that cannot be used and each split that failed.
+
+    Raises
+    ------
+    SettingError, DatasetError, StoreError, EngineError
+        It cannot be done; the message is one sentence for the user.
+    """
+    plan = make_plan(request)
+    store = open_store(plan)
+    announce(plan, store)
+    outcome = execute(plan, store)
+    conclude(plan, store, outcome)
+    return [*plan.unusable, *outcome.failures]

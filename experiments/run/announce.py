@@ -1,0 +1,77 @@
+"""Messages of a run besides the progress of its jobs."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.jobs.progress import console, count
+from experiments.run.plan import Plan
+from models import BASELINES
+from tracking import Store
+
+
+def announce(plan: Plan, store: Store) -> None:
+    """Print the task, the settings, and how much work it is."""
+    request, data, concurrency = plan.request, plan.data, plan.concurrency
+    config, task, chosen = request.config, request.task, request.splits
+    first = plan.splits[chosen[0]]
+    _, _, size, channels = data.images.shape
+    networks = [model for model in plan.models if model.card.name not in BASELINES]
+    baselines = [model.card.name for model in plan.models if model.card.name in BASELINES]
+    # forward and backward of a training image cost three times a forward pass
+    passes = (3 * len(first.train) + len(first.val)) * config.epochs * len(chosen)
+    macs = sum(model.card.macs for model in networks) * passes
+    seeds = sorted({config.split_seed, config.train_seed})
+    of_what = f"seed {seeds[0]}" if len(seeds) == 1 else f"split seed {config.split_seed}, seed {config.train_seed}"
+    console.print(f"[bold]{task.name}[/bold]  {task.question}")
+    lines = {
+        "data": f"{data.name}: {len(data.labels):,} images of {len(data.classes)} classes, {size}x{size}x{channels}",
+        "protocol": f"{task.protocol.name}, {len(chosen)} of {request.n_splits} splits; "
+        f"train {len(first.train):,}, validation {len(first.val):,}, test {len(first.test):,}",
+        "models": ", ".join(model.card.name for model in networks)
+        + (f"; baselines {', '.join(baselines)}, in seconds" if baselines else ""),
+        "training": f"AdamW lr {config.lr:g}, weight decay {config.weight_decay:g}, batch {config.batch_size}, "
+        f"up to {config.epochs} epochs, patience {config.patience}, "
+        f"{'augmented' if config.augment else 'not augmented'}, {of_what}",
+        "hardware": f"{config.device}, {config.precision}, {count(concurrency.threads, 'thread')} a job",
+        "jobs": concurrency.why or f"{concurrency.at_once} at once",
+        "work": f"{len(networks)} models x {len(chosen)} splits x up to {config.epochs} epochs, "
+        f"at most {macs / 1e12:,.3g} T multiply-accumulates",
+        "store": store.label,
+    }
+    for label, text in lines.items():
+        console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)
+    if data.skipped:
+        shown = "; ".join(data.skipped[:5]) + ("; ..." if len(data.skipped) > 5 else "")
+        total = len(data.labels) + len(data.skipped)
+        console.print(f"  left out  {len(data.skipped)} of {total:,} files do not decode: {shown}", markup=False)
+    for sentence in plan.unusable:
+        print(f"! {sentence}", file=sys.stderr)
+
+
+def sent_later(sent: int, refused: Sequence[str]) -> None:
+    """Say that results of an earlier command were sent to the result database, and which were refused."""
+    if sent:
+        console.print(f"sent to the result database what was kept for it: {count(sent, 'split')}")
+    for sentence in refused:
+        print(sentence, file=sys.stderr)
+
+
+def left_alone(finished: int, elsewhere: Sequence[str]) -> None:
+    """Name the splits that were not run: finished before, or done by another process."""
+    if finished:
+        console.print(f"finished before and kept: {count(finished, 'split')}; --fresh trains again")
+    if elsewhere:
+        console.print(f"left to others: {', '.join(elsewhere)}", markup=False, soft_wrap=True)
+
+
+def announce_champion(store: Store, task: str, sentence: str) -> None:
+    """Say which model is the best of its task now, and how it is used."""
+    if sentence:
+        command = f"python -m experiments predict {task} PHOTO{store.option}"
+        console.print(f"champion   {sentence}", markup=False, soft_wrap=True)
+        console.print(f"           to use it: {command}", markup=False, soft_wrap=True)
+
+
+def announce_no_champion(task: str, reason: str) -> None:
+    """Say why the best model was not registered; the results are not touched by that."""
+    print(f"! the best model is not registered as models:/{task} ({reason}); all results are there", file=sys.stderr)

@@ -1,0 +1,168 @@
+"""The plan of a run: the jobs that a request takes, with all their params and tags. Making it writes nothing."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import datasets
+import models
+import tracking
+from datasets import ImageData, Split
+from experiments.jobs.engine import EngineError
+from experiments.jobs.job import Job, JobContext, model_arguments
+from experiments.jobs.ray import Ray
+from experiments.jobs.schedule import Concurrency, Load, decide
+from experiments.provenance import fingerprint, sources
+from experiments.request import Request
+from experiments.run.descriptions import parent_name
+from experiments.training import hardware
+from models import ModelCard, ModelError
+from tracking import Store, TrainingConfig
+from tracking.store import host
+
+OF_THE_CLIENT = ("MLFLOW_", "AWS_", "PG")  # variables that tell the store's client how to get in
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelPlan:
+    """A model under one configuration: its parent run, and its jobs."""
+
+    card: ModelCard
+    config: TrainingConfig
+    name: str  # of the parent run
+    params: dict[str, Any]  # of the parent run; its splits repeat them
+    tags: dict[str, str]  # likewise
+    jobs: tuple[Job, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that a run will do."""
+
+    request: Request  # resolved: nothing is `auto` any more
+    data: ImageData
+    groups: np.ndarray  # int64, shape (N,): ids of near duplicates
+    splits: list[Split]  # of the whole protocol
+    models: list[ModelPlan]  # baselines first
+    unusable: list[str]  # a sentence for each model that cannot be built
+    concurrency: Concurrency
+    cluster: Ray | None
+    uri: str  # of the store
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs of all models."""
+        return [job for model in self.models for job in model.jobs]
+
+    def context(self, store: Store) -> JobContext:
+        """What its jobs share, once the store is open."""
+        request = self.request
+        environment = {key: value for key, value in os.environ.items() if key.startswith(OF_THE_CLIENT)}
+        return JobContext(
+            request.task.name, self.data, self.groups, request.config.device, request.device_memory,
+            self.concurrency.threads, sources.digests(), self.uri, store.command, store.state, host(), environment,
+        )  # fmt: skip
+
+
+def make_plan(request: Request) -> Plan:
+    """Load the data, draw the splits, and describe the models of a request.
+
+    Raises
+    ------
+    SettingError, DatasetError, StoreError, EngineError
+        It cannot be done; the message is one sentence for the user.
+    """
+    hardware.prepare()
+    uri = tracking.check_uri(request.tracking_uri)  # a wrong one is noticed before the download
+    request, cluster = _resolve(request)
+    data = datasets.load(request.task.data, request.data_dir, request.sample)
+    groups = datasets.duplicate_groups(data)
+    protocol = request.protocol_task.protocol
+    splits = datasets.draw_splits(protocol, data, request.config.split_seed, groups if request.leak_free else None)
+    cards, unusable = _describe(request, data)
+    unusable += [*models.unusable_sentences()]
+    loads = [
+        Load(card, min(request.training.get(name, request.config).batch_size, len(splits[number].train)))
+        for name, card in cards.items()
+        for number in request.splits
+    ]
+    if not loads:
+        raise tracking.SettingError("model", "; ".join(unusable))
+    concurrency = decide(request.jobs, request.threads, cluster, request.config.device, loads)
+    planned = [_plan_model(request, card, data, splits, concurrency.threads) for card in cards.values()]
+    if edited := sources.changed_on_disk(sources.TEXTS):
+        raise EngineError(f"{', '.join(edited)} changed while the command was starting; run it again")
+    return Plan(request, data, groups, splits, planned, unusable, concurrency, cluster, uri)
+
+
+def _resolve(request: Request) -> tuple[Request, Ray | None]:
+    """Replace `auto` in the settings by what will be used where the jobs are done; return that cluster, too."""
+    cluster = None
+    resolve = hardware.resolve
+    if request.backend == "ray":
+        cluster = Ray(request.threads or 1, 0 if request.config.device == "cpu" else request.gpus_per_job)
+    resolved: dict[TrainingConfig, TrainingConfig] = {}
+    for config in request.training.values():
+        if config not in resolved:
+            resolved[config] = resolve(config) if cluster is None else cluster.call(resolve, config)
+    return request.resolved({name: resolved[config] for name, config in request.training.items()}), cluster
+
+
+def _describe(request: Request, data: ImageData) -> tuple[dict[str, ModelCard], list[str]]:
+    """Cards of the baselines and models that can be built for the data, and a sentence for each of the others."""
+    cards, unusable = {}, []
+    for name in request.baselines + request.models:  # seconds first: the scores that the networks have to beat
+        try:
+            cards[name] = models.describe(name, **model_arguments(data))
+        except ModelError as error:
+            unusable.append(str(error))
+    return cards, unusable
+
+
+def _plan_model(request: Request, card: ModelCard, data: ImageData, splits: list[Split], threads: int) -> ModelPlan:
+    config = request.training.get(card.name, request.config)
+    protocol = request.protocol_task.protocol
+    seeds = {config.split_seed, config.train_seed}
+    params: dict[str, Any] = {
+        **dataclasses.asdict(config),
+        **({"seed": config.train_seed} if len(seeds) == 1 else {}),
+        "model": card.name,
+        "dataset": data.name,
+        "protocol": protocol.name,
+        "n_splits": protocol.n_splits,
+        "leak_free": request.leak_free,
+        "parameters": card.parameters,
+        "macs": card.macs,
+        "threads": threads,
+    }
+    source = fingerprint.source_of(models.build(card.name, **model_arguments(data))).digest
+    tags = {
+        "task": request.task.name,
+        "question": request.task.question,
+        "fingerprint": fingerprint.configuration_fingerprint(params, data.digest, source),
+        "dataset_digest": data.digest,
+        "source_digest": source,
+        "git_commit": fingerprint.git_commit(),
+        "versions": fingerprint.versions(),
+    }
+    jobs = tuple(_make_job(card, config, splits[number], number, params, tags) for number in request.splits)
+    return ModelPlan(card, config, parent_name(request.task, params), params, tags, jobs)
+
+
+def _make_job(
+    card: ModelCard,
+    config: TrainingConfig,
+    split: Split,
+    number: int,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> Job:
+    """Add a split's own params and tags to those that it shares with its parent."""
+    hashed = fingerprint.split_hash(split)
+    sizes = {"n_train": len(split.train), "n_val": len(split.val), "n_test": len(split.test)}
+    own_fingerprint = fingerprint.digest([tags["fingerprint"], number, hashed])
+    own_tags = {**tags, "split_hash": hashed, "fingerprint": own_fingerprint}
+    return Job(card, config, number, split, {**params, "split": number, **sizes}, own_tags)

@@ -1,0 +1,65 @@
+"""A task: a question, the data and the protocol that answer it, and the models that are compared."""
+
+import importlib
+import re
+from dataclasses import dataclass, field
+
+from datasets import Protocol, Source
+from tracking.commands import script_tasks
+from tracking.keys import BASELINES
+from tracking.settings import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a script in `experiments/` states; see `experiments/task1.py`.
+
+    Parameters
+    ----------
+    name : str
+        Of the script: letters, digits, `_` and `-`. Commands, tags and the registered champion use it.
+    question : str
+        The question that the classes answer, for people.
+    data : Source
+        `Kaggle("owner/name")`, `FashionMNIST()` or `ImageFolder("path")`, with image size and channels.
+    protocol : RepeatedHoldout or StratifiedKFold
+    models : tuple of str
+        Names in `models.MODELS`.
+    training : TrainingConfig
+    experiment : str, optional
+        Name of the MLflow experiment; the task's name unless given.
+    baselines : tuple of str, optional
+        Names in `models.BASELINES`.
+
+    Raises
+    ------
+    ValueError
+        The name has other characters, or there are no models.
+    """
+
+    name: str
+    question: str
+    data: Source
+    protocol: Protocol
+    models: tuple[str, ...]
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    experiment: str = ""
+    baselines: tuple[str, ...] = BASELINES
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ValueError(f"a task's name has letters, digits, _ and - only, unlike {self.name!r}")
+        if not self.models:
+            raise ValueError(f"{self.name} names no model")
+        object.__setattr__(self, "experiment", self.experiment or self.name)
+
+
+def names() -> list[str]:
+    """Names of the tasks that have a script."""
+    return script_tasks()
+
+
+def find(name: str) -> Task:
+    """Import a task's script, and return its TASK."""
+    task: Task = importlib.import_module(f"experiments.{name}").TASK
+    return task

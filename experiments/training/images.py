@@ -1,0 +1,221 @@
+"""A data set on the device: normalisation, batches gathered by index, and augmentation."""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets import ImageData
+from experiments.training import hardware
+
+DEVICE_MEMORY = 0.5  # share of a device's memory that the images may take before they are streamed from the host
+
+
+@dataclass(frozen=True)
+class DeviceImages:
+    """A data set as training and evaluation use it.
+
+    Attributes
+    ----------
+    pixels : Tensor of uint8, shape (N, height, width, channels)
+        On the device; where they are too many for it (`resident` is false), in the host's memory.
+    labels : Tensor of int64, shape (N,)
+        On the device.
+    moments : Tensor of int64, shape (2, N, channels)
+        Sum and sum of squares of each image's pixels, from which every split's normalisation follows exactly; on the
+        device.
+    num_classes : int
+    resident : bool
+        Whether the device has room for the pixels and for a normalised copy of a split's.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    moments: Tensor
+    num_classes: int
+    resident: bool
+
+    @classmethod
+    def load(cls, data: ImageData, device: str, memory: float = DEVICE_MEMORY) -> "DeviceImages":
+        """Copy a data set to the device, once for all models and splits, unless it takes more than `memory` of it.
+
+        Pixels and their normalised copy (float32 at most) count; 1 is all the memory that the device has.
+        """
+        resident = 5 * data.images.nbytes <= memory * hardware.memory_of(device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # a cluster's object store
+            pixels = torch.from_numpy(data.images)
+        on_gpu = torch.device(device).type == "cuda"
+        if resident:
+            pixels = pixels.to(device)
+        elif on_gpu:
+            pixels = pixels.pin_memory()
+        moments = []
+        for chunk in torch.split(pixels, 256):  # few at a time: int64 is 8 times as large
+            x = chunk.to(device).long()
+            moments.append(torch.stack([x.sum((1, 2)), x.square().sum((1, 2))]))
+        labels = torch.tensor(data.labels, device=device)
+        return cls(pixels, labels, torch.cat(moments, dim=1), len(data.classes), resident)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.labels.device
+
+    def normalisation(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel over the images at `indices`, in units of 0 to 255."""
+        rows = torch.from_numpy(indices).to(self.device)
+        total, squares = self.moments[:, rows].sum(1).double()
+        count = len(indices) * self.pixels.shape[1] * self.pixels.shape[2]
+        mean = total / count
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        return mean.float(), torch.where(std < 1e-6, 1.0, std).float()  # all pixels alike: nothing to scale
+
+
+class Part:
+    """The images of one part of a split, normalised.
+
+    Parameters
+    ----------
+    data : DeviceImages
+    indices : numpy.ndarray of int64, shape (n,)
+        Which images of the data set.
+    mean, std : Tensor of float32, shape (channels,)
+        Of the training part (`DeviceImages.normalisation`).
+    dtype : torch.dtype
+        Of the normalised images.
+    keep : bool, optional
+        Normalise all of them now, which pays where they are asked for in every epoch. Where the data set is not
+        resident, batches are normalised as they come all the same.
+
+    Attributes
+    ----------
+    labels : Tensor of int64, shape (n,)
+        On the device.
+    """
+
+    def __init__(
+        self, data: DeviceImages, indices: np.ndarray, mean: Tensor, std: Tensor, dtype: torch.dtype, keep: bool = False
+    ) -> None:
+        self.data = data
+        self.dtype = dtype
+        self.size = data.pixels.shape[1]
+        self._arange = torch.arange(self.size, device=data.device)
+        self._copies: torch.cuda.Stream | None = None  # beside the one that computes
+        if data.device.type == "cuda" and not data.resident:
+            self._copies = torch.cuda.Stream(data.device)  # type: ignore[no-untyped-call]
+        self.rows = torch.empty(len(indices), dtype=torch.int64, device=data.pixels.device)
+        self.labels = torch.empty(len(indices), dtype=torch.int64, device=data.device)
+        self._scale, self._shift = torch.empty(2, len(mean), device=data.device)
+        self._kept: Tensor | None = None
+        if keep and data.resident:
+            self._kept = torch.empty(len(indices), *data.pixels.shape[1:], dtype=dtype, device=data.device)
+        self.fill(indices, mean, std)
+
+    def fill(self, indices: np.ndarray, mean: Tensor, std: Tensor) -> None:
+        """Hold other images, as many as before, in the same place; parameters are those of the class."""
+        self.rows.copy_(torch.from_numpy(indices))
+        self.labels.copy_(self.data.labels[self.rows.to(self.data.device)])
+        self._scale.copy_(1 / std)
+        self._shift.copy_(-mean / std)
+        if self._kept is not None:
+            for kept, rows in zip(torch.split(self._kept, 256), torch.split(self.rows, 256), strict=True):
+                kept.copy_(self._normalise(self.data.pixels[rows], self.dtype))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _normalise(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.addcmul(self._shift, pixels.float(), self._scale).to(dtype)
+
+    def batches(self, plan: Sequence[Tensor], augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (n, C, H, W), in channels_last memory, and labels (n,) of each batch of a plan (see `plan_epoch`).
+
+        Where the data set is not resident, a batch is on its way to a GPU while that still works on the one before:
+        whoever asks for batches only queues work, and copies have a queue of their own.
+        """
+        for batch in plan:
+            yield self._images(batch, augment), self.labels[batch[:, 0].to(self.data.device)]
+
+    def slices(self, size: int) -> Iterator[Tensor]:
+        """All images in order, at most `size` at a time; without a copy where they are kept."""
+        plan = torch.arange(len(self), device=self.rows.device).view(-1, 1)
+        if self._kept is not None:
+            yield from (chunk.permute(0, 3, 1, 2) for chunk in torch.split(self._kept, size))
+        else:
+            yield from (images for images, _ in self.batches(torch.split(plan, size)))
+
+    def exact(self, positions: Tensor) -> Tensor:
+        """The images at `positions` in float32."""
+        pixels = self.data.pixels[self.rows[positions.to(self.rows.device)]].to(self.data.device)
+        return self._normalise(pixels, torch.float32).permute(0, 3, 1, 2)
+
+    def _fetch(self, positions: Tensor) -> Tensor:
+        """Pixels of a batch, which may still be on their way to the device."""
+        pixels = self.data.pixels[self.rows[positions.to(self.rows.device)]]
+        if self._copies is None:
+            return pixels
+        with torch.cuda.stream(self._copies):
+            return pixels.pin_memory().to(self.data.device, non_blocking=True)
+
+    def _images(self, batch: Tensor, augment: bool) -> Tensor:
+        source, rows = self._kept, batch[:, 0]
+        if source is None:
+            fetched = self._fetch(rows)
+            if self._copies is not None:
+                torch.cuda.current_stream(self.data.device).wait_stream(self._copies)
+                fetched.record_stream(torch.cuda.current_stream(self.data.device))
+            source, rows = self._normalise(fetched, self.dtype), torch.arange(len(batch), device=self.data.device)
+            if not augment:
+                return source.permute(0, 3, 1, 2)
+        if not augment:
+            return source[rows].permute(0, 3, 1, 2)
+        return self._augmented(source, rows, batch[:, 1:].to(self.data.device)).permute(0, 3, 1, 2)
+
+    def _augmented(self, source: Tensor, rows: Tensor, moves: Tensor) -> Tensor:
+        """Shift and flip images at `rows` of (N, H, W, C).
+
+        `moves` has shape (n, 3): downwards, to the right (pixels), and 1 to flip. A shifted crop of an image padded
+        by reflection is a gather with reflected coordinates, so nothing is padded.
+        """
+        down, right, flip = moves[:, :, None].unbind(1)  # (n, 1) each
+        y = self._reflect(self._arange + down)
+        x = self._reflect(self._arange + right)
+        x = torch.where(flip == 1, self.size - 1 - x, x)
+        return source[rows[:, None, None], y[:, :, None], x[:, None, :]]
+
+    def _reflect(self, coordinates: Tensor) -> Tensor:
+        coordinates = coordinates.abs()
+        return self.size - 1 - (self.size - 1 - coordinates).abs()
+
+
+def plan_epoch(n: int, size: int, augment: bool, generator: torch.Generator) -> Tensor:
+    """Draw the order of an epoch and each image's augmentation.
+
+    Returns
+    -------
+    Tensor of int64, shape (n, 4)
+        Position of the image in the training part, shift down, shift right (up to an eighth of `size`), and whether to
+        flip.
+    """
+    plan = torch.zeros(n, 4, dtype=torch.int64)
+    plan[:, 0] = torch.randperm(n, generator=generator)
+    if augment:
+        reach = size // 8
+        plan[:, 1:3] = torch.randint(-reach, reach + 1, (n, 2), generator=generator)
+        plan[:, 3] = torch.randint(0, 2, (n,), generator=generator)
+    return plan
+
+
+def split_batches(plan: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut a plan into as few batches as `batch_size` allows, of equal size to within one image.
+
+    A small last batch would move BatchNorm's running statistics, which evaluation uses, as far as a full one does,
+    and BatchNorm cannot train on a single image at all: three images are one batch even where two were asked for.
+    """
+    count = min(math.ceil(len(plan) / batch_size), max(1, len(plan) // 2))
+    return list(torch.tensor_split(plan, count))

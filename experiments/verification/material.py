@@ -1,0 +1,51 @@
+"""The data behind stored runs: what a check derives from them is derived once for all runs."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import datasets
+from datasets import DatasetError, ImageData, Split
+from experiments.jobs.job import model_arguments
+from experiments.task import Task
+from experiments.training.images import DeviceImages
+from tracking import StoreError
+
+
+class Material:
+    """A data set with what follows from it for all runs, on the device that evaluates them."""
+
+    def __init__(self, task: Task, data: ImageData, device: str) -> None:
+        self.task = task
+        self.data = data
+        self.device = device
+        self.model_arguments = model_arguments(data)
+        self.groups = datasets.duplicate_groups(data)
+        self._splits: dict[tuple[int, int, bool], list[Split]] = {}
+        try:
+            self.images = DeviceImages.load(data, device)
+        except torch.OutOfMemoryError:
+            raise DatasetError(f"{data.name} does not fit into the GPU's memory; use --device cpu") from None
+
+    def split(self, params: Mapping[str, Any]) -> Split:
+        """Make a run's split as the protocol does; a `StoreError` says why that is not possible."""
+        number: int = params["split"]
+        n_splits, seed, leak_free = key = params["n_splits"], params["split_seed"], params["leak_free"]
+        if params["protocol"] != self.task.protocol.name:
+            raise StoreError(f"protocol is {params['protocol']}, and {self.task.protocol.name} in {self.task.name}")
+        if not 0 <= number < n_splits:
+            raise StoreError(f"split {number} is none of 0 to {n_splits - 1}")
+        if key not in self._splits:
+            try:
+                protocol = dataclasses.replace(self.task.protocol, n_splits=n_splits)
+                groups = self.groups if leak_free else None
+                self._splits[key] = datasets.draw_splits(protocol, self.data, seed, groups)
+            except (ValueError, DatasetError) as error:
+                raise StoreError(f"its split cannot be made from the data: {error}") from None
+        return self._splits[key][number]
+
+    def holds(self, split: Split) -> bool:
+        """Whether all of a split's indices are images."""
+        return all(((indices >= 0) & (indices < len(self.data.labels))).all() for indices in split)

@@ -1,0 +1,206 @@
+"""Deriving again what the result database says of a task's finished runs, from the files beside it.
+
+`verify` walks over the runs and makes the checks (experiments/verification/checks.py) of each.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+import analysis
+import datasets
+import tracking
+from analysis.groups import group_id
+from datasets import DatasetError, ImageData
+from experiments.jobs.progress import count
+from experiments.task import Task
+from experiments.training import hardware
+from experiments.verification.checks import AGREEMENT, LOSS_TOLERANCE, check_run
+from experiments.verification.material import Material
+from experiments.verification.stored_run import Findings, Record, SplitRecord
+from tracking import StoreError, keys
+
+
+@dataclasses.dataclass
+class Report:
+    """What was checked of a task, and what differs.
+
+    Attributes
+    ----------
+    task : str
+    finished, runs : int
+        Finished runs that there are, and those that were checked.
+    numbers, predictions : int
+        How many of them were derived again.
+    exact, near : int
+        Runs whose model was evaluated where it must give the same bits, and elsewhere.
+    seconds : float
+        Wall time.
+    differences : list of str
+        One line each.
+    """
+
+    task: str
+    finished: int
+    runs: int
+    numbers: int = 0
+    predictions: int = 0
+    exact: int = 0
+    near: int = 0
+    seconds: float = 0.0
+    differences: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, findings: Findings) -> None:
+        """Take in what was found out about a run."""
+        self.numbers += len(findings.numbers)
+        self.predictions += findings.predictions
+        self.exact += findings.exact is True
+        self.near += findings.exact is False
+        self.differences += findings.differences
+
+    def summary(self) -> str:
+        """Say in one line what was checked, and how strictly."""
+        limits = f"loss within {LOSS_TOLERANCE:g} and {AGREEMENT:.1%} of predictions"
+        tolerance = f"{limits}: other device, threads or versions"
+        match self.exact, self.near:
+            case 0, 0:
+                how = "no model was evaluated"
+            case _, 0:
+                how = "exact: same kind of device and threads"
+            case 0, _:
+                how = tolerance
+            case _:
+                how = f"{count(self.exact, 'run')} exact; {count(self.near, 'run')} by {tolerance}"
+        runs = count(self.runs, "run") if self.runs == self.finished else f"{self.runs} of {self.finished} runs"
+        return (
+            f"{self.task}: {runs}, {self.numbers:,} numbers and {self.predictions:,} predictions derived again, "
+            f"{count(len(self.differences), 'difference')} ({how}), {self.seconds:.0f} s"
+        )
+
+
+def verify(
+    task: Task,
+    device: str,
+    data_dir: Path | None = None,
+    tracking_uri: str | None = None,
+    sample_splits: int | None = None,
+) -> Report:
+    """Derive everything that is stored of a task's finished runs again, and compare; but not of superseded ones.
+
+    Parameters
+    ----------
+    task : Task
+    device : str
+        That evaluates the models (`hardware.resolve`). Where it is a CPU of the kind that a run was made on, with the
+        same number of threads and versions, all must be equal to the last bit. Elsewhere the loss may differ by
+        `LOSS_TOLERANCE`, and `AGREEMENT` of the predictions must be the same.
+    data_dir : see `datasets.load`
+    tracking_uri : see `tracking.check_uri`
+    sample_splits : int, optional
+        Check only so many runs, always the same ones, of as many models as possible.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    StoreError
+        The store cannot be read, or has no finished run of the task.
+    """
+    started = time.perf_counter()
+    hardware.prepare()
+    uri = tracking.check_uri(tracking_uri)
+    runs = analysis.load_runs([task.name], uri)
+    store = tracking.open_store(uri)
+    done = runs[runs["status"] == "FINISHED"]
+    done = done[~done["superseded_by"].isin(done["run_id"])]  # what was superseded is in no table
+    if done.empty:
+        raise StoreError(f"{task.name} has no finished run in {store.label}; run experiments/{task.name}.py first")
+    chosen = done if sample_splits is None else _sample(done, sample_splits)
+    report = Report(task.name, len(done), len(chosen))
+    report.differences += _unequal_splits(runs)
+    parents = {}
+    for parent_id, of_parent in chosen.groupby("parent_id"):
+        parents[parent_id] = Record(store, str(parent_id), f"{of_parent['model'].iloc[0]}, all splits")
+        _check_summary(parents[parent_id], runs[runs["parent_id"] == parent_id])
+        report.add(parents[parent_id].findings)
+    walk = _with_material(task, chosen, data_dir, device, report)
+    bar = Console(stderr=True)
+    for row, material in track(walk, task.name, len(chosen), console=bar, disable=not bar.is_terminal, transient=True):
+        run = SplitRecord(store, row, _title(row, done))
+        check_run(run, parents[row["parent_id"]], material)
+        report.add(run.findings)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _sample(runs: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Choose runs by lot, the same ones each time: one of each model, then a second of each, and so on."""
+    shuffled = runs.sample(frac=1, random_state=0)
+    rounds = shuffled.groupby("model").cumcount().to_numpy()
+    return shuffled.iloc[np.argsort(rounds, kind="stable")[:count]]
+
+
+def _title(row: "pd.Series[Any]", runs: pd.DataFrame) -> str:
+    """Name a run, by its id, too, where others did the same split of the same model."""
+    same = (runs["model"] == row["model"]) & (runs["split"] == row["split"])
+    return f"{row['model']} split {row['split']}" + (f" (run {row['run_id'][:8]})" if same.sum() > 1 else "")
+
+
+def _unequal_splits(runs: pd.DataFrame) -> Iterator[str]:
+    """Say where the models of a comparison group were not given the same images."""
+    for group in analysis.comparison_groups(runs):
+        for number, same in analysis.finished(group).groupby("split"):
+            if same["split_hash"].nunique(dropna=False) > 1:
+                names = ", ".join(same["model"])
+                yield f"split {number} of comparison group {group_id(group)}: {names} were not given the same images"
+
+
+def _with_material(
+    task: Task, runs: pd.DataFrame, data_dir: Path | None, device: str, report: Report
+) -> "Iterator[tuple[pd.Series[Any], Material | None]]":
+    """Yield each run with its data, one data set after the other; with None where they cannot be had."""
+    for name, on_name in runs.groupby(runs["dataset"].fillna("")):
+        material: Material | None = None
+        problem = ""
+        try:
+            material = Material(task, _load(task, str(name), data_dir), device)
+        except DatasetError as error:
+            problem = str(error)
+        for digest, on_data in on_name.groupby(on_name["dataset_digest"].fillna("")):
+            fits = material is not None and material.data.digest == digest
+            if not fits:
+                found = problem or f"what is there has the digest {material.data.digest[:12] if material else ''}"
+                report.differences.append(
+                    f"{count(len(on_data), 'run')} could not be evaluated: the data are {name or 'unknown'} with the "
+                    f"digest {str(digest)[:12]}, and {found}"
+                )
+            for _, row in on_data.iterrows():
+                yield row, material if fits else None
+
+
+def _load(task: Task, name: str, data_dir: Path | None) -> ImageData:
+    sample = name.startswith(keys.SAMPLE)
+    if not sample and data_dir is None and name != task.data.name:
+        raise DatasetError("they are no published data; name their folder in --data-dir")
+    return datasets.load(task.data, data_dir, sample)
+
+
+def _check_summary(parent: Record, children: pd.DataFrame) -> None:
+    """Compare a parent's metrics with what follows from its splits, unless a process is at work on them."""
+    if parent.status == "RUNNING":
+        return
+    evidence = analysis.Evidence(children, parent.store.uri)
+    summary = analysis.summarise(evidence, parent.texts["model"])
+    derived = {key: float(value) for key, value in summary.items() if math.isfinite(value)}
+    for key in sorted(derived.keys() | parent.metrics):
+        parent.findings.compare(key, parent.metrics.get(key), derived.get(key), "from its splits")

@@ -1,0 +1,146 @@
+"""The registry of scores: name, direction, unit, and how much each image adds to the score.
+
+Training computes them, the store keeps them as `<part>/<name>`, and tables, figures and tests look up here how to show
+and compare them. A score that is not registered is refused everywhere.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    PerImage = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+PARTS = {  # prefix of the scores of a finished split
+    "best_val": "validation at the best epoch: optimistic, since these images chose the epoch",
+    "last_val": "validation at the last epoch",
+    "test": "test part at the best epoch: images that chose nothing",
+}
+
+
+class UnknownScoreError(ValueError):
+    """No score has this name; the message names the nearest ones."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of a classifier on a set of images.
+
+    Attributes
+    ----------
+    name : str
+        In keys and options.
+    label : str
+        In tables and figures.
+    unit : str
+        "%" for a share in [0, 1], which is shown in per cent, and its differences in points; else the unit itself.
+    higher_is_better : bool
+    per_image : callable or None
+        Maps true and predicted classes, int64 of shape (n,), to values of shape (n,) whose mean is the score and whose
+        variance over n is its sampling variance. None where it does not follow from the predicted classes.
+    """
+
+    name: str
+    label: str
+    unit: str
+    higher_is_better: bool
+    per_image: "PerImage | None"
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, else -1."""
+        return 1 if self.higher_is_better else -1
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it lies in [0, 1] and is shown in per cent."""
+        return self.unit == "%"
+
+    @property
+    def scale(self) -> float:
+        """Factor from a value to the number that is shown."""
+        return 100.0 if self.is_share else 1.0
+
+    @property
+    def difference_unit(self) -> str:
+        """Unit of a difference."""
+        return "points" if self.is_share else self.unit
+
+
+def correct(true: "np.ndarray", predicted: "np.ndarray") -> "np.ndarray":
+    """1 for each image whose class was predicted, else 0: what accuracy is the mean of."""
+    return (true == predicted).astype(float)  # type: ignore[no-any-return]
+
+
+def macro_f1_values(true: "np.ndarray", predicted: "np.ndarray") -> "np.ndarray":
+    """Divide macro-F1 among the images: values with macro-F1 as mean and its sampling variance as variance over n.
+
+    F1 of class k is F_k = 2 TP_k / D_k, with D_k = 2 TP_k + FP_k + FN_k the times that k occurs as truth or as
+    prediction, a ratio of two means. To first order (delta method) image i of n with truth t and prediction p adds
+    its influence to the mean F over the C classes that occur::
+
+        value_i = F + (n/C) (2 [t = p] / D_t - F_t / D_t - F_p / D_p)
+
+    Parameters
+    ----------
+    true, predicted : array_like, shape (n,)
+        Classes of n images, and the predictions for them.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        Single values may lie outside [0, 1].
+
+    Raises
+    ------
+    ValueError
+        The arrays are empty or their shapes differ.
+
+    References
+    ----------
+    Takahashi, Yamamoto, Kuchiba and Koyama (2022). Confidence interval for micro-averaged F1 and macro-averaged F1
+    scores. Applied Intelligence 52, 4961-4972. Their variance is that of these values over n.
+    """
+    import numpy as np  # late: --help does without
+
+    true, predicted = np.asarray(true), np.asarray(predicted)
+    if true.ndim != 1 or true.shape != predicted.shape or not len(true):
+        raise ValueError("true and predicted classes must be two equally long arrays, not empty")
+    classes, codes = np.unique(np.concatenate([true, predicted]), return_inverse=True)
+    t, p = np.split(codes, 2)
+    occurrences = np.bincount(codes).astype(np.float64)  # (C,), 2 TP + FP + FN
+    f1 = 2 * np.bincount(t[t == p], minlength=len(classes)) / occurrences
+    loss = f1 / occurrences
+    influence = 2 * (t == p) / occurrences[t] - loss[t] - loss[p]
+    return np.asarray(np.mean(f1) + len(t) / len(classes) * influence)
+
+
+SCORES: dict[str, Score] = {
+    score.name: score
+    for score in (
+        Score("accuracy", "accuracy", "%", True, correct),
+        Score("f1_micro", "micro-F1", "%", True, correct),  # equals accuracy where each image has one label
+        Score("f1_macro", "macro-F1", "%", True, macro_f1_values),
+        Score("loss", "loss", "nats", False, None),
+    )
+}
+METRICS: tuple[str, ...] = tuple(f"{part}/{name}" for part in PARTS for name in SCORES)
+
+
+def score_of(metric: str) -> Score:
+    """Return the score that a metric such as `test/accuracy` is of.
+
+    Raises
+    ------
+    UnknownScoreError
+        The part or the score is unknown.
+    """
+    part, _, name = metric.partition("/")
+    if part not in PARTS or name not in SCORES:
+        near = difflib.get_close_matches(metric, METRICS, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METRICS)}"
+        raise UnknownScoreError(f"unknown metric {metric!r}; {hint}")
+    return SCORES[name]
