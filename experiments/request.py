@@ -17,38 +17,6 @@ DEVICE_MEMORY = 0.5  # share of a device's memory that the images may take befor
 class Request:
     """A task, how each of its models is trained, on which splits, where, and where the results go.
 
-    Attributes
-    ----------
-    task : Task
-        As its script states it.
-    training : mapping of str to TrainingConfig
-        The settings of each model that was asked for, by name. All have the same device and seeds.
-    n_splits : int
-        Holdouts or folds of the whole protocol.
-    splits : tuple of int
-        Those to be run, from 0.
-    baselines : tuple of str
-        Names of the baselines that run beside the models.
-    leak_free : bool
-        Keep near duplicates together, and train on none of a test image.
-    fresh : bool
-        Train again what is finished.
-    data_dir : pathlib.Path or None
-    sample : bool
-        See `datasets.load`.
-    jobs : int or None
-        Jobs at once; None chooses by the rule of `schedule`.
-    backend : str
-        local, or ray.
-    threads : int or None
-        CPU threads of a job; None shares the cores among the jobs.
-    gpus_per_job : float or None
-        On a Ray cluster.
-    device_memory : float
-        Share of the device's memory that the images may take; more are streamed from the host's.
-    tracking_uri : str or None
-        See `tracking.open_store`.
-
     Raises
     ------
     SettingError
@@ -56,20 +24,20 @@ class Request:
     """
 
     task: Task
-    training: Mapping[str, TrainingConfig]
-    n_splits: int
-    splits: tuple[int, ...]
-    baselines: tuple[str, ...] = ()
-    leak_free: bool = False
-    fresh: bool = False
-    data_dir: Path | None = None
-    sample: bool = False
-    jobs: int | None = 1
+    training: Mapping[str, TrainingConfig]  # settings of each model by name; device and seeds are the same for all
+    n_splits: int  # holdouts or folds of the whole protocol
+    splits: tuple[int, ...]  # those to be run, from 0
+    baselines: tuple[str, ...] = ()  # names of those that run beside the models
+    leak_free: bool = False  # keep near duplicates together, and train on none of a test image
+    fresh: bool = False  # train finished splits again
+    data_dir: Path | None = None  # see `datasets.load`
+    sample: bool = False  # see `datasets.load`
+    jobs: int | None = 1  # at once; None chooses by the rule of `schedule`
     backend: Literal["local", "ray"] = "local"
-    threads: int | None = None
-    gpus_per_job: float | None = None
+    threads: int | None = None  # CPU threads of a job; None shares the cores among the jobs
+    gpus_per_job: float | None = None  # on a Ray cluster
     device_memory: float = DEVICE_MEMORY
-    tracking_uri: str | None = None
+    tracking_uri: str | None = None  # see `tracking.open_store`
 
     def __post_init__(self) -> None:
         try:

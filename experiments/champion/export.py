@@ -22,14 +22,10 @@ from tracking.keys import CHECKPOINT
 
 
 class Classifier(nn.Module):
-    """A model with all that stands around it: from pixels to probabilities.
+    """A model with its pre- and postprocessing: from pixels to probabilities.
 
-    Parameters
-    ----------
-    model : nn.Module
-        From normalised images, shape (N, channels, H, W), to logits, shape (N, K).
-    mean, std : Tensor of float32, shape (channels,)
-        What pixels from 0 to 255 are normalised with.
+    `mean` and `std`, float32 of shape (channels,), normalise pixels from 0 to 255; `model` maps normalised images,
+    shape (N, channels, H, W), to logits, shape (N, K).
     """
 
     mean: Tensor

@@ -22,31 +22,15 @@ BATCH = 64  # photos that are decoded and pass the model at once
 
 @dataclass(frozen=True)
 class Predictor:
-    """The registered model of a task, and where it came from.
+    """The registered model of a task, and where it came from."""
 
-    Attributes
-    ----------
-    program : nn.Module
-        From images, uint8 of shape (N, size, size, channels), to probabilities, float32 of shape (N, K).
-    classes : list of str
-        K names.
-    size, channels : int
-        Of its images.
-    origin : str
-        Model, split, version and run, in words.
-    run_id : str
-        Of that split.
-    is_of_sample : bool
-        Whether it was trained on generated images.
-    """
-
-    program: nn.Module
+    program: nn.Module  # images, uint8 of shape (N, size, size, channels), to probabilities, float32 of shape (N, K)
     classes: list[str]
-    size: int
+    size: int  # of its images, in pixels
     channels: int
-    origin: str
-    run_id: str
-    is_of_sample: bool
+    origin: str  # model, split, version and run, in words
+    run_id: str  # of that split
+    is_of_sample: bool  # whether it was trained on generated images
 
     @classmethod
     def load(cls, store: Store, task: str) -> "Predictor":
@@ -75,15 +59,9 @@ class Predictor:
         return cls(program, **about, origin=origin, run_id=held.run_id, is_of_sample=dataset.startswith(SAMPLE))
 
     def predict(self, photos: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
-        """Classify photos of any format and size, as they come.
+        """Classify photos of any format and size; yield path, most probable class, and its probability.
 
-        Yields
-        ------
-        path : pathlib.Path
-        name : str
-            The most probable class; where the photo cannot be read, a sentence that says why.
-        probability : float
-            Of that class; NaN where the photo cannot be read.
+        An unreadable photo gets a sentence in place of the class, and NaN.
         """
         for first in range(0, len(photos), BATCH):
             batch = photos[first : first + BATCH]

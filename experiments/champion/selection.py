@@ -25,34 +25,30 @@ LONGEST_TEXT = 5000  # characters of one that the registry takes
 
 
 def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidence: analysis.Evidence) -> str:
-    """Register the best network of a comparison group as the task's champion, where it takes the place of the last.
+    """Register the best network of a comparison group as the task's champion, unless the present one stays.
 
-    Of the networks that have all their splits it is the one with the best mean test score (validation score where
-    there is no test part), with the weights of its best split by the same score. Within a group the better takes the
-    place of the worse, otherwise real data that of the sample, then a whole protocol that of a reduced one (fewer
-    splits or epochs, or less patience, than the task has), and else the newer that of the older.
+    Of the networks with all their splits the one with the best mean test score is taken (validation score without a
+    test part), with the weights of its best split. Within a group the better replaces the worse; otherwise real data
+    replace the sample, then a whole protocol a reduced one (fewer splits, epochs or patience than the task has), and
+    else the newer the older.
 
     Parameters
     ----------
-    store : Store
-    task : Task
-    data : ImageData
-        That the group's runs were made from.
-    runs : pandas.DataFrame
-        All of the task, from `load_runs`.
+    store, task, data, runs
+        `runs` are all of the task, from `load_runs`.
     evidence : Evidence
         Of the group.
 
     Returns
     -------
     str
-        Who is the champion now and, where it is of another group, why it stays; empty where this group has no network
-        with all its splits.
+        The champion now and, if it is of another group, why it stays; empty if no network of this group has all its
+        splits.
 
     Raises
     ------
     StoreError
-        The model cannot be exported, or what is there now did not give its scores.
+        The model cannot be exported, or other source than this one gave its scores.
     """
     metric = analysis.default_metric(evidence.group)
     whole = {"n_splits": task.protocol.n_splits, "epochs": task.training.epochs, "patience": task.training.patience}

@@ -25,21 +25,11 @@ class EngineError(Exception):
 
 
 class Engine(ABC):
-    """Where jobs are done. Exiting the context on an error cancels running jobs.
+    """Where jobs are done. Exiting the context on an error cancels running jobs."""
 
-    Attributes
-    ----------
-    slots : int
-        Jobs that are handed over at once.
-    lost : tuple of exception types
-        Raised by the future of a job whose worker is gone.
-    tries_again : bool
-        Whether the engine itself tries again before it raises that.
-    """
-
-    slots: int
-    lost: tuple[type[Exception], ...] = ()
-    tries_again = False
+    slots: int  # jobs that are handed over at once
+    lost: tuple[type[Exception], ...] = ()  # raised by the future of a job whose worker is gone
+    tries_again = False  # whether the engine itself tries again before it raises that
 
     @abstractmethod
     def submit(self, job: Job) -> "Future[Result]":
@@ -68,26 +58,8 @@ def run_jobs(
 ) -> Iterator[tuple[Job, Result]]:
     """Do jobs, and yield each with its result as it comes.
 
-    Parameters
-    ----------
-    jobs : iterator of Job
-        Asked for the next one when there is room for it.
-    engine : Engine
-    begun : callable
-        Called with each job that is handed over.
-
-    Yields
-    ------
-    tuple of Job and Result
-
-    Raises
-    ------
-    Exception
-        Whatever a job raised, if the engine is this process.
-
-    Notes
-    -----
-    A failure that may pass is tried again when all other jobs have begun, `ATTEMPTS` times in all.
+    A failure that may pass is tried again when all other jobs have begun, `ATTEMPTS` times in all. `begun` is called
+    with each job that is handed over. An exception of a job is raised if the engine is this process.
     """
     again: deque[Job] = deque()
     pending: dict[Future[Result], Job] = {}

@@ -50,22 +50,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job.
+    """What became of a job."""
 
-    Attributes
-    ----------
-    outcome : str
-        trained; kept: trained, and its results wait for a store that is away; found: finished before; left to another
-        process; or failed.
-    text : str
-        The scores, the other process, or the reason.
-    again : bool
-        Whether another attempt, later, may end otherwise.
-    """
-
-    outcome: Outcome
-    text: str = ""
-    again: bool = False
+    outcome: Outcome  # kept: trained, and the results wait for a store that is away; found: finished before
+    text: str = ""  # the scores, the other process, or the reason
+    again: bool = False  # whether another attempt, later, may end otherwise
 
 
 @dataclass(frozen=True)

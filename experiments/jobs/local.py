@@ -27,18 +27,8 @@ class Local(Engine):
     """Processes of this machine, started by loky, joblib's engine.
 
     Each is an executor of its own: if one is killed, the others go on. (joblib's own loop, `Parallel`, ends all jobs
-    with the first worker that is lost.)
-
-    Parameters
-    ----------
-    context : JobContext
-        Large arrays in it are written to `folder` once and mapped by every process.
-    slots, threads : int
-        Processes, and threads of each.
-    folder : pathlib.Path
-        Removed by the caller.
-    work : callable
-        Does a job in the other process.
+    with the first worker that is lost.) Large arrays in `context` are written to `folder` once and mapped by every
+    process; the caller removes it.
     """
 
     lost = (BrokenExecutor,)

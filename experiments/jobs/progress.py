@@ -66,16 +66,9 @@ class SplitBar(_Bar):
 class JobBar(_Bar):
     """The progress of jobs that are done at once: a line for each that has ended, and one for all of them.
 
-    Where the output is no terminal, the line for all is added to each of the others. The time left is reckoned from the
-    jobs that were trained: how long they took for what they cost, and what the others cost. Those that run count as not
-    begun, those that went on where they had stopped as trained now, and the time of a failure as theirs.
-
-    Parameters
-    ----------
-    jobs : sequence of Job
-        All that are to be done.
-    room : callable
-        How many can be done at once, now.
+    If the output is no terminal, the line for all is added to each of the others. The time left follows from the jobs
+    that were trained: their time, their cost, and the cost of the others. `room` returns how many can be done at once,
+    now.
     """
 
     def __init__(self, jobs: Sequence[Job], room: Callable[[], int]) -> None:

@@ -30,15 +30,8 @@ class Ray(Engine):
     """A Ray cluster, as plain tasks: one whose node dies is done again on another.
 
     (joblib's Ray backend loses all jobs with the first node.) The cluster is the one that RAY_ADDRESS names, else the
-    one that runs on this machine; where there is none, one is started on this machine for this command. The source
-    travels to its nodes; data, results and what else a checkout holds stay here.
-
-    Parameters
-    ----------
-    threads : int
-        CPUs that a job takes.
-    gpus : float or None
-        GPUs that a job takes; None for one, where the cluster has any.
+    one that runs on this machine; if there is none, one is started here for this command. The source travels to its
+    nodes; data and results stay here. `gpus` of a job is 1, where the cluster has any, unless given.
 
     Raises
     ------

@@ -76,20 +76,10 @@ class Concurrency:
 def decide(
     jobs: int | None, threads: int | None, cluster: Ray | None, device: str, loads: Sequence[Load]
 ) -> Concurrency:
-    """Decide how many jobs are done at once.
+    """Decide how many jobs are done at once; `loads` has one entry for each job.
 
-    Parameters
-    ----------
-    jobs : int or None
-        As asked for; None chooses.
-    threads : int or None
-        As asked for; None takes OMP_NUM_THREADS if that is set, and else shares the cores among the jobs.
-    cluster : Ray or None
-        It knows itself how many of the jobs it has room for.
-    device : str
-        Of all jobs.
-    loads : sequence of Load
-        One for each job.
+    `jobs` and `threads` are as asked for. None chooses the jobs; None threads are OMP_NUM_THREADS if that is set, and
+    else the cores are shared among the jobs. A cluster knows itself how many of the jobs it has room for.
     """
     count = len(loads)
     if cluster is not None:

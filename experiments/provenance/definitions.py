@@ -33,13 +33,7 @@ class _Module(NamedTuple):
 def digest(
     roots: Iterable[Definition], is_boundary: Callable[[Definition], bool] = lambda definition: False
 ) -> tuple[str, set[str]]:
-    """Digest some definitions with all that they use.
-
-    Parameters
-    ----------
-    roots : iterable of Definition
-    is_boundary : callable
-        Whether a definition counts as a name only.
+    """Digest definitions with all that they use; one for which `is_boundary` holds counts as a name only.
 
     Returns
     -------

@@ -25,17 +25,12 @@ def fit_baseline(name: str, model: LayerStack, data: DeviceImages, split: Split,
     name : str
         Key of `models.BASELINES`.
     model : LayerStack
-        Its class's instance, on the device of `data`; its last layer is filled in.
+        On the device of `data`; its last layer is filled in.
     data : DeviceImages
     split : Split
-        Of which `train` is fitted and `val` chooses the penalty of `linear`; `test` is not looked at.
+        `train` is fitted and `val` chooses the penalty of `linear`; `test` is not looked at.
     precision : str
         Of the evaluation, as for the networks.
-
-    Returns
-    -------
-    EpochRecord
-        Without a learning rate: there is none.
     """
     started = time.perf_counter()
     mean, std = data.normalisation(split.train)

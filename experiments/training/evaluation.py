@@ -19,24 +19,12 @@ EVALUATION_BATCH = {"cpu": (256 * 28 * 28, 32), "cuda": (4096 * 28 * 28, 128)}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of some images.
+    """A model's results on some images."""
 
-    Attributes
-    ----------
-    loss : float
-        Mean cross-entropy, in nats.
-    confusion : numpy.ndarray of int64, shape (K, K)
-        Counts; rows are true classes, columns predictions.
-    predicted : Tensor of int64, shape (n,)
-        On the device, in the order of the indices.
-    probability : Tensor of float32, shape (n,)
-        The model's probability of the predicted class.
-    """
-
-    loss: float
-    confusion: np.ndarray
-    predicted: Tensor
-    probability: Tensor
+    loss: float  # mean cross-entropy, in nats
+    confusion: np.ndarray  # int64, shape (K, K): counts; rows are true classes
+    predicted: Tensor  # int64, shape (n,), on the device, in the order of the indices
+    probability: Tensor  # float32, shape (n,), of the predicted class
 
     def scores(self) -> dict[str, float]:
         """The scores by name."""
@@ -107,8 +95,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model as `fit` does after each epoch: same batches, same bits.
 
-    This is the one way in which scores are computed: in `precision`, with BatchNorm folded into the convolutions, and
-    the closest calls in fp32.
+    The precision is `precision`, with BatchNorm folded into the convolutions and the closest calls in fp32.
 
     Parameters
     ----------
@@ -116,7 +103,6 @@ def evaluate(
         On the device of `data`, in channels_last memory (in another layout the last bits differ).
     data : DeviceImages
     indices : numpy.ndarray of int64, shape (n,)
-        Which images.
     mean, std : Tensor of float32, shape (channels,)
         Of the model's training part (`DeviceImages.normalisation`).
     precision : str

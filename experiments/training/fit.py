@@ -25,52 +25,32 @@ class TrainingDivergedError(Exception):
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch of training.
+    """One epoch of training."""
 
-    Attributes
-    ----------
-    epoch : int
-        From 1.
-    lr : float or None
-        The learning rate of this epoch; None for a baseline, which has none.
-    train_loss, train_accuracy : float
-        Means over the epoch's batches, each before its own step.
-    val : Evaluation
-        After the epoch's last step.
-    improved : bool
-        Whether this is the lowest validation loss so far.
-    seconds : float
-        Since the last record was handed out: training, validation, and what the caller did with that record.
-    """
-
-    epoch: int
-    lr: float | None
-    train_loss: float
+    epoch: int  # from 1
+    lr: float | None  # learning rate of this epoch; None for a baseline
+    train_loss: float  # this and the next: mean over the batches, each before its step
     train_accuracy: float
-    val: Evaluation
-    improved: bool
-    seconds: float
+    val: Evaluation  # after the epoch's last step
+    improved: bool  # whether this is the lowest validation loss so far
+    seconds: float  # since the last record: training, validation, and the work of the caller
 
 
 def fit(state: TrainingState, data: DeviceImages, split: Split) -> Iterator[EpochRecord]:
     """Train a model on a split and yield one record an epoch; at the end the model has its best epoch's weights.
 
     AdamW, cosine schedule over `config.epochs`, early stopping on the validation loss. On the CPU the same seed and
-    number of threads give the same numbers bit for bit, also where the state was saved between two epochs and
-    loaded by another process.
+    number of threads give the same numbers bit for bit, also if the state was saved between two epochs and loaded
+    elsewhere.
 
     Parameters
     ----------
     state : TrainingState
-        New, or loaded. When a record is handed out it is that of the record's epoch.
+        New, or loaded. When a record is yielded, it is that of the record's epoch.
     data : DeviceImages
         On the model's device.
     split : Split
-        Of which `train` is trained and `val` selected on; `test` is not looked at.
-
-    Yields
-    ------
-    EpochRecord
+        `train` is trained on and `val` selected on; `test` is not looked at.
 
     Raises
     ------

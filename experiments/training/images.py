@@ -17,27 +17,13 @@ DEVICE_MEMORY = 0.5  # share of a device's memory that the images may take befor
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """A data set as training and evaluation use it.
+    """A data set on a device, as training and evaluation use it."""
 
-    Attributes
-    ----------
-    pixels : Tensor of uint8, shape (N, height, width, channels)
-        On the device; where they are too many for it (`resident` is false), in the host's memory.
-    labels : Tensor of int64, shape (N,)
-        On the device.
-    moments : Tensor of int64, shape (2, N, channels)
-        Sum and sum of squares of each image's pixels, from which every split's normalisation follows exactly; on the
-        device.
-    num_classes : int
-    resident : bool
-        Whether the device has room for the pixels and for a normalised copy of a split's.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    moments: Tensor
+    pixels: Tensor  # uint8, shape (N, height, width, channels); in the host's memory if not resident
+    labels: Tensor  # int64, shape (N,)
+    moments: Tensor  # int64, shape (2, N, channels): sum and sum of squares of each image's pixels
     num_classes: int
-    resident: bool
+    resident: bool  # whether the device has room for the pixels and for a normalised copy
 
     @classmethod
     def load(cls, data: ImageData, device: str, memory: float = DEVICE_MEMORY) -> "DeviceImages":
@@ -89,13 +75,8 @@ class Part:
     dtype : torch.dtype
         Of the normalised images.
     keep : bool, optional
-        Normalise all of them now, which pays where they are asked for in every epoch. Where the data set is not
-        resident, batches are normalised as they come all the same.
-
-    Attributes
-    ----------
-    labels : Tensor of int64, shape (n,)
-        On the device.
+        Normalise all images now, which pays if every epoch needs them. Those of a data set that is not resident are
+        normalised batch by batch all the same.
     """
 
     def __init__(

@@ -46,16 +46,7 @@ class TrainingState:
     config : TrainingConfig
         Resolved (no `auto`).
     seed : int
-        Of batch order, augmentation, and dropout.
-
-    Attributes
-    ----------
-    epoch, best_epoch : int
-        Epochs done, and the one with the lowest validation loss; 0 before the first.
-    best : Evaluation or None
-        Of the validation part after the best epoch.
-    best_weights : dict of str to Tensor
-        Weights and buffers then, on the device.
+        Of batch order, augmentation and dropout.
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig, seed: int) -> None:
@@ -77,8 +68,8 @@ class TrainingState:
         self.optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.epoch = self.best_epoch = 0
-        self.best: Evaluation | None = None
+        self.epoch = self.best_epoch = 0  # epochs done, and the one with the lowest validation loss
+        self.best: Evaluation | None = None  # of the validation part after the best epoch
         self.best_weights = clone_state(self.model)
 
     def restart(self, model: nn.Module, seed: int) -> None:

@@ -21,25 +21,14 @@ T = TypeVar("T")
 
 
 class Findings:
-    """What was derived again of one run.
-
-    Attributes
-    ----------
-    numbers : set of str
-        What they are called.
-    predictions : int
-    exact : bool or None
-        Whether its model must give the same bits here; None where it was not evaluated.
-    differences : dict of str to None
-        The lines, in order; each once, since several checks may trip over one file.
-    """
+    """Numbers that were derived again for one run, and those that differ."""
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.numbers: set[str] = set()
+        self.numbers: set[str] = set()  # their names
         self.predictions = 0
-        self.exact: bool | None = None
-        self.differences: dict[str, None] = {}
+        self.exact: bool | None = None  # whether its model must give the same bits here; None: not evaluated
+        self.differences: dict[str, None] = {}  # lines in order, each once: several checks may trip over one file
 
     def differ(self, what: str) -> None:
         """Note a difference."""
@@ -65,30 +54,18 @@ class Findings:
 
 
 class Record:
-    """A run as the database has it.
-
-    Attributes
-    ----------
-    texts, tags : dict of str to str
-        Params as they are stored, and tags.
-    metrics : dict of str to float
-        Latest values.
-    points : dict of str to list of (step, time, value)
-        All that was logged, in order.
-    datasets : list of str
-        Digests of its data sets, 36 characters each.
-    """
+    """A run in the database."""
 
     def __init__(self, store: Store, run_id: str, title: str) -> None:
         run = store.client.get_run(run_id)
         self.store = store
         self.status: str = run.info.status
-        self.texts: dict[str, str] = run.data.params
+        self.texts: dict[str, str] = run.data.params  # as they are stored
         self.tags: dict[str, str] = run.data.tags
-        self.metrics: dict[str, float] = run.data.metrics
+        self.metrics: dict[str, float] = run.data.metrics  # latest values
         self.datasets = [entered.dataset.digest for entered in run.inputs.dataset_inputs] if run.inputs else []
         self.findings = Findings(title)
-        self.points: dict[str, list[tuple[int, int, float]]] = {}
+        self.points: dict[str, list[tuple[int, int, float]]] = {}  # all steps, times and values that were logged
         for key, latest in self.metrics.items():
             history = store.client.get_metric_history(run_id, key)
             self.points[key] = sorted((point.step, point.timestamp, point.value) for point in history)
@@ -98,18 +75,12 @@ class Record:
 
 
 class SplitRecord(Record):
-    """A finished split. Its files are read when they are asked for: a `StoreError` where that is not possible.
-
-    Attributes
-    ----------
-    params : dict of str to int, float, bool or str
-        Of the type that they were logged with.
-    """
+    """A finished split. Its files are read when they are asked for, with a `StoreError` if that fails."""
 
     def __init__(self, store: Store, row: "pd.Series[Any]", title: str) -> None:
         super().__init__(store, row["run_id"], title)
         self.row = row
-        values = {key: row[key] for key in keys.PARAMS if not pd.isna(row[key])}
+        values = {key: row[key] for key in keys.PARAMS if key in self.texts and not pd.isna(row[key])}
         # json knows none of NumPy's numbers
         self.params = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
 

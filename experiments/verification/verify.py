@@ -31,31 +31,16 @@ from tracking import StoreError, keys
 
 @dataclasses.dataclass
 class Report:
-    """What was checked of a task, and what differs.
-
-    Attributes
-    ----------
-    task : str
-    finished, runs : int
-        Finished runs that there are, and those that were checked.
-    numbers, predictions : int
-        How many of them were derived again.
-    exact, near : int
-        Runs whose model was evaluated where it must give the same bits, and elsewhere.
-    seconds : float
-        Wall time.
-    differences : list of str
-        One line each.
-    """
+    """The checks of a task, and the differences that they found."""
 
     task: str
-    finished: int
-    runs: int
-    numbers: int = 0
-    predictions: int = 0
-    exact: int = 0
-    near: int = 0
-    seconds: float = 0.0
+    finished: int  # runs that there are
+    runs: int  # those that were checked
+    numbers: int = 0  # derived again
+    predictions: int = 0  # derived again
+    exact: int = 0  # runs whose model must give the same bits here
+    near: int = 0  # runs whose model was evaluated elsewhere
+    seconds: float = 0.0  # wall time
     differences: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, findings: Findings) -> None:
@@ -93,23 +78,18 @@ def verify(
     tracking_uri: str | None = None,
     sample_splits: int | None = None,
 ) -> Report:
-    """Derive everything that is stored of a task's finished runs again, and compare; but not of superseded ones.
+    """Derive everything that is stored of a task's finished runs again, and compare; superseded runs are left out.
 
     Parameters
     ----------
     task : Task
     device : str
-        That evaluates the models (`hardware.resolve`). Where it is a CPU of the kind that a run was made on, with the
-        same number of threads and versions, all must be equal to the last bit. Elsewhere the loss may differ by
+        On which the models are evaluated. On a CPU of the same kind, with the same number of threads and versions, as
+        a run was made with, everything must be equal to the last bit. Elsewhere the loss may differ by
         `LOSS_TOLERANCE`, and `AGREEMENT` of the predictions must be the same.
-    data_dir : see `datasets.load`
-    tracking_uri : see `tracking.check_uri`
+    data_dir, tracking_uri : see `datasets.load` and `tracking.check_uri`
     sample_splits : int, optional
         Check only so many runs, always the same ones, of as many models as possible.
-
-    Returns
-    -------
-    Report
 
     Raises
     ------
