@@ -1,4 +1,4 @@
-"""Folders of images, decoded once to one uint8 array that is kept in a cache."""
+"""Folders of images, decoded once into one uint8 array that a cache keeps."""
 
 import contextlib
 import errno
@@ -21,58 +21,45 @@ from rich.console import Console
 from rich.progress import track
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
-MAX_SKIPPED = 0.05  # a larger share of undecodable files means that the folder is not what it seems to be
+MAX_SKIPPED = 0.05  # a larger share of undecodable files means that the folder is no data set
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"  # downloads, the sample, and the cache
 CACHE_FORMAT = 2  # part of every cache key: raise it when decoding or the layout of an entry changes
-LOCK = ".lock"  # in a folder in which others are built
-SILENT_WAIT = 3.0  # seconds for another process before a line says so
+LOCK = ".lock"  # in every folder that `building` fills
+SILENT_WAIT = 3.0  # seconds of waiting for another process before a message
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or a file is full
 
 
 class DatasetError(Exception):
-    """The data cannot be used; the message is one sentence for the user."""
+    """The data are unusable; the message is one sentence for the user."""
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: `CACHE_DIR`, or `data/cache/`."""
+    return Path(os.environ.get("CACHE_DIR") or DATA_DIR / "cache")
 
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turn what the file system says into a `DatasetError`."""
+    """Turn an error of the file system into a `DatasetError`."""
     try:
         yield
     except OSError as error:
-        what = error.filename or "the data"
-        how = "free some space there" if error.errno in NO_ROOM else "repair that"
-        raise DatasetError(f"cannot use {what} ({error.strerror or error}); {how} and run again") from None
+        remedy = "free some space there" if error.errno in NO_ROOM else "repair that"
+        where = error.filename or "the data"
+        raise DatasetError(f"cannot use {where} ({error.strerror or error}); {remedy} and run again") from None
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """All images of a data set in memory.
+    """All images of a data set in memory: the published training part, then the published test part."""
 
-    Attributes
-    ----------
-    name : str
-        The published name, or the name of the user's folder.
-    images : numpy.ndarray of uint8, shape (N, height, width, channels)
-        The published training part first (`n_pool` images), then the published test part.
-    labels : numpy.ndarray of int64, shape (N,)
-        Indices into `classes`.
-    classes : tuple of str
-        Class names in the order of their code points (Unicode NFC), which is the same everywhere.
-    n_pool : int
-        How many images may be split into training and validation.
-    skipped : tuple of str
-        Files that did not decode, each with the reason.
-    digest : str
-        SHA-256 over shape, classes, `n_pool`, labels and pixels, in hexadecimal.
-    """
-
-    name: str
-    images: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    n_pool: int
-    skipped: tuple[str, ...] = ()
-    digest: str = ""
+    name: str  # the published name, or the name of the user's folder
+    images: np.ndarray  # uint8, shape (N, height, width, channels)
+    labels: np.ndarray  # int64, shape (N,): indices into `classes`
+    classes: tuple[str, ...]  # class names in Unicode NFC, in the order of their code points on every machine
+    n_pool: int  # size of the published training part, which protocols split
+    skipped: tuple[str, ...] = ()  # undecodable files, each with the reason
+    digest: str = ""  # SHA-256 over shape, classes, `n_pool`, labels and pixels, in hexadecimal
 
     def __post_init__(self) -> None:
         header = json.dumps([self.images.shape, self.classes, self.n_pool])
@@ -83,10 +70,10 @@ class ImageData:
 
 
 def decode(path: Path, size: int, channels: int) -> np.ndarray:
-    """Read one image file as the array that the models see.
+    """Decode one image file to the pixels that models see.
 
-    The first frame, turned upright by its EXIF orientation, transparent parts on white, CMYK and palettes
-    converted, resized to a square without keeping the aspect ratio (as both Kaggle tasks are usually run).
+    Only the first frame is read. EXIF orientation is applied, transparency becomes white, CMYK and palettes are
+    converted, and the image is resized to a square regardless of its aspect ratio, as is usual for both Kaggle tasks.
 
     Parameters
     ----------
@@ -100,8 +87,8 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
     numpy.ndarray of uint8, shape (size, size, channels)
     """
     with Image.open(path) as file:
-        # JPEG decodes to 1/2, 1/4 or 1/8 by leaving out frequencies: twice as fast for a photo of 800x532 pixels, more
-        # for larger ones. At twice the wanted size it is the same picture: 0.24 of 255 off in the mean, 7 at most
+        # JPEG decodes to 1/2, 1/4 or 1/8 of its size by skipping frequencies: twice as fast for a photo of 800x532
+        # pixels. At twice the wanted size the picture is the same: 0.24 of 255 off in the mean, 7 at most
         file.draft(None, (2 * size, 2 * size))
         image: Image.Image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion clips at 255 instead of scaling
@@ -114,19 +101,19 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
 
 
 def readable_name(name: str) -> str:
-    """A file name as text that can be printed and compared: Unicode NFC, whatever is no text replaced."""
+    """Return a file name as printable, comparable text: Unicode NFC, undecodable bytes replaced."""
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    """All files below a folder but hidden ones and those in hidden folders, in the order of their names."""
-    os.scandir(folder).close()  # an unreadable folder is an error here; rglob passes over it in silence
+    """List the files below a folder in order of their names, without hidden files and folders."""
+    os.scandir(folder).close()  # raises for an unreadable folder, which rglob skips silently
     found = [path for path in folder.rglob("*") if not any(part[0] == "." for part in path.relative_to(folder).parts)]
     return sorted(filter(Path.is_file, found), key=lambda path: readable_name(path.as_posix()))
 
 
 def _list_classes(part: Path) -> dict[str, list[Path]]:
-    """Image files by class name, both sorted; subfolders of a class belong to the class."""
+    """List image files by class name, both sorted; subfolders belong to their class."""
     found: dict[str, list[Path]] = {}
     for folder in part.iterdir():
         if folder.is_dir() and not folder.name.startswith("."):
@@ -136,17 +123,17 @@ def _list_classes(part: Path) -> dict[str, list[Path]]:
 
 
 def list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """List `root/train/<class>/*` and `root/test/<class>/*`, and check that they can be a data set.
+    """List `root/train/<class>/*` and `root/test/<class>/*`, and check that they form a data set.
 
     Returns
     -------
     train, test : dict of str to list of Path
-        Files by class name; `test` is empty where there is no test folder.
+        Files by class name; `test` is empty without a test folder.
 
     Raises
     ------
     DatasetError
-        No train folder, fewer than two classes, a class without images, or test classes that training lacks.
+        There is no train folder, only one class, a class without images, or a test class missing from training.
     """
     if not (root / "train").is_dir():
         raise DatasetError(f"{root} holds no folder train/; put each class into a folder of its own below it")
@@ -167,32 +154,29 @@ def list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]
 def decode_files(
     root: Path, files: Sequence[Path], size: int, channels: int, num_workers: int = 8
 ) -> tuple[np.ndarray, list[str | None]]:
-    """Decode image files, whether or not all of them can be.
+    """Decode image files below `root`, and record those that fail.
 
     Parameters
     ----------
-    root : Path
-        The folder that all of them lie below.
     files : sequence of Path, length N
-        In any order, such as `list_folder`'s.
     size, channels : int
         Height and width in pixels; 3 for RGB, 1 for gray.
     num_workers : int
-        Decoding threads (Pillow releases the interpreter lock); at most one a core is used.
+        Decoding threads (Pillow releases the interpreter lock), at most one per core.
 
     Returns
     -------
     images : numpy.ndarray of uint8, shape (N, size, size, channels)
-        Row i is what `decode` makes of `files[i]`; without meaning where that failed.
+        Row i is `decode(files[i])`, or undefined if that fails.
     failures : list of str or None, length N
-        None where it did not fail, otherwise the file's path below `root` and the reason.
+        The file's path below `root` and the reason, or None for a decoded file.
     """
     images = np.empty((len(files), size, size, channels), dtype=np.uint8)
 
     def decode_into(row: int) -> str | None:
         try:
             images[row] = decode(files[row], size, channels)
-        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
+        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise any error for a broken file
             reason = str(error).replace(str(files[row]), "the file")
             return readable_name(f"{files[row].relative_to(root)} ({error.__class__.__name__}: {reason})")
         return None
@@ -205,18 +189,9 @@ def decode_files(
 
 
 def read_folder(root: Path, name: str, size: int, channels: int, num_workers: int = 8) -> ImageData:
-    """Decode a folder with `train/<class>/*` and optionally `test/<class>/*`.
+    """Decode a folder with `train/<class>/*` and optionally `test/<class>/*`, which is only read.
 
-    Parameters
-    ----------
-    root : Path
-        Only read, never written to.
-    name : str
-        What the data set is called in the result database.
-    size, channels : int
-        Height and width in pixels; 3 for RGB, 1 for gray.
-    num_workers : int
-        See `decode_files`.
+    See `decode_files` for the parameters; `name` is that in the result database.
 
     Raises
     ------
@@ -245,11 +220,11 @@ def read_folder(root: Path, name: str, size: int, channels: int, num_workers: in
 def cached(
     name: str, files: Iterable[Path], settings: object, cache_dir: Path, read: Callable[[], ImageData]
 ) -> ImageData:
-    """Return what `read` makes of `files`, from the cache where these very files were read before.
+    """Return the result of `read` for `files`, from the cache if they are unchanged since it was stored.
 
-    An entry's key covers `settings` and every file's path, size and times of change (modification, and inode
-    change, which no copy tool sets back), so it changes when the files do. An entry is built once however many
-    processes ask for it, and its digest is checked at each use: a damaged one is built again.
+    The key of an entry covers `settings` and the path, size, modification time and inode change time (which no copy
+    tool sets back) of every file. Processes that need the same entry build it once. Every use checks the digest, and
+    a damaged entry is rebuilt.
 
     Raises
     ------
@@ -264,7 +239,7 @@ def cached(
     entry = cache_dir / f"{name.replace('/', '-')[:40]}-{key.hexdigest()[:20]}"
     if (data := _read_entry(entry)) is not None:
         return data
-    with contextlib.ExitStack() as stack:  # what `read` raises is not the cache's fault
+    with contextlib.ExitStack() as stack:  # errors of `read` are not the cache's
         with _cache_sentence(cache_dir):
             partial = stack.enter_context(building(entry))
         if (data := _read_entry(entry)) is None:
@@ -276,33 +251,33 @@ def cached(
 
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """Build a folder that appears whole or not at all, in one process at a time.
+    """Build a folder that appears complete or not at all, in one process at a time.
 
     Parameters
     ----------
     target : Path
-        The folder to build. The folder that will hold it is made, and locked meanwhile.
+        The folder to build. Its parent is created, and locked meanwhile.
 
     Yields
     ------
     Path
-        An empty folder beside `target`. When the body ends without an error it takes the place of `target`, unless
-        it is still empty; otherwise it is removed.
+        An empty folder beside `target`. It replaces `target` if the body leaves files in it and raises no error;
+        otherwise it is removed.
 
     Raises
     ------
     OSError
-        The folder that holds `target` cannot be written, or the disk is full; it is named.
+        The parent cannot be written, or the disk is full; the error names the parent.
 
     Notes
     -----
-    Another process may have built `target` while this one waited for the lock: look for it in the body, and leave
-    the empty folder alone if it will do.
+    Another process may build `target` while this one waits for the lock: check in the body, and leave the folder
+    empty in that case.
     """
     parent = target.parent
     parent.mkdir(parents=True, exist_ok=True)
     with _locked(parent):
-        for stray in parent.glob(".partial-*"):  # of a process that was killed: whoever lives would hold the lock
+        for stray in parent.glob(".partial-*"):  # of a killed process: a live one would hold the lock
             shutil.rmtree(stray, ignore_errors=True)
         partial = parent / f".partial-{target.name}"
         partial.mkdir()
@@ -312,7 +287,7 @@ def building(target: Path) -> Iterator[Path]:
                 shutil.rmtree(target, ignore_errors=True)
                 partial.rename(target)
         except OSError as error:
-            if error.errno in NO_ROOM:  # it names no file, or one that is gone by now
+            if error.errno in NO_ROOM:  # names no file, or one that is removed below
                 raise OSError(error.errno, os.strerror(error.errno), str(parent)) from None
             raise
         finally:
@@ -325,7 +300,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=SILENT_WAIT)
     except Timeout:
-        print(f"waiting for another process that fills {folder}; Ctrl-C gives up", file=sys.stderr)
+        print(f"waiting for another process that fills {folder}; Ctrl-C cancels", file=sys.stderr)
         lock.acquire()
     try:
         yield

@@ -1,68 +1,56 @@
-"""Where the images of a task come from: a Kaggle data set, Fashion-MNIST, or a folder.
+"""Data sources: a Kaggle data set, Fashion-MNIST, or a folder of images.
 
-A `Task` names one of these. `load` finds the data set (or downloads it, or draws the sample), decodes it once and
-returns `ImageData`; everything else in this package works on that.
+A `Task` names one. `load` finds it, downloads it or draws its sample, decodes it once and returns `ImageData`.
 """
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.images import DATA_DIR, DatasetError, ImageData, cached, list_folder, one_sentence, read_folder
+from datasets.images import DATA_DIR, DatasetError, ImageData, cache_dir, cached, list_folder, one_sentence, read_folder
 
 
 class Source(ABC):
-    """A data set, and the shape in which models see its images.
+    """A data set, and the size and channels of its images as models see them."""
 
-    Attributes
-    ----------
-    image_size : int
-        Height and width in pixels.
-    channels : int
-        3 for RGB, 1 for gray.
-    """
-
-    image_size: int
-    channels: int
+    image_size: int  # height and width in pixels
+    channels: int  # 3 for RGB, 1 for gray
 
     @property
     @abstractmethod
     def name(self) -> str:
         """Name in the result database, and of the folder that holds the data set."""
 
-    @abstractmethod
-    def download(self, root: Path) -> None:
-        """Fetch the data set into the folder `root`, which appears only when it is whole."""
-
     @property
     def home(self) -> Path:
-        """The folder of the data set where no `--data-dir` is given."""
+        """The folder of the data set, unless `data_dir` names another."""
         return DATA_DIR / self.name
+
+    @abstractmethod
+    def download(self, root: Path) -> None:
+        """Download the data set to the folder `root`, which appears only when complete."""
 
     def is_in(self, folder: Path) -> bool:
         """Whether `folder` itself is such a data set."""
         return (folder / "train").is_dir()
 
-    def read(self, root: Path, name: str, cache_dir: Path) -> ImageData:
-        """Decode the data set in `root`, or take it from the cache."""
+    def read(self, root: Path, name: str) -> ImageData:
+        """Decode the data set in `root`, or read it from the cache."""
         files = [path for classes in list_folder(root) for paths in classes.values() for path in paths]
         settings = [name, self.image_size, self.channels]
-        return cached(name, files, settings, cache_dir, lambda: read_folder(root, name, self.image_size, self.channels))
+        return cached(
+            name, files, settings, cache_dir(), lambda: read_folder(root, name, self.image_size, self.channels)
+        )
 
 
 @dataclass(frozen=True)
 class ImageFolder(Source):
-    """A folder of one's own with `train/<class>/*` and, optionally, `test/<class>/*`.
+    """A folder with `train/<class>/*` and, optionally, `test/<class>/*`."""
 
-    Parameters
-    ----------
-    path : str
-        The folder; a relative path starts at `data/`.
-    image_size, channels : see `Source`
-    """
-
-    path: str
+    path: str  # a relative path starts at data/
     image_size: int = 128
     channels: int = 3
 
@@ -77,22 +65,15 @@ class ImageFolder(Source):
         return (DATA_DIR / Path(self.path).expanduser()).resolve()
 
     def download(self, root: Path) -> None:
-        """Refuse: a folder is there or is not."""
-        raise DatasetError(f"there is no folder {root}")
+        """Raise `DatasetError`: the folder does not exist."""
+        raise DatasetError(f"there is no folder {root}; create it, or name another one in the task or in --data-dir")
 
 
 @dataclass(frozen=True)
 class Kaggle(Source):
-    """A data set of Kaggle that unpacks to `train/<class>/*` and, optionally, `test/<class>/*`.
+    """A data set on Kaggle that unpacks to `train/<class>/*` and, optionally, `test/<class>/*`."""
 
-    Parameters
-    ----------
-    slug : str
-        `owner/name`, as in the address of its page.
-    image_size, channels : see `Source`
-    """
-
-    slug: str
+    slug: str  # owner/name, as in the address of its page
     image_size: int = 128
     channels: int = 3
 
@@ -106,10 +87,11 @@ class Kaggle(Source):
         return self.slug.split("/")[1]
 
     def download(self, root: Path) -> None:
-        """Fetch it; see `kaggle.download` for the errors."""
+        """See `kaggle.download`, also for the errors."""
         from datasets import kaggle
 
-        kaggle.download(self.slug, root)
+        with _advice(self.name):
+            kaggle.download(self.slug, root)
 
 
 @dataclass(frozen=True)
@@ -125,10 +107,11 @@ class FashionMNIST(Source):
         return "FashionMNIST"
 
     def download(self, root: Path) -> None:
-        """Fetch it; see `fashion_mnist.download` for the errors."""
+        """See `fashion_mnist.download`, also for the errors."""
         from datasets import fashion_mnist
 
-        fashion_mnist.download(root)
+        with _advice(self.name):
+            fashion_mnist.download(root)
 
     def is_in(self, folder: Path) -> bool:
         """Whether `folder` has the published files, or images in `train/`."""
@@ -138,14 +121,27 @@ class FashionMNIST(Source):
         """Whether `folder` has the published idx files rather than pictures."""
         return (folder / "raw").is_dir()
 
-    def read(self, root: Path, name: str, cache_dir: Path) -> ImageData:
-        """Decode the data set in `root`, or take it from the cache."""
+    def read(self, root: Path, name: str) -> ImageData:
+        """Decode the data set in `root`, or read it from the cache."""
         from datasets import fashion_mnist
 
         if not self.is_packed(root):
-            return super().read(root, name, cache_dir)
+            return super().read(root, name)
         files = fashion_mnist.raw_files(root)
-        return cached(name, files, [name], cache_dir, lambda: fashion_mnist.read(root, name))
+        return cached(name, files, [name], cache_dir(), lambda: fashion_mnist.read(root, name))
+
+
+@contextlib.contextmanager
+def _advice(name: str) -> Iterator[None]:
+    """Add to the error of a download how to get images without it."""
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(
+            f"{error}. Three ways on: a network connection (and Kaggle credentials in KAGGLE_API_TOKEN or "
+            "~/.kaggle/kaggle.json if Kaggle asks for them); --data-dir with a folder that holds "
+            f"{name}/ or train/<class>/; or --sample for generated images"
+        ) from None
 
 
 def load(source: Source, data_dir: str | os.PathLike[str] | None = None, sample: bool = False) -> ImageData:
@@ -156,27 +152,23 @@ def load(source: Source, data_dir: str | os.PathLike[str] | None = None, sample:
     source : Source
     data_dir : path, optional
         A folder that holds the data set under its name, or is itself one with `train/<class>/*` and optionally
-        `test/<class>/*`. It is only read. Without it `data/` is used, and filled by a download.
+        `test/<class>/*`. It is only read. The default is `data/`, to which missing data sets are downloaded.
     sample : bool
         Use the generated sample instead of real data; its name begins with `sample/`.
-
-    Returns
-    -------
-    ImageData
 
     Raises
     ------
     DatasetError
-        The data are not there and cannot be fetched, or cannot be used.
+        The data set is missing and cannot be downloaded, or is unusable.
     """
     root = find(source, data_dir, sample)
     name = f"sample/{source.name}" if sample else root.name
     with one_sentence():
-        return source.read(root, name, Path(os.environ.get("CACHE_DIR") or DATA_DIR / "cache"))
+        return source.read(root, name)
 
 
 def find(source: Source, data_dir: str | os.PathLike[str] | None = None, sample: bool = False) -> Path:
-    """Return the folder of a data set, which is drawn or downloaded first if necessary.
+    """Return the folder of a data set; draw or download it first if necessary.
 
     Parameters and errors are those of `load`.
     """
@@ -187,16 +179,8 @@ def find(source: Source, data_dir: str | os.PathLike[str] | None = None, sample:
             return generated.draw(source.name, DATA_DIR / "sample") / source.name
         if data_dir is not None and Path(data_dir).resolve() != DATA_DIR:
             return _find_in(Path(data_dir).resolve(), source)
-        if source.home.is_dir():
-            return source.home
-        try:
+        if not source.home.is_dir():
             source.download(source.home)
-        except DatasetError as error:
-            raise DatasetError(
-                f"{error}. Three ways on: a network connection (and Kaggle credentials in KAGGLE_API_TOKEN or "
-                f"~/.kaggle/kaggle.json where Kaggle asks for them); --data-dir with a folder that holds "
-                f"{source.name}/ or train/<class>/; or --sample for generated images"
-            ) from None
     return source.home
 
 
@@ -209,6 +193,6 @@ def _find_in(folder: Path, source: Source) -> Path:
         if source.is_in(root):
             return root
     raise DatasetError(
-        f"--data-dir {folder} holds neither {source.name}/ nor train/<class>/; name the folder that does, leave "
-        "--data-dir out to download, or use --sample for generated images"
+        f"--data-dir {folder} holds neither {source.name}/ nor train/<class>/; name the folder that does, omit "
+        "--data-dir to download, or use --sample for generated images"
     )

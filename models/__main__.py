@@ -1,4 +1,4 @@
-"""`python -m models`: what each model is and costs, at the inputs of the tasks."""
+"""`python -m models`: structure and cost of each model at the inputs of the tasks."""
 
 import sys
 
@@ -12,31 +12,30 @@ INPUTS = {"28 px gray\n10 classes": (1, 10, 28), "128 px RGB\n2 classes": (3, 2,
 
 
 def main() -> None:
-    """Print a table with one row a model: parameters and multiply-accumulates by input, and the layers."""
+    """Print a table with one row per model: parameters and multiply-accumulates for each input, and the layers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0), pad_edge=False)
     table.add_column("model", no_wrap=True)
     for label in INPUTS:
         table.add_column(label, justify="right", no_wrap=True)
-    problems = unusable_sentences()
     table.add_column("layers\n(at 128 px)")
+    problems = {sentence: sentence for sentence in unusable_sentences()}
     for name in MODELS:
         costs, layers = [], ""
         for shape in INPUTS.values():
             try:
                 card = describe(name, *shape)
-            except ModelError as error:
-                problems.append(str(error))
-                costs.append("–")
-            else:
-                costs.append(f"{card.parameters:,}\n{card.macs / 1e6:,.1f} M MACs")
                 layers = card.layers
+                costs.append(f"{card.parameters:,}\n{card.macs / 1e6:,.1f} M MACs")
+            except ModelError as error:
+                problems.setdefault(name, str(error))  # one sentence per model
+                costs.append("–")
         table.add_row(name, *costs, layers.replace("[", r"\["))
     console = Console(highlight=False)
     console.print(table)
-    for problem in problems:
+    for problem in problems.values():
         print(f"! {problem}", file=sys.stderr)
     console.print(
-        "First line parameters, second multiply-accumulates an image. C convolution, BN BatchNorm, R ReLU, T tanh, "
+        "First line parameters, second multiply-accumulates per image. C convolution, BN BatchNorm, R ReLU, T tanh, "
         "S subsampling, FC fully connected, GAP global average pool, SE squeeze-and-excitation, MB inverted bottleneck "
         "with its expansion; /2 stride, (n) channels, xn repeats, [... +x R] residual block",
         markup=False,

@@ -1,8 +1,10 @@
-"""The models by name, building them, and what each is and costs for one kind of input."""
+"""The registry of models: building them by name, and their structure and cost for one kind of input."""
 
+import contextlib
 import importlib
 import pkgutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from inspect import cleandoc
@@ -10,14 +12,15 @@ from typing import TypeVar, overload
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
-from models.layers import ConvNorm, GlobalAveragePool, SqueezeExcitation, compute_wide_layers_in_fp32
+from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcitation, compute_wide_layers_in_fp32
 
 Model = TypeVar("Model", bound=type[nn.Module])
 MODELS: dict[str, type[nn.Module]] = {}
-BASELINES: dict[str, type[nn.Module]] = {}  # beside every choice of models
-UNUSABLE: dict[str, str] = {}  # files of this package that cannot be imported, each with the reason
-MIN_IMAGE_SIZE = 12  # pixels; below it LeNet-5's second convolution finds no room
+BASELINES: dict[str, type[nn.Module]] = {}  # run beside every choice of models
+UNUSABLE: dict[str, str] = {}  # files of this package that fail to import, and the reasons
+MIN_IMAGE_SIZE = 12  # pixels; smaller images leave no room for LeNet-5's second convolution
 
 
 class ModelError(ValueError):
@@ -29,23 +32,23 @@ def register(name: Model) -> Model: ...
 @overload
 def register(name: str, among: dict[str, type[nn.Module]] = MODELS) -> Callable[[Model], Model]: ...
 def register(name: Model | str, among: dict[str, type[nn.Module]] = MODELS) -> Model | Callable[[Model], Model]:
-    """Enter a class as a model: `@register`, under its own name in lower case, or `@register("name")`.
+    """Register a class as a model: `@register` under its lower-case name, or `@register("name")`.
 
-    Any `nn.Module` will do whose constructor takes `in_channels`, `num_classes` and `image_size`, and whose `forward`
+    Any `nn.Module` works if its constructor takes `in_channels`, `num_classes` and `image_size`, and its `forward`
     maps images, shape (N, in_channels, image_size, image_size), to logits, shape (N, num_classes).
 
     Raises
     ------
     ValueError
-        Another class has the name.
+        The name is taken.
     """
     if not isinstance(name, str):
         return register(name.__name__.lower())(name)
 
     def enter(cls: Model) -> Model:
         if name in MODELS | BASELINES:
-            there = (MODELS | BASELINES)[name]
-            raise ValueError(f"{there.__module__.replace('.', '/')}.py has a model called {name} already")
+            other = (MODELS | BASELINES)[name].__module__.replace(".", "/")
+            raise ValueError(f"{other}.py already has a model called {name}")
         among[name] = cls
         return cls
 
@@ -53,48 +56,36 @@ def register(name: Model | str, among: dict[str, type[nn.Module]] = MODELS) -> M
 
 
 def import_all(package: str, path: list[str]) -> None:
-    """Import every file of this package, so that its models are registered; one that fails is noted in `UNUSABLE`."""
+    """Import every file of this package to register its models; record the files that fail in `UNUSABLE`."""
     for module in pkgutil.iter_modules(path):
         if module.name.startswith("_"):
             continue
+        before = MODELS | BASELINES
         try:
             importlib.import_module(f"{package}.{module.name}")
-        except Exception as error:  # noqa: BLE001 - a missing package, or whatever a user's file raises
-            reason = " ".join(str(error).split())[:200]
-            UNUSABLE[f"{package}/{module.name}.py"] = f"{type(error).__name__}: {reason}"
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a missing package, or any error of a user's file
+            UNUSABLE[f"{package}/{module.name}.py"] = _reason(error)
+            for name, cls in (MODELS | BASELINES).items() - before.items():
+                if cls.__module__ not in sys.modules or not cls.__module__.startswith(f"{package}."):
+                    MODELS.pop(name, None)  # registered before the error; models of files that it imported stay
+                    BASELINES.pop(name, None)
 
 
 def unusable_sentences() -> list[str]:
-    """Say of each file of this package that cannot be imported why."""
+    """Return one sentence for each file of this package that fails to import."""
     return [f"{file} cannot be imported ({reason}); its models are left out" for file, reason in UNUSABLE.items()]
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model is and costs for one kind of input.
+    """Structure and cost of a model for one kind of input."""
 
-    Attributes
-    ----------
-    name : str
-        Key of `MODELS` or `BASELINES`.
-    parameters : int
-        Trainable parameters.
-    macs : int
-        Multiply-accumulates of convolutions and fully connected layers in one forward pass of one image.
-    layers : str
-        The structure in the usual abbreviations, channels in brackets.
-    description : str
-        The class's docstring.
-    outputs : int
-        Values that those layers put out for one image: what the memory and the time of training grow with.
-    """
-
-    name: str
-    parameters: int
-    macs: int
-    layers: str
-    description: str
-    outputs: int
+    name: str  # key of `MODELS` or `BASELINES`
+    parameters: int  # trainable parameters
+    macs: int  # multiply-accumulates of convolutions and fully connected layers in one forward pass of one image
+    layers: str  # structure in the usual abbreviations, channels in brackets
+    description: str  # docstring of the class
+    outputs: int  # output values of those layers for one image; memory and training time grow with them
 
 
 def build(name: str, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
@@ -105,51 +96,60 @@ def build(name: str, in_channels: int, num_classes: int, image_size: int) -> nn.
     name : str
         Key of `MODELS` or `BASELINES`.
     in_channels, num_classes : int
-        1 for gray, 3 for RGB; logits at the end.
+        1 for gray and 3 for RGB; number of logits.
     image_size : int
-        Height and width in pixels, from 12.
+        Height and width in pixels, at least 12.
 
     Returns
     -------
     nn.Module
-        In training mode, on the CPU. Fully connected layers that are very wide compute in fp32 (`Float32Linear`).
+        In training mode, on the CPU. Very wide fully connected layers compute in fp32 (`Float32Linear`).
 
     Raises
     ------
     ModelError
-        An unknown name, images that are too small, or a constructor that raises.
+        The name is unknown, the images are too small, or the constructor raises.
     """
     if name not in MODELS | BASELINES:
         raise ModelError("; ".join([f"unknown model {name!r}; there are {', '.join(MODELS)}", *unusable_sentences()]))
     if image_size < MIN_IMAGE_SIZE:
-        raise ModelError(f"images of {image_size} pixels are too small; models take {MIN_IMAGE_SIZE} and more")
-    try:
+        raise ModelError(f"images of {image_size} pixels are too small; models take at least {MIN_IMAGE_SIZE}")
+    with _refusal(name, in_channels, num_classes, image_size):
         model = (MODELS | BASELINES)[name](in_channels, num_classes, image_size)
-    except Exception as error:
-        raise ModelError(_refusal(name, (in_channels, num_classes, image_size), error)) from error
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"it is a {type(model).__name__}, not an nn.Module")
+        if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+            with torch.no_grad():  # lazy layers take their shapes from a first batch
+                model.eval()(torch.zeros(1, in_channels, image_size, image_size))
+            model.train()
     compute_wide_layers_in_fp32(model)
     return model
 
 
-def _refusal(name: str, arguments: tuple[int, int, int], error: Exception) -> str:
-    channels, classes, size = arguments
-    reason = " ".join(str(error).split())[:200]
-    return (
-        f"{name} cannot be built for {size}x{size} images of {channels} channel{'s' * (channels != 1)} and {classes} "
-        f"classes ({type(error).__name__}: {reason})"
-    )
+@contextlib.contextmanager
+def _refusal(name: str, channels: int, classes: int, size: int) -> Iterator[None]:
+    """Turn any error of a model into a `ModelError`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name} cannot be built for {size}x{size} images of {channels} channel{'s' * (channels != 1)} and "
+            f"{classes} classes ({_reason(error)})"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
 @cache
 def describe(name: str, in_channels: int, num_classes: int, image_size: int) -> ModelCard:
-    """Count parameters and multiply-accumulates, and write the structure down.
+    """Count parameters and multiply-accumulates, and abbreviate the structure.
 
-    Parameters are those of `build`. The model sees one image: that takes some hundredths of a second, where torch's
-    meta device, which computes nothing, first loads a second and a half of Python.
-
-    Returns
-    -------
-    ModelCard
+    The parameters are those of `build`. One image passes through the model: a few hundredths of a second, whereas
+    torch's meta device, which computes nothing, first imports 1.5 s of Python.
 
     Raises
     ------
@@ -164,46 +164,59 @@ def describe(name: str, in_channels: int, num_classes: int, image_size: int) -> 
         # each output value is a sum over one row of the weight: (out, in / groups, kernel, kernel) or (out, in)
         macs += output.numel() * module.weight[0].numel()  # type: ignore[index]
 
+    def check(images: int) -> None:
+        logits = model(torch.zeros(images, in_channels, image_size, image_size))
+        if not isinstance(logits, torch.Tensor):
+            raise TypeError(f"it returns a {type(logits).__name__}, not a tensor of logits")
+        if logits.shape != (images, num_classes):
+            raise ValueError(f"its logits have shape {tuple(logits.shape)}, not {(images, num_classes)}")
+
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        model = build(name, in_channels, num_classes, image_size).eval()
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.register_forward_hook(count)
-        try:
-            logits = model(torch.zeros(1, in_channels, image_size, image_size))
-            if logits.shape != (1, num_classes):
-                raise ValueError(f"its logits have shape {tuple(logits.shape)}, not {(1, num_classes)}")
-        except Exception as error:
-            raise ModelError(_refusal(name, (in_channels, num_classes, image_size), error)) from error
+        model = build(name, in_channels, num_classes, image_size)
+        with _refusal(name, in_channels, num_classes, image_size):
+            if type(model).forward is not LayerStack.forward:
+                check(images=2)  # in training mode: a forward of its own may differ there
+            model.eval()
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.register_forward_hook(count)
+            check(images=1)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelCard(name, parameters, macs, notation(model), _docstring(type(model)), outputs)
 
 
 def _docstring(kind: type[nn.Module]) -> str:
-    """Docstring of a class, or of the first of its bases that has one; that of torch's own classes says nothing."""
-    own = (base for base in kind.__mro__ if base.__doc__ and not base.__module__.startswith("torch."))
-    return next((cleandoc(base.__doc__ or "") for base in own if base is not object), "")
+    """Return the docstring of a class or of its nearest base, other than torch's and `LayerStack`."""
+    bases = [base for base in kind.__mro__ if issubclass(base, nn.Module) and base is not LayerStack]
+    for base in bases:
+        if base.__doc__ and base.__module__.split(".")[0] != "torch":
+            return cleandoc(base.__doc__)
+    return f"{kind.__name__} of {kind.__module__}, which has no docstring."
 
 
 def notation(model: nn.Module) -> str:
-    """Write the layers of a model as `C5x5(6) T S2 ...`; equal neighbours are counted (`MB6 3x3(80) x3`).
-
-    These are its `layers` where it has them, as the models of this package do, and else its children.
-    """
+    """Abbreviate the layers of a model as `C5x5(6) T S2 ...`; equal neighbours are counted (`MB6 3x3(80) x3`)."""
     words: list[str] = []
     counts: list[int] = []
-    layers = getattr(model, "layers", None)
-    for word in filter(None, map(_abbreviate, layers if isinstance(layers, nn.ModuleList) else model.children())):
+    for word in filter(None, map(_abbreviate, _flatten(model.children()))):
         if words and words[-1] == word:
             counts[-1] += 1
         else:
             words.append(word)
             counts.append(1)
-    return " ".join(f"{word} x{n}" if n > 1 else word for word, n in zip(words, counts, strict=True))
+    layers = " ".join(f"{word} x{n}" if n > 1 else word for word, n in zip(words, counts, strict=True))
+    return layers or type(model).__name__
+
+
+def _flatten(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for layer in layers:
+        if type(layer) in (nn.Sequential, nn.ModuleList):
+            yield from _flatten(layer.children())
+        else:
+            yield layer
 
 
 def _abbreviate(layer: nn.Module) -> str:
-    """Return the abbreviation of a layer."""
     match layer:
         case nn.Conv2d():
             stride = f"/{layer.stride[0]}" if layer.stride[0] > 1 else ""
@@ -212,7 +225,7 @@ def _abbreviate(layer: nn.Module) -> str:
             return f"FC{layer.out_features}"
         case nn.AvgPool2d() | nn.MaxPool2d():
             return f"S{layer.kernel_size}"
-        case nn.Module(notation=str(notation)):  # a block that knows its own
+        case nn.Module(notation=str(notation)):  # a block with its own abbreviation
             return notation
         case nn.Module(residual=nn.Sequential() as residual):
             return f"[{' '.join(map(_abbreviate, residual))} +x R]"
