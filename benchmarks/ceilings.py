@@ -27,8 +27,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import models
 from datasets import ImageData
-from experiments import TrainingConfig, hardware
-from experiments.training import DTYPES, DeviceImages, Part, TrainingState, evaluate, initialise
+from experiments import TrainingConfig
+from experiments.training import hardware
+from experiments.training.evaluation import DTYPES, evaluate
+from experiments.training.images import DeviceImages, Part
+from experiments.training.state import TrainingState, initialise
 
 WORKS = (  # model, channels, classes, pixels, images of a batch, images evaluated
     *((name, 1, 10, 28, 234, 8192) for name in ("lenet5", "vggnet", "resnetcnn", "seresnet")),

@@ -9,7 +9,6 @@ Time      some epochs
 
 import argparse
 import dataclasses
-import importlib
 import os
 import sys
 import time
@@ -17,13 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments.protocol import make_splits, model_arguments
-
 import datasets
 import models
 from benchmarks.ceilings import profiled
-from experiments import hardware
-from experiments.training import DeviceImages, TrainingState, fit, initialise, split_seed
+from experiments import task
+from experiments.jobs.job import model_arguments
+from experiments.training import hardware
+from experiments.training.fit import fit
+from experiments.training.images import DeviceImages
+from experiments.training.state import TrainingState, initialise, seed_of_split
 
 SHOWN = 15
 
@@ -31,18 +32,19 @@ SHOWN = 15
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Profile an epoch; see the module's docstring.")
-    parser.add_argument("task", choices=datasets.SOURCES)
+    parser.add_argument("task", choices=task.names())
     parser.add_argument("model", choices=models.MODELS)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     hardware.prepare()
-    task = importlib.import_module(f"experiments.{arguments.task}").TASK
-    config = hardware.resolve(dataclasses.replace(task.training, device=arguments.device, epochs=9, patience=9))
-    data = datasets.load(arguments.task, arguments.data_dir)
+    chosen = task.find(arguments.task)
+    config = hardware.resolve(dataclasses.replace(chosen.training, device=arguments.device, epochs=9, patience=9))
+    data = datasets.load(chosen.data, arguments.data_dir)
     images = DeviceImages.load(data, config.device)
-    model = initialise(lambda: models.build(arguments.model, **model_arguments(data)), split_seed(0, 0), config.device)
-    epochs = fit(TrainingState(model, config, 0), images, make_splits(task, data, 0)[0])
+    seed = seed_of_split(0, 0)
+    model = initialise(lambda: models.build(arguments.model, **model_arguments(data)), seed, config.device)
+    epochs = fit(TrainingState(model, config, 0), images, datasets.draw_splits(chosen.protocol, data, 0)[0])
     for _ in range(2):
         next(epochs)
     started = time.perf_counter()

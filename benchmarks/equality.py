@@ -25,25 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from experiments.config import Task, TrainingConfig
-from experiments.protocol import make_splits, model_arguments
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import datasets
 import models
 from datasets import ImageData, Split
-from experiments import hardware, task2, task3
-from experiments.training import (
-    DeviceImages,
-    TrainingState,
-    evaluate,
-    fit,
-    initialise,
-    plan_epoch,
-    split_batches,
-    split_seed,
-)
+from experiments import Task, TrainingConfig, task2, task3
+from experiments.jobs.job import model_arguments
+from experiments.training import hardware
+from experiments.training.evaluation import evaluate
+from experiments.training.fit import fit
+from experiments.training.images import DeviceImages, plan_epoch, split_batches
+from experiments.training.state import TrainingState, initialise, seed_of_split
 from models.layers import LayerStack
 
 ON_PHOTOS = ("efficientnet_b0",)
@@ -70,14 +64,14 @@ class Subject(NamedTuple):
 
 def garments(data_dir: Path | None, epochs: int) -> Subject:
     """Task 3's first split, with fewer validation images and no test part."""
-    data = datasets.load("task3", data_dir)
-    split = make_splits(task3.TASK, data, 0)[0]
+    data = datasets.load(task3.TASK.data, data_dir)
+    split = datasets.draw_splits(task3.TASK.protocol, data, 0)[0]
     return Subject(data, Split(split.train, split.val[:N_VAL], split.test[:0]), configure(task3.TASK, epochs))
 
 
 def photos(data_dir: Path | None, epochs: int) -> Subject:
     """As many photographs of each class, a fifth of them to validate."""
-    data = datasets.load("task2", data_dir)
+    data = datasets.load(task2.TASK.data, data_dir)
     chosen = np.concatenate([np.flatnonzero(data.labels == label)[: N_PHOTOS // 2] for label in (0, 1)])
     validates = np.arange(N_PHOTOS) % 5 == 0
     split = Split(chosen[~validates], chosen[validates], chosen[:0])
@@ -136,7 +130,7 @@ def train_plainly(subject: Subject, name: str, seed: int) -> Curve:
 
 def new_model(subject: Subject, name: str, seed: int) -> LayerStack:
     """Weights that follow from the seed."""
-    return initialise(lambda: models.build(name, **model_arguments(subject.data)), split_seed(seed, 0), "cpu")
+    return initialise(lambda: models.build(name, **model_arguments(subject.data)), seed_of_split(seed, 0), "cpu")
 
 
 def normalised(data: ImageData, indices: np.ndarray, mean: Tensor, std: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from mlflow.entities import Metric
 
 from tracking import keys, open_store
 from tracking.artifacts import file_digests
+from tracking.commands import script_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOL = ("--n-splits", "2", "--epochs", "6", "-m", "lenet5")
@@ -202,7 +203,7 @@ def main() -> None:
     """Run a campaign as the command line says and print what happened."""
     parser = argparse.ArgumentParser(description="Kill a protocol at random moments; see the module's docstring.")
     parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--task", choices=keys.EXPERIMENTS, default="task3")
+    parser.add_argument("--task", choices=script_tasks(), default="task3")
     parser.add_argument("--data-dir", help="real data instead of the sample")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -26,6 +26,7 @@ import datasets
 from analysis.formats import markdown_table
 from analysis.groups import ComparisonError, alike_but_for
 from datasets.duplicates import near_duplicates
+from experiments.task import find
 from tracking import StoreError
 
 
@@ -63,7 +64,7 @@ def accuracies(group: pd.DataFrame, parts: dict[str, np.ndarray], tracking_uri: 
 
 def print_tables(task: str, data_dir: Path | None, tracking_uri: str | None) -> None:
     """Print a table for each way to train."""
-    data = datasets.load(task, data_dir)
+    data = datasets.load(find(task).data, data_dir)
     parts = divide_test_images(data)
     runs = analysis.load_runs([task], tracking_uri)
     runs = runs[runs["dataset_digest"] == data.digest]

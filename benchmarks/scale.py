@@ -121,27 +121,28 @@ def split(uri: str | None) -> None:
 
     watch_client(note)
 
-    import experiments.worker
-
-    from experiments import TrainingConfig, hardware, protocol
+    from experiments import TrainingConfig
+    from experiments.jobs.job import Job
+    from experiments.jobs.worker import Worker
+    from experiments.request import Request
+    from experiments.run import run
     from experiments.task3 import TASK
 
-    train = experiments.worker.Worker.train
+    train = Worker.train
 
-    def weigh(worker: experiments.worker.Worker, job: experiments.worker.Job) -> Any:
-        data, groups = worker.protocol.data, worker.protocol.groups
+    def weigh(worker: Worker, job: Job) -> Any:
+        data, groups = worker.context.data, worker.context.groups
         own = sum(array.nbytes for array in (*job.split, data.labels, groups)) / 1e6
         print(f"to a worker: {data.images.nbytes / 1e6:.1f} MB of images once a machine, {own:.2f} MB a job")
         calls.clear()
         seconds.clear()
         return train(worker, job)
 
-    experiments.worker.Worker.train = weigh  # type: ignore[method-assign]
-    task = dataclasses.replace(TASK, models=("lenet5",), baselines=())
-    config = hardware.resolve(TrainingConfig(batch_size=256, epochs=30, patience=30))
+    Worker.train = weigh  # type: ignore[method-assign]
+    training = {"lenet5": TrainingConfig(batch_size=256, epochs=30, patience=30)}
     with tempfile.TemporaryDirectory() as folder:
         store = uri or f"sqlite:///{folder}/mlflow.db"
-        protocol.run(task, config, protocol.ProtocolOptions([0]), sample=True, tracking_uri=store)
+        run(Request(TASK, training, TASK.protocol.n_splits, (0,), sample=True, tracking_uri=store))
         print(f"calls of the split and of the command's end: {sum(calls.values())}, {sum(seconds.values()):.2f} s")
         for name, count in calls.most_common():
             print(f"  {name:24s} {count:4d}  {1000 * seconds[name] / count:6.1f} ms")

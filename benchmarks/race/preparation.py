@@ -8,7 +8,6 @@ run gets a copy of, since to make one takes MLflow seconds and is done once in a
 """
 
 import gzip
-import importlib
 import json
 import sys
 import time
@@ -25,8 +24,10 @@ from benchmarks.race.common import Prepared
 from benchmarks.race.works import WORKS, Work
 from datasets.fashion_mnist import raw_files
 from datasets.images import list_folder
-from experiments import protocol
-from experiments.training import DeviceImages, initialise, split_seed
+from experiments import task
+from experiments.jobs.job import model_arguments
+from experiments.training.images import DeviceImages
+from experiments.training.state import initialise, seed_of_split
 
 PUBLISHED_SIZE = (800, 532)  # pixels: medians of the published photos
 QUALITY = 90  # of JPEG, where photos have to be enlarged
@@ -96,13 +97,13 @@ def prepare(work: Work, folder: Path, data_dir: Path | None, sample: bool = Fals
     data_dir, sample : see `datasets.load`
     """
     folder.mkdir(parents=True)
-    root, note, files = datasets.find(work.task, data_dir, sample), "", None
-    size = datasets.SOURCES[work.task].image_size
+    found = task.find(work.task)
+    root, note, files = datasets.find(found.data, data_dir, sample), "", None
     if work.photos is not None:
-        note = photos_folder(root, work.photos, size, folder / "photos")
+        note = photos_folder(root, work.photos, found.data.image_size, folder / "photos")
         root = folder / "photos"
     started = time.perf_counter()
-    data = datasets.load(work.task, root)
+    data = datasets.load(found.data, root)
     datasets.duplicate_groups(data)
     once_seconds = time.perf_counter() - started
     if work.photos is None:
@@ -112,11 +113,10 @@ def prepare(work: Work, folder: Path, data_dir: Path | None, sample: bool = Fals
         files = [(str(path), label) for label, paths in enumerate(parts) for path in paths]
         if data.skipped:
             raise SystemExit(f"these photos do not decode: {', '.join(data.skipped)}")
-    task = importlib.import_module(f"experiments.{work.task}").TASK
-    seed = task.training.seed
-    split = protocol.make_splits(task, data, seed)[0]
-    arguments = protocol.model_arguments(data)
-    model = initialise(lambda: models.build(work.model, **arguments), split_seed(seed, 0), "cpu")
+    split = datasets.draw_splits(found.protocol, data, found.training.split_seed)[0]
+    arguments = model_arguments(data)
+    seed = seed_of_split(found.training.train_seed, 0)
+    model = initialise(lambda: models.build(work.model, **arguments), seed, "cpu")
     mean, std = DeviceImages.load(data, "cpu").normalisation(split.train)
     np.savez(folder / "split.npz", **split._asdict())
     torch.save(model.state_dict(), folder / "initial.pt")
