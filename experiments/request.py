@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.task import Task
-from tracking.settings import SettingError, TrainingConfig, check_range
+from tracking.settings import DEVICE_MEMORY, SettingError, TrainingConfig, check_range
 
 MOST_JOBS = 1000
-DEVICE_MEMORY = 0.5  # share of a device's memory that the images may take before they are streamed from the host
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import gc
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,11 +11,11 @@ import typer
 
 from datasets import DatasetError
 from experiments.jobs.engine import EngineError
-from experiments.request import DEVICE_MEMORY, MOST_JOBS, Request
+from experiments.request import MOST_JOBS, Request
 from experiments.task import Task
 from tracking import StoreError
 from tracking.commands import Uri, not_one_of
-from tracking.settings import MEANINGS, Precision, SettingError, TrainingConfig
+from tracking.settings import DEVICE_MEMORY, MEANINGS, Precision, SettingError
 from tracking.store import in_one_line
 
 Option = typer.Option
@@ -70,9 +71,12 @@ def main(task: Task) -> None:
             for key, own in chosen.items()
         }
         try:
-            config = TrainingConfig(lr, weight_decay, batch_size, epochs, patience, augment, precision, device, **seeds)
+            config = replace(
+                usual, lr=lr, weight_decay=weight_decay, batch_size=batch_size, epochs=epochs, patience=patience,
+                augment=augment, precision=precision, device=device, **seeds,
+            )  # fmt: skip
             request = Request(
-                task, dict.fromkeys(_known_models(model or task.models), config), n_splits,
+                task, dict.fromkeys(_known_models(model) if model else task.models, config), n_splits,
                 tuple(dict.fromkeys(split or range(n_splits))), task.baselines if baselines else (), leak_free, fresh,
                 data_dir, sample, _parse_jobs(jobs, backend), backend, threads, gpus_per_job, device_memory,
                 tracking_uri,
@@ -88,12 +92,13 @@ def main(task: Task) -> None:
     app()
 
 
-def _known_models(names: "list[str] | tuple[str, ...]") -> list[str]:
-    from models import MODELS, unusable_sentences  # brings torch, which --help need not wait for
+def _known_models(names: list[str]) -> list[str]:
+    """Return models that are there, and those of files that cannot be imported: the run names them and goes on."""
+    from models import MODELS, UNUSABLE  # brings torch, which --help need not wait for
 
     for name in names:
-        if name not in MODELS:
-            raise SettingError("model", "; ".join([not_one_of(name, MODELS), *unusable_sentences()]))
+        if name not in MODELS and f"models/{name}.py" not in UNUSABLE:
+            raise SettingError("model", not_one_of(name, MODELS))
     return list(dict.fromkeys(names))
 
 

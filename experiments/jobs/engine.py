@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import tracking
@@ -47,9 +46,7 @@ class Engine(ABC):
         return f"its worker was lost ({type(error).__name__})"
 
     @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Wait for running jobs or, on an error, cancel them."""
 
 
@@ -103,9 +100,7 @@ class Sequential(Engine):
         """Train a job, and have its results recorded."""
         return self._recording.submit(self._worker.record, self._worker.train(job))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # if the command ends early, recording is finished, but a store that is away is not waited for
         with tracking.impatient() if kind else contextlib.nullcontext():
             self._recording.shutdown()

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -24,9 +23,7 @@ class _Bar:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.stop()
 
 
@@ -44,12 +41,10 @@ class SplitBar(_Bar):
         )
         self._row = self._progress.add_task(title, total=epochs, scores="")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._progress.update(self._row, scores=f"[red]{kind.__name__}")
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind)
 
     def update(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Show the scores of the last epoch."""

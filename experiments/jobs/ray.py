@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 from socket import create_connection, gethostname
-from types import TracebackType
 from typing import Any, TypeVar
 
 import tracking
@@ -156,9 +155,7 @@ class Ray(Engine):
         self._refs[future] = reference
         return future
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             left = {future: reference for future, reference in self._refs.items() if not future.done()}
             for reference in left.values():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from experiments.jobs.progress import console, count
 from experiments.run.plan import Plan
-from models import BASELINES
+from models import BASELINES, unusable_sentences
 from tracking import Store
 
 
@@ -44,7 +44,7 @@ def announce(plan: Plan, store: Store) -> None:
         shown = "; ".join(data.skipped[:5]) + ("; ..." if len(data.skipped) > 5 else "")
         total = len(data.labels) + len(data.skipped)
         console.print(f"  left out  {len(data.skipped)} of {total:,} files do not decode: {shown}", markup=False)
-    for sentence in plan.unusable:
+    for sentence in [*unusable_sentences(), *plan.unusable]:
         print(f"! {sentence}", file=sys.stderr)
 
 

@@ -83,14 +83,13 @@ def make_plan(request: Request) -> Plan:
     protocol = request.protocol_task.protocol
     splits = datasets.draw_splits(protocol, data, request.config.split_seed, groups if request.leak_free else None)
     cards, unusable = _describe(request, data)
-    unusable += [*models.unusable_sentences()]
     loads = [
         Load(card, min(request.training.get(name, request.config).batch_size, len(splits[number].train)))
         for name, card in cards.items()
         for number in request.splits
     ]
     if not loads:
-        raise tracking.SettingError("model", "; ".join(unusable))
+        raise EngineError("; ".join(unusable))
     concurrency = decide(request.jobs, request.threads, cluster, request.config.device, loads)
     planned = [_plan_model(request, card, data, splits, concurrency.threads) for card in cards.values()]
     if edited := sources.changed_on_disk(sources.TEXTS):

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from datasets import ImageData
 from experiments.training import hardware
-
-DEVICE_MEMORY = 0.5  # share of a device's memory that the images may take before they are streamed from the host
+from tracking.settings import DEVICE_MEMORY
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
+from analysis.query import SEEDS
 from experiments.jobs import results
 from experiments.jobs.progress import count
 from experiments.provenance import fingerprint
@@ -31,6 +32,7 @@ AGREEMENT = 0.999  # of the predictions, likewise
 FILES = (
     keys.CHECKPOINT, keys.CONFUSION, keys.CONFUSION_FIGURE, keys.HISTORY, keys.PREDICTIONS, keys.SPLIT, keys.THUMBNAILS
 )  # fmt: skip
+NEEDED_PARAMS = tuple(key for key in keys.PARAMS if key not in ("seed", *SEEDS))
 NEEDED_TAGS = ("task", "fingerprint", "split_hash", "dataset_digest", "source_digest", "hardware", "versions")
 SCORED = {"val": "best_val", "test": "test"}  # part of the predictions: prefix of its scores
 
@@ -38,7 +40,9 @@ SCORED = {"val": "best_val", "test": "test"}  # part of the predictions: prefix 
 def check_run(run: SplitRecord, parent: Record, material: Material | None) -> None:
     """Make all checks of a split's run that are possible."""
     checks: list[Callable[[], None]] = [functools.partial(_check_files, run)]
-    missing = [key for key in keys.PARAMS if key not in run.params] + [k for k in NEEDED_TAGS if k not in run.tags]
+    seeds = ("seed",) if "seed" in run.params else SEEDS  # older runs have one seed for both
+    missing = [key for key in (*NEEDED_PARAMS, *seeds) if key not in run.params]
+    missing += [key for key in NEEDED_TAGS if key not in run.tags]
     if missing:
         run.findings.differ(f"it has no {', '.join(missing)}, without which nothing follows from its files")
     else:
@@ -181,7 +185,7 @@ def _check_protocol(run: SplitRecord, material: Material) -> None:
     """Compare the split with what the protocol makes of the data."""
     if run.tags["task"] != material.task.name:
         run.findings.differ(f"it is tagged as a run of {run.tags['task']}")
-    for part, indices in material.split(run.params)._asdict().items():
+    for part, indices in material.split(run)._asdict().items():
         name, stored = f"{part} in {keys.SPLIT}", getattr(run.split, part)
         run.findings.compare_arrays(name, stored, indices, "that the protocol draws from the data")
 

@@ -1,8 +1,6 @@
 """The data behind stored runs: what a check derives from them is derived once for all runs."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -11,6 +9,7 @@ from datasets import DatasetError, ImageData, Split
 from experiments.jobs.job import model_arguments
 from experiments.task import Task
 from experiments.training.images import DeviceImages
+from experiments.verification.stored_run import SplitRecord
 from tracking import StoreError
 
 
@@ -29,10 +28,11 @@ class Material:
         except torch.OutOfMemoryError:
             raise DatasetError(f"{data.name} does not fit into the GPU's memory; use --device cpu") from None
 
-    def split(self, params: Mapping[str, Any]) -> Split:
+    def split(self, run: SplitRecord) -> Split:
         """Make a run's split as the protocol does; a `StoreError` says why that is not possible."""
+        params = run.params
         number: int = params["split"]
-        n_splits, seed, leak_free = key = params["n_splits"], params["split_seed"], params["leak_free"]
+        n_splits, seed, leak_free = key = params["n_splits"], int(run.row["split_seed"]), params["leak_free"]
         if params["protocol"] != self.task.protocol.name:
             raise StoreError(f"protocol is {params['protocol']}, and {self.task.protocol.name} in {self.task.name}")
         if not 0 <= number < n_splits:
