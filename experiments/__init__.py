@@ -1,4 +1,4 @@
-"""The task scripts, what they state, and the rooms that run them.
+"""The task scripts, the `Task` that each states, and the rooms that run them.
 
 =============  =====================================================================
 task           `Task`: question, data, protocol, models, settings

@@ -23,12 +23,12 @@ DataDir = Annotated[
     Path | None,
     typer.Option(envvar="DATA_DIR", exists=True, file_okay=False, help="see the task scripts; only read"),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")]
 
 
 @app.callback()
 def experiments() -> None:
-    """Use what the task scripts left in the result database."""
+    """Use the results of the task scripts."""
 
 
 @app.command()
@@ -41,9 +41,9 @@ def verify(
     device: Device = "auto",
     tracking_uri: Uri = None,
 ) -> None:
-    """Derive every number of the finished runs again, from checkpoints, data and files, and print what differs.
+    """Derive every number of the finished runs again, from checkpoints, data and files, and print the differences.
 
-    The exit code is 1 where anything does.
+    The exit code is 1 if there are any.
     """
     device = _usable(device)
     from mlflow.exceptions import MlflowException
@@ -71,9 +71,9 @@ def predict(
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="write a CSV file, too")] = None,
     tracking_uri: Uri = None,
 ) -> None:
-    """Print what the best model of a task takes photos for, with its probability.
+    """Classify photos by the best model of a task, and print its probabilities.
 
-    The exit code is 1 where one of them cannot be read.
+    The exit code is 1 if a photo cannot be read.
     """
     from mlflow.exceptions import MlflowException
 
@@ -89,7 +89,7 @@ def predict(
 
 
 def _print_predictions(predictor: "Predictor", photos: list[Path], out: Path | None) -> int:
-    """Print and write what is predicted; return how many photos cannot be read."""
+    """Print and write the predictions; return how many photos cannot be read."""
     rows, unreadable = [], 0
     print(predictor.origin)
     if predictor.is_of_sample:

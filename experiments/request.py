@@ -75,5 +75,5 @@ class Request:
         return dataclasses.replace(self.task, protocol=dataclasses.replace(self.task.protocol, n_splits=self.n_splits))
 
     def resolved(self, training: Mapping[str, TrainingConfig]) -> "Request":
-        """The request with settings in which nothing is `auto` any more."""
+        """The request with resolved settings: no `auto` is left."""
         return dataclasses.replace(self, training=training)

@@ -81,13 +81,13 @@ def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
             metadata={"classes": list(data.classes)},
             serialization_format="pt2",
         )
-    # MLflow would take a GPU where there is one, and refuse this program, which was exported on the CPU
+    # MLflow would take a GPU if there is one, and refuse this program, which was exported on the CPU
     about.flavors["python_function"]["config"]["device"] = "cpu"
     about.save(folder / "MLmodel")
 
 
 def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Read what `save` wrote, without executing anything that came with it.
+    """Read a model that `save` wrote, without executing anything that came with it.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         about = Model.load(str(folder))
         flavor = about.flavors["pytorch"]
         programs = [path.name for path in (folder / "data").iterdir()]
-        # MLflow would import what else it finds, before it looks for pickles
+        # MLflow would import other files that it finds before it looks for pickles
         if flavor.get("code") or flavor["model_data"] != "data" or programs != ["model.pt2"]:
             raise ValueError("it brings code")
         with _quiet():
@@ -123,7 +123,7 @@ def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch and MLflow tell their developers off the screen."""
+    """Keep warnings that torch and MLflow write for their developers off the screen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""What the champion of a task makes of photographs."""
+"""Predictions of a task's champion for photographs."""
 
 import tempfile
 import warnings

@@ -59,7 +59,7 @@ def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidenc
             held = tracking.persist(lambda: registry.read_champion(store, task.name))
             stays, reason = decide(whole, runs, evidence, metric, best, held)
             if held is not None and stays:
-                if held.run_id == run_id:  # other models may have come since: what is said of it would be out of date
+                if held.run_id == run_id:  # other models may have come since, and its description be out of date
                     text = describe(evidence, metric, best, data, held.reason)
                     tracking.persist(partial(registry.describe_champion, store, task.name, held, text))
                 champion = _title(runs[runs["run_id"] == held.run_id].iloc[0])
@@ -83,7 +83,7 @@ def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidenc
 
 
 def best_split(evidence: analysis.Evidence, metric: str) -> "pd.Series[Any] | None":
-    """The best run of the best network that has all its splits; None where there is none."""
+    """The best run of the best network with all its splits; None if there is none."""
     networks = evidence.runs[~evidence.runs["model"].isin(BASELINES)]
     scores = networks.groupby("model")[metric].agg(["mean", "count"])
     complete = scores[scores["count"] >= evidence.group["n_splits"].max()]
@@ -102,7 +102,7 @@ def decide(
     best: "pd.Series[Any]",
     held: Champion | None,
 ) -> tuple[bool, str]:
-    """Say whether the champion stays, and why it does or does not; nothing where it is the best of its group."""
+    """Return whether the champion stays, and why; the reason is empty if it is the best of its group."""
     if held is None:
         return False, "there was none before"
     former = f"version {held.version}"
@@ -125,7 +125,7 @@ def decide(
 
 
 def _better_than(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", held: Champion) -> str:
-    """Why the best takes the place of a champion of the same comparison group; empty where it does not."""
+    """Why the best replaces a champion of the same comparison group; empty if it does not."""
     former = evidence.runs[evidence.runs["run_id"] == held.run_id]
     if former.empty:
         return f"the split of version {held.version} was trained again"
@@ -154,7 +154,7 @@ def _title(row: "pd.Series[Any]") -> str:
 
 
 def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", data: ImageData, reason: str) -> str:
-    """Write what a user of the registered version must know, in Markdown."""
+    """Describe the registered version to its users, in Markdown."""
     model, part = str(best["model"]), metric.split("/")[0]
     what = f"{score_of(metric).label}, {PART_NAMES[part]}"
     estimate = evidence.estimate(metric, model)

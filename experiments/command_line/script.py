@@ -50,7 +50,7 @@ def main(task: Task) -> None:
         sample: Annotated[bool, Option("--sample", help="generated images instead of real data")] = False,
         leak_free: Annotated[bool, Option("--leak-free", help="keep near duplicates together; train on none of a test "
                                           "image")] = False,
-        fresh: Annotated[bool, Option("--fresh", help="train again what is finished")] = False,
+        fresh: Annotated[bool, Option("--fresh", help="train finished splits again")] = False,
         jobs: Annotated[str | None, Option(metavar="N", help="splits at once, or auto; default: 1 on this machine, all "
                                            "that have room on a cluster")] = None,
         backend: Annotated[Literal["local", "ray"], Option(help="run on this machine, or on a Ray cluster")] = "local",

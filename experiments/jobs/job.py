@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job."""
+    """The result of a job."""
 
     outcome: Outcome  # kept: trained, and the results wait for a store that is away; found: finished before
     text: str = ""  # the scores, the other process, or the reason

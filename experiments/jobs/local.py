@@ -46,7 +46,7 @@ class Local(Engine):
         self._work = functools.partial(work, context)
         self._threads = threads
         self._reducers = {np.ndarray: functools.partial(_reduce_array, folder)}
-        # large arrays are written here, where a full disk is an error like others
+        # writes large arrays now, while a full disk is still an ordinary error
         dumps(context, reducers=self._reducers)
         self._idle: list[Any] = []
         self._busy: dict[Future[Result], Any] = {}
@@ -86,7 +86,7 @@ class Local(Engine):
 
 @contextlib.contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Let a process that is started here not hear of Ctrl-C, which reaches all of a terminal; it inherits the mask."""
+    """Shield a process that is started here from the terminal's Ctrl-C; it inherits the signal mask."""
     if sys.platform == "win32":  # which has no masks
         yield
         return
@@ -101,10 +101,10 @@ _saving = threading.Lock()  # each executor has a thread of its own that does th
 
 
 def _reduce_array(folder: Path, array: np.ndarray) -> tuple[Any, ...]:
-    """How an array travels to another process of this machine: a large one as the name of a file."""
+    """Send an array to another process of this machine: a large one as the name of a file."""
     if array.nbytes < LARGE_ARRAY:
         return array.__reduce__()  # type: ignore[return-value]
-    path = folder / f"{id(array)}.npy"  # what is shared, and a job, live until the end
+    path = folder / f"{id(array)}.npy"  # the array lives until the end
     with _saving:
         if not path.exists():
             with (partial := path.with_suffix(".partial")).open("wb") as file:
@@ -118,11 +118,11 @@ def _map_array(path: str) -> np.ndarray:
 
 
 def _serve(driver: int) -> None:
-    """Let a worker process end with its driver, however that ends, and not before it."""
+    """Make a worker process end with its driver, however that ends, and not before it."""
     from joblib.externals.loky import process_executor
 
-    # loky replaces a worker whose memory grew by 300 MB, and warns: it takes what the allocator keeps for the next job
-    # for a leak. It has no option for that; should this name change, workers are replaced now and then, no more.
+    # loky replaces a worker whose memory grew by 300 MB, and warns: it takes memory that the allocator keeps for the next
+    # job for a leak. It has no option for that; should this name change, workers are replaced now and then, no more.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
     def watch() -> None:

@@ -82,19 +82,19 @@ class JobBar(_Bar):
         self._row = self._progress.add_task("jobs", total=len(jobs), state=self._state())
 
     def begin(self, job: Job) -> None:
-        """A job was handed over; again, where it is its second attempt."""
+        """Show that a job was handed over."""
         self._running[job.title] = time.monotonic()
         running = list(self._running) if len(self._running) <= self._room() else []  # else only the cluster knows
         names = f" ({', '.join(running[:3])}{', ...' if len(running) > 3 else ''})" if running else ""
         self._progress.update(self._row, state=self._state() + names)
 
     def end(self, job: Job, result: Result) -> None:
-        """A job has its result."""
+        """Show the result of a job."""
         seconds = time.monotonic() - self._running.pop(job.title)
         self._done += 1
         self._failed += result.outcome == "failed"
         self._cost_left -= cost(job.card)
-        if result.outcome in ("trained", "kept"):  # how long the others took says nothing of the rest
+        if result.outcome in ("trained", "kept"):  # the time of the others says nothing about the rest
             self._trained += 1
             self._cost_trained += cost(job.card)
         texts = {
@@ -123,9 +123,9 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, noun: str) -> str:
     """Write a number with its noun, in the plural if need be."""
-    return f"{number} {what}{'s' * (number != 1)}"
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def scores(best_epoch: int, best: Evaluation, test: Evaluation | None) -> str:

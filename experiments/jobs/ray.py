@@ -30,7 +30,7 @@ class Ray(Engine):
 
     (joblib's Ray backend loses all jobs with the first node.) The cluster is the one that RAY_ADDRESS names, else the
     one that runs on this machine; if there is none, one is started here for this command. The source travels to its
-    nodes; data and results stay here. `gpus` of a job is 1, where the cluster has any, unless given.
+    nodes; data and results stay here. A job takes `gpus`; 1 if the cluster has any, unless given.
 
     Raises
     ------
@@ -109,12 +109,12 @@ class Ray(Engine):
         return {node["NodeManagerHostname"] for node in self._ray.nodes() if node["Alive"]} - {gethostname()}
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function where jobs are done.
+        """Call a function on a node of the cluster.
 
         Raises
         ------
         EngineError
-            No node has what a job takes.
+            No node has the resources of a job.
         """
         needs = f"{self._options['num_cpus']} CPUs and {self._options['num_gpus']:g} GPUs"
         if not self._room():
@@ -127,13 +127,13 @@ class Ray(Engine):
         try:
             return self._ray.get(work)  # type: ignore[no-any-return]
         except self.lost as error:
-            cause = getattr(error, "cause", None) or error  # what the function raised there
+            cause = getattr(error, "cause", None) or error  # raised by the function there
             if isinstance(cause, ValueError):
                 raise cause from None
             raise EngineError(f"the Ray cluster cannot do jobs ({tracking.in_one_line(cause)})") from None
 
     def share(self, context: JobContext, slots: int) -> None:
-        """Send what all jobs share to each node, once.
+        """Send the context of all jobs to each node, once.
 
         At most `slots` jobs are handed over at once; Ray does as many of them at a time as it has room for.
         """

@@ -32,7 +32,7 @@ class Trained:
 
 
 class Recorder:
-    """Writes what jobs leave. Its methods may be called in another thread than the training's, but in one at a time."""
+    """Writes the results of jobs, possibly in another thread than the training's, but in one at a time."""
 
     def __init__(self, context: JobContext, store: Store) -> None:
         self.context = context
@@ -42,7 +42,7 @@ class Recorder:
         self._kept: list[tuple[Path, Run | None]] = []
         # on another machine the folder may be gone when the command ends: it waits for a store as long as that does
         self._patience = tracking.SHORT if host() == context.host else None
-        self._evidence: tuple[str, analysis.Evidence | None] = ("", None)  # model, and what its last summary is of
+        self._evidence: tuple[str, analysis.Evidence | None] = ("", None)  # model, and the evidence of its last summary
 
     def parent_of(self, job: Job) -> Parent:
         """The parent run of a job."""
@@ -71,7 +71,7 @@ class Recorder:
         return self._send(job, trained.scores, entry, child)
 
     def record_entry(self, job: Job, claimed: Claim, entry: Path) -> Result:
-        """Send what a lost worker has left in the journal."""
+        """Send the journal entry of a lost worker."""
         with tracking.child_run(self.store, claimed) as child:
             child.in_journal = True
             return self._send(job, "trained by an earlier attempt", entry, None)
@@ -132,12 +132,9 @@ class Recorder:
 def log_summary(
     store: Store, task: str, parent: Parent, name: str, evidence: analysis.Evidence | None = None
 ) -> analysis.Evidence:
-    """Write what the comparison table says of a model's splits so far to its parent, unless it stands there.
+    """Write the comparison table's values of a model's splits so far to its parent, unless they are there.
 
-    Returns
-    -------
-    analysis.Evidence
-        Pass it on the next time: what it has read is not read again.
+    Pass the returned evidence on the next time: files that it has read are not read again.
     """
 
     def gather() -> tuple[analysis.Evidence, dict[str, float]]:

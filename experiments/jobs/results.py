@@ -73,7 +73,7 @@ def dataset_entry(data: ImageData) -> tuple[str, str, str]:
 
 
 def log_model_card(parent: Run, card: models.ModelCard, data: ImageData) -> None:
-    """Log what a report needs to explain the model and name the classes."""
+    """Log the model's description and the class names, which a report shows."""
     # a docstring's paragraphs are Markdown as they stand, its tables are not
     blocks = [f"```text\n{part}\n```" if part.startswith("===") else part for part in card.description.split("\n\n")]
     costs = f"{card.parameters:,} parameters, {card.macs:,} multiply-accumulates an image"
@@ -85,7 +85,7 @@ def log_model_card(parent: Run, card: models.ModelCard, data: ImageData) -> None
 
 
 def predictions_of(split: Split, labels: np.ndarray, results: Mapping[str, Evaluation | None]) -> dict[str, np.ndarray]:
-    """What `predictions.npz` holds: index, true and predicted label, and probability, of `val` and `test`."""
+    """The arrays of `predictions.npz`: index, true and predicted label, and probability, of `val` and `test`."""
     arrays: dict[str, np.ndarray] = {}
     for part, indices in (("val", split.val), ("test", split.test)):
         result = results[part]
@@ -104,10 +104,7 @@ def write_files(
     history: Sequence[Mapping[str, Any]],
     results: Mapping[str, Evaluation | None],
 ) -> None:
-    """Write checkpoint, history, split, predictions, confusion matrices and the worst mistakes to a folder.
-
-    `results` has the parts `val` and `test`; the latter is None where there is no test part.
-    """
+    """Write checkpoint, history, split, predictions, confusion matrices and the worst mistakes to a folder."""
     from analysis import figures  # late: matplotlib and seaborn take half a second, and the first epoch comes first
 
     predictions = predictions_of(split, data.labels, results)
@@ -130,7 +127,7 @@ def write_files(
 
 
 def thumbnails(data: ImageData, indices: np.ndarray) -> np.ndarray:
-    """Small versions of some images, for a report that has nothing but the store: uint8, shape (n, side, side, C)."""
+    """Shrink some images for reports made from the store alone: uint8, shape (n, side, side, C)."""
     size, channels = data.images.shape[2:]
     side = min(size, THUMBNAIL_SIZE)
     chosen = (Image.fromarray(data.images[index].squeeze()) for index in indices)
@@ -139,11 +136,11 @@ def thumbnails(data: ImageData, indices: np.ndarray) -> np.ndarray:
 
 
 def log_figures(store: Store, evidence: analysis.Evidence) -> None:
-    """Log a group's figures to its parent runs: what compares to all of them, the rest to the model's own."""
+    """Log a group's figures: comparisons to all parent runs, the others to the model's own."""
     from analysis import figures  # late, as above
 
     parents = evidence.runs.groupby("model")["parent_id"].last()
-    with store.scratch() as shared, store.scratch() as own:  # what all get is written once
+    with store.scratch() as shared, store.scratch() as own:  # files for all are written once
         for figure_name, model, figure in figures.draw_figures(evidence, analysis.default_metric(evidence.runs)):
             figures.save(figure, Path(own) / model if model else Path(shared), figure_name)
         for owner, run_id in parents.items():

@@ -48,10 +48,10 @@ from models import ModelCard
 
 SMALL = 1e6  # multiply-accumulates of an image below which a second thread finds little to do
 SERIAL_SMALL, SERIAL = 0.43, 0.03  # share of a job that more threads do not shorten
-OVERHEAD = 4e3  # what a job costs beside its layers, as values that they put out for an image
-SHARE = 0.8  # of all memory, not of what is free: it must not depend on what else runs how many threads a job has
+OVERHEAD = 4e3  # cost of a job besides its layers, in output values of an image
+SHARE = 0.8  # of all memory, not of free memory: other processes must not decide how many threads a job has
 # memory of a job, in bytes: calibrated on the peaks in benchmarks/README.md
-BASE = 1.3e9  # the libraries, what the allocator keeps, one batch of images
+BASE = 1.3e9  # the libraries, the memory that the allocator keeps, one batch of images
 PER_OUTPUT = 8  # of each value that a layer puts out for a batch: it, its normalised form, and a gradient, in bf16
 BASE_ON_GPU = 1e9  # context, libraries, recorded passes
 MOST_ON_GPU = 4  # jobs of one GPU, which takes turns between processes: there is no more host work to hide then

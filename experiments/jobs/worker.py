@@ -45,7 +45,7 @@ _workers: dict[str, "Worker"] = {}  # the one of this process, by its command
 
 
 def do_job(context: JobContext, job: Job) -> Result:
-    """Do a job in a process that is there for nothing else; whatever goes wrong is its result."""
+    """Do a job in a process of its own; whatever goes wrong becomes the result."""
     try:
         worker = _workers.get(context.command)
         if worker is None:
@@ -114,7 +114,7 @@ class Worker:
         return Attempt(job, result=Result("failed", reason))
 
     def record(self, attempt: Attempt) -> Result:
-        """Write the results of an attempt to the store, and say what became of the job."""
+        """Write the results of an attempt to the store, and return the result of the job."""
         job, claimed = attempt.job, attempt.claimed
         if attempt.trained is not None and claimed is not None and attempt.child is not None:
             with attempt.open_run:
@@ -155,7 +155,7 @@ class Worker:
             return Attempt(job, claimed, trained=trained, child=child, open_run=open_run.pop_all())
 
     def _refuse_other_source(self, job: Job, model: nn.Module) -> None:
-        """Train nothing with source that differs from that of the command: the fingerprint would be a wrong one."""
+        """Refuse to train with source that differs from the command's: the fingerprint would be wrong."""
         source = fingerprint.source_of(model)
         if source.digest != job.tags["source_digest"]:
             changed = sources.changed_since(self.context.sources, source.files) or ["the source"]
@@ -184,8 +184,8 @@ class Worker:
     ) -> tuple[History, Evaluation]:
         """Train a network to its end; return history and best validation.
 
-        The state is saved, and epochs are logged, as they end or, where they are short, several at once. After a kill
-        the training goes on from the last save.
+        The state is saved and epochs are logged as they end; short epochs several at once. After a kill the training
+        goes on from the last save.
         """
         history: History = []
         if claimed.saved:

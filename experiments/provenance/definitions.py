@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from experiments.provenance.sources import PACKAGES, TEXTS
 
-IGNORED_DECORATORS = {"register"}  # under which name a model is entered decides nothing
+IGNORED_DECORATORS = {"register"}  # the name under which a model is registered decides nothing
 
 
 class Definition(NamedTuple):
@@ -24,7 +24,7 @@ class Definition(NamedTuple):
 
 
 class _Module(NamedTuple):
-    """The syntax tree of a module by name: definitions, and where imported names come from."""
+    """A parsed module: definitions by name, and the origin of imported names."""
 
     nodes: dict[str, list[ast.stmt]]
     imports: dict[str, str]  # alias: "package.module" or "package.module.name"
@@ -107,7 +107,7 @@ def _text(definition: Definition) -> str:
 
 
 class _Bare(ast.NodeTransformer):
-    """Removes what does not decide a result."""
+    """Removes docstrings, annotations and imports from our packages."""
 
     def generic_visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -20,7 +20,7 @@ from experiments.provenance.definitions import Definition
 from experiments.provenance.sources import PACKAGES, ROOT
 from models import BASELINES
 
-SHARED = (  # what trains and scores every model; what a split and an image are is digested by itself
+SHARED = (  # train and score every model; splits and images have digests of their own
     Definition("experiments.training.fit", "fit"),
     Definition("experiments.training.evaluation", "evaluate"),
     Definition("experiments.training.images", "DeviceImages"),

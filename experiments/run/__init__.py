@@ -16,7 +16,7 @@ __all__ = ["Plan", "conclude", "execute", "make_plan", "run"]
 
 
 def run(request: Request) -> Sequence[str]:
-    """Do what is not done yet of a request, track it, and print the comparison table.
+    """Do the unfinished jobs of a request, track them, and print the comparison table.
 
     Returns
     -------

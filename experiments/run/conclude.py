@@ -1,4 +1,4 @@
-"""Concluding a run: the comparison table, the figures, and the champion. What is done already is not done again."""
+"""Concluding a run: the comparison table, the figures, and the champion. Finished steps are skipped."""
 
 from mlflow.exceptions import MlflowException
 

@@ -1,4 +1,4 @@
-"""What the MLflow UI says beside the numbers: the description of a task's experiment, and the names of its parents."""
+"""Texts for the MLflow UI: the description of a task's experiment, and the names of its parent runs."""
 
 import dataclasses
 import sys
@@ -42,7 +42,7 @@ def parent_name(task: Task, params: Mapping[str, Any]) -> str:
 
 
 def describe_experiment(store: Store, task: Task) -> None:
-    """Let the UI explain a task's experiment and show its columns; where the store refuses, it does without."""
+    """Give a task's experiment its description and columns in the UI, unless the store refuses."""
     text = description(task)
     tracking.persist(lambda: store.make_experiment(task.name, task.experiment))
     try:
@@ -53,7 +53,7 @@ def describe_experiment(store: Store, task: Task) -> None:
 
 
 def description(task: Task) -> str:
-    """Explain a task's experiment to who opens it in the UI, in Markdown; what is folded up shows its first line."""
+    """Explain a task's experiment to readers of the UI, in Markdown; folded up, it shows its first line."""
     of_parents = {
         f"{MEAN}test/accuracy": f"**the honest score**, {SUMMARY_METRICS[f'{MEAN}test/accuracy']}",
         f"{SD}test/accuracy": f"{SUMMARY_METRICS[f'{SD}test/accuracy']}: how much one split differs from the next. "
@@ -73,7 +73,7 @@ def description(task: Task) -> str:
     blocks = [
         f"**{task.question}** Each row is a model under one configuration (a *parent* run); "
         "the + before its name opens its splits (its *child* runs).",
-        f"**Data.** {name}, unless the param `dataset` says otherwise. Where that begins with `{SAMPLE}`, the images "
+        f"**Data.** {name}, unless the param `dataset` says otherwise. If that begins with `{SAMPLE}`, the images "
         "are generated ones to try the program on, and the scores say nothing about the question.",
         f"**Protocol.** {_protocol(task)} The training part is learned from, the validation part chooses "
         "the best epoch, and the test part is looked at once, at the end.",
@@ -81,10 +81,10 @@ def description(task: Task) -> str:
         f"**A split's columns**\n\n{_bullets(of_splits)}",
         "A split's page has its curves under *Model metrics* (search there for `^train|^val`), and its confusion "
         "matrix, predictions and best weights under *Artifacts*; a parent's has the figures of the comparison there.",
-        f"**Baselines.** {' and '.join(f'`{baseline}`' for baseline in BASELINES)} are what the networks have to beat.",
+        f"**Baselines.** {' and '.join(f'`{baseline}`' for baseline in BASELINES)} are the scores to beat.",
         f"**Is a difference real?** Sorting by `{MEAN}test/accuracy` does not tell: splits share images, and runs with "
-        "other settings or data stand in the same list. These commands compare what can be compared, and warn of what "
-        "is unfinished or leaks:",
+        "other settings or data stand in the same list. These commands compare only runs that are comparable, and "
+        "warn of unfinished splits and leaks:",
         f"    python -m analysis table {task.name}\n    python -m analysis compare {task.name}",
     ]
     return "\n\n".join(blocks)

@@ -25,7 +25,7 @@ from tracking import Store, journal
 
 @dataclass
 class Outcome:
-    """What became of the jobs of a plan."""
+    """The outcome of a plan's jobs."""
 
     parents: list[str] = field(default_factory=list)  # ids of the parent runs
     failures: list[str] = field(default_factory=list)  # a sentence for each split that failed
@@ -46,13 +46,7 @@ def open_store(plan: Plan) -> Store:
 
 
 def execute(plan: Plan, store: Store) -> Outcome:
-    """Do what is not done yet of a plan.
-
-    Raises
-    ------
-    StoreError
-        The store is away and stays away; the journal has what it lacks.
-    """
+    """Do the jobs of a plan that are not finished. A `StoreError` says if the store stays away."""
     task, context = plan.request.task, plan.context(store)
     descriptions.describe_experiment(store, task)
     with contextlib.ExitStack() as open_runs:
@@ -139,7 +133,7 @@ def _known_as_finished(store: Store, task: str) -> set[str]:
 
 
 def _catch_up(context: JobContext, store: Store, of_models: Sequence[ModelRuns]) -> None:
-    """Do what could not be done while the store was away, once it is back."""
+    """Write everything that waited for the store, once it is back."""
     kept = {key: title for runs in of_models for key, title in runs.kept.items()}
 
     def catch_up() -> None:
@@ -150,5 +144,5 @@ def _catch_up(context: JobContext, store: Store, of_models: Sequence[ModelRuns])
             runs.catch_up(finished, refused)
 
     if not tracking.attempt(catch_up):
-        what = f"; the results of {', '.join(kept.values())} are kept in {store.state}" if kept else ""
-        raise tracking.StoreError(f"{store.label} is away{what}; the same command goes on when it is back")
+        waiting = f"; the results of {', '.join(kept.values())} are kept in {store.state}" if kept else ""
+        raise tracking.StoreError(f"{store.label} is away{waiting}; the same command goes on when it is back")

@@ -14,7 +14,7 @@ from tracking import Parent, Store
 
 @dataclass
 class ModelRuns:
-    """A model's parent run, and what has become of its splits."""
+    """A model's parent run, and the state of its splits."""
 
     card: ModelCard
     parent: Parent
@@ -65,7 +65,7 @@ class ModelRuns:
     def _conclude(self) -> None:
         if not self.described:
             self._describe()
-        # also if nothing was done: the command that did the last split may not have come to it
+        # also without a new split: the command that did the last one may have been killed before
         log_summary(self.store, self.context.task, self.parent, self.card.name)
         failure = "; ".join(self.failures)
         self.parent.end("FAILED" if failure else "FINISHED", failure)

@@ -1,4 +1,4 @@
-"""The plan of a run: the jobs that a request takes, with all their params and tags. Making it writes nothing."""
+"""The plan of a run: the jobs of a request, with all their params and tags. Planning writes nothing."""
 
 import dataclasses
 import os
@@ -42,7 +42,7 @@ class ModelPlan:
 class Plan:
     """Everything that a run will do."""
 
-    request: Request  # resolved: nothing is `auto` any more
+    request: Request  # resolved: no `auto` is left
     data: ImageData
     groups: np.ndarray  # int64, shape (N,): ids of near duplicates
     splits: list[Split]  # of the whole protocol
@@ -58,7 +58,7 @@ class Plan:
         return [job for model in self.models for job in model.jobs]
 
     def context(self, store: Store) -> JobContext:
-        """What its jobs share, once the store is open."""
+        """The context of its jobs, once the store is open."""
         request = self.request
         environment = {key: value for key, value in os.environ.items() if key.startswith(OF_THE_CLIENT)}
         return JobContext(
@@ -98,7 +98,7 @@ def make_plan(request: Request) -> Plan:
 
 
 def _resolve(request: Request) -> tuple[Request, Ray | None]:
-    """Replace `auto` in the settings by what will be used where the jobs are done; return that cluster, too."""
+    """Replace `auto` in the settings on the machine that does the jobs; return the cluster, too."""
     cluster = None
     resolve = hardware.resolve
     if request.backend == "ray":

@@ -55,7 +55,7 @@ def _fill(layer: nn.Module, **values: Tensor) -> None:
 
 @torch.inference_mode()
 def _features(model: LayerStack, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """What the model's last layer sees of some images, shape (n, features), and their labels."""
+    """The inputs of the model's last layer, shape (n, features), and the labels of some images."""
     front = nn.Sequential(*model.layers[:-1])
     return torch.cat([front(x).cpu() for x in part.slices(512)]).numpy(), part.labels.cpu().numpy()
 
@@ -76,7 +76,7 @@ def _logistic_regression(
     model = LogisticRegression(tol=1e-3, max_iter=1000, warm_start=True)  # each starts from the one before
     best_loss, weight, bias = math.inf, np.empty(0), np.empty(0)
     with threadpool_limits(1), warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        for penalty in PENALTIES:  # where it has not converged it is near enough for a baseline
+        for penalty in PENALTIES:  # without convergence it is near enough for a baseline
             model.set_params(C=1 / penalty).fit(*train)
             loss = log_loss(val[1], model.predict_proba(val[0]), labels=model.classes_)
             if loss >= best_loss:

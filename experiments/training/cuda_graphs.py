@@ -15,8 +15,8 @@ class Recording:
     """A function of tensors that stay in their place, as a CUDA graph: a small network's kernels take less time than
     their launches.
 
-    Recording calls the function a few times. What that does to BatchNorm's running statistics and to the generator is
-    undone.
+    Recording calls the function a few times, and undoes the effect on BatchNorm's running statistics and on the
+    generator.
     """
 
     def __init__(self, function: Callable[[], Any], model: nn.Module, device: torch.device) -> None:

@@ -12,8 +12,8 @@ from experiments.training.images import DeviceImages, Part
 from models.execution import Inference, close_calls
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# pixels and images of a batch of evaluation: what fits the cache, but enough to share a convolution's weights; what
-# fills the card
+# pixels and images in a batch of evaluation: on a CPU they fit the cache, but share a convolution's weights; on a GPU
+# they fill the card
 EVALUATION_BATCH = {"cpu": (256 * 28 * 28, 32), "cuda": (4096 * 28 * 28, 128)}
 
 

@@ -12,9 +12,9 @@ from tracking.settings import Precision, SettingError, TrainingConfig
 
 
 def resolve(config: TrainingConfig) -> TrainingConfig:
-    """Replace `auto` in device and precision by what will be used.
+    """Replace `auto` in device and precision.
 
-    The rule: a CUDA device where there is one, else the CPU. bf16 where the hardware multiplies it (CUDA from
+    The rule: a CUDA device if there is one, else the CPU. bf16 if the hardware multiplies it (CUDA from
     compute capability 8.0; CPUs with AVX512-BF16 or AMX), else fp16 on a GPU and fp32 on a CPU.
 
     Raises
@@ -52,7 +52,7 @@ def prepare() -> None:
 
     glibc gives every large block back to the system when it is freed, and the next one is faulted in page by page
     again: a third of the training time of a small network on a CPU. With these thresholds freed memory is kept for
-    the next tensor, at the same peak. Elsewhere than on glibc nothing happens.
+    the next tensor, at the same peak. Without glibc nothing happens.
     """
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False

@@ -48,7 +48,7 @@ class DeviceImages:
 
     @property
     def device(self) -> torch.device:
-        """Where batches are."""
+        """The device of the batches."""
         return self.labels.device
 
     def normalisation(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -115,14 +115,14 @@ class Part:
     def batches(self, plan: Sequence[Tensor], augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (n, C, H, W), in channels_last memory, and labels (n,) of each batch of a plan (see `plan_epoch`).
 
-        Where the data set is not resident, a batch is on its way to a GPU while that still works on the one before:
-        whoever asks for batches only queues work, and copies have a queue of their own.
+        If the data set is not resident, a batch is copied to the GPU while it still works on the one before: the caller
+        only queues work, and copies have a queue of their own.
         """
         for batch in plan:
             yield self._images(batch, augment), self.labels[batch[:, 0].to(self.data.device)]
 
     def slices(self, size: int) -> Iterator[Tensor]:
-        """All images in order, at most `size` at a time; without a copy where they are kept."""
+        """All images in order, at most `size` at a time; without a copy if they are kept."""
         plan = torch.arange(len(self), device=self.rows.device).view(-1, 1)
         if self._kept is not None:
             yield from (chunk.permute(0, 3, 1, 2) for chunk in torch.split(self._kept, size))
@@ -195,7 +195,7 @@ def split_batches(plan: Tensor, batch_size: int) -> list[Tensor]:
     """Cut a plan into as few batches as `batch_size` allows, of equal size to within one image.
 
     A small last batch would move BatchNorm's running statistics, which evaluation uses, as far as a full one does,
-    and BatchNorm cannot train on a single image at all: three images are one batch even where two were asked for.
+    and BatchNorm cannot train on a single image at all: three images are one batch even if the batch size is two.
     """
     count = min(math.ceil(len(plan) / batch_size), max(1, len(plan) // 2))
     return list(torch.tensor_split(plan, count))

@@ -73,12 +73,12 @@ class TrainingState:
         self.best_weights = clone_state(self.model)
 
     def restart(self, model: nn.Module, seed: int) -> None:
-        """Begin another split with the weights of a model of the same kind; what was recorded on a GPU stays valid."""
+        """Begin another split with the weights of a model of the same kind; recordings on a GPU stay valid."""
         self.model.load_state_dict(model.state_dict())
         self._begin(seed)
 
     def logits(self, x: Tensor) -> Tensor:
-        """What the model, in training mode, makes of a batch: float32, shape (n, K)."""
+        """Logits of a batch in training mode: float32, shape (n, K)."""
         if self._fast is not None:
             return self._fast(x).float()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -99,9 +99,9 @@ class TrainingState:
         return self._recorded[len(x)](x, y)
 
     def validation(self, data: DeviceImages, indices: np.ndarray, mean: Tensor, std: Tensor) -> Callable[[], Pass]:
-        """Prepare a validation part; what is returned evaluates the model on it, as it is then.
+        """Prepare a validation part; return a function that evaluates the model on it, as it is then.
 
-        On a GPU the pass is recorded at its first call and replayed, also for the next split's part where that has as
+        On a GPU the pass is recorded at its first call and replayed, also for the next split's part if that has as
         many images. A part that is streamed from the host is evaluated batch by batch.
         """
         if not (self.recordable and data.resident):
@@ -148,7 +148,7 @@ class TrainingState:
         return self.epoch >= self.config.epochs or self.epoch - self.best_epoch >= self.config.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes: tensors, numbers, and dicts and lists of them."""
+        """The state for `load_state_dict`: tensors, numbers, and dicts and lists of them."""
         parts = {name: getattr(self, name).state_dict() for name in _STATEFUL}
         generators = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":

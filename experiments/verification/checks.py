@@ -38,7 +38,7 @@ SCORED = {"val": "best_val", "test": "test"}  # part of the predictions: prefix 
 
 
 def check_run(run: SplitRecord, parent: Record, material: Material | None) -> None:
-    """Make all checks of a split's run that are possible."""
+    """Run all checks of a split that are possible."""
     checks: list[Callable[[], None]] = [functools.partial(_check_files, run)]
     seeds = ("seed",) if "seed" in run.params else SEEDS  # older runs have one seed for both
     missing = [key for key in (*NEEDED_PARAMS, *seeds) if key not in run.params]
@@ -100,7 +100,7 @@ def _check_params(run: SplitRecord, parent: Record) -> None:
 
 
 def _check_split(run: SplitRecord) -> None:
-    """Check that the parts are what the database says, and have no image in common."""
+    """Compare the parts with the database, and check that they have no image in common."""
     split = run.split
     if fingerprint.split_hash(split) != run.tags["split_hash"]:
         run.findings.differ(f"{keys.SPLIT} is not the split that split_hash was made of")
@@ -170,7 +170,7 @@ def _check_predictions(run: SplitRecord) -> None:
 
 
 def _check_checkpoint(run: SplitRecord) -> None:
-    """Compare what the checkpoint says of itself, and what its model is."""
+    """Compare the checkpoint's own entries, and the cost of its model, with the database."""
     checkpoint, card, _ = run.rebuilt
     source = f"in {keys.CHECKPOINT}"
     if checkpoint.model != run.params["model"]:
@@ -182,7 +182,7 @@ def _check_checkpoint(run: SplitRecord) -> None:
 
 
 def _check_protocol(run: SplitRecord, material: Material) -> None:
-    """Compare the split with what the protocol makes of the data."""
+    """Compare the split with the one that the protocol draws from the data."""
     if run.tags["task"] != material.task.name:
         run.findings.differ(f"it is tagged as a run of {run.tags['task']}")
     for part, indices in material.split(run)._asdict().items():

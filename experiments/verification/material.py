@@ -1,4 +1,4 @@
-"""The data behind stored runs: what a check derives from them is derived once for all runs."""
+"""The data behind stored runs, and everything that is derived from them once for all runs."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from tracking import StoreError
 
 
 class Material:
-    """A data set with what follows from it for all runs, on the device that evaluates them."""
+    """A data set on the device that evaluates the runs, with its splits and near duplicates."""
 
     def __init__(self, task: Task, data: ImageData, device: str) -> None:
         self.task = task
@@ -29,7 +29,7 @@ class Material:
             raise DatasetError(f"{data.name} does not fit into the GPU's memory; use --device cpu") from None
 
     def split(self, run: SplitRecord) -> Split:
-        """Make a run's split as the protocol does; a `StoreError` says why that is not possible."""
+        """Draw a run's split as the protocol does; a `StoreError` says why that fails."""
         params = run.params
         number: int = params["split"]
         n_splits, seed, leak_free = key = params["n_splits"], int(run.row["split_seed"]), params["leak_free"]

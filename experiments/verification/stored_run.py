@@ -1,4 +1,4 @@
-"""A run as the database and its files have it, and what was found out about it."""
+"""A stored run: its database entries, its files, and the differences found in them."""
 
 import functools
 import json
@@ -35,7 +35,7 @@ class Findings:
         self.differences[f"{self.title}: {what}"] = None
 
     def compare(self, key: str, stored: float | None, derived: float | None, source: str, tolerance: float = 0) -> None:
-        """Compare a number of the database with what `source` says; None is missing, and NaN equals nothing."""
+        """Compare a number of the database with the one derived from `source`. None is missing; NaN equals nothing."""
         if stored is None and derived is None:
             return
         self.numbers.add(key)
@@ -45,7 +45,7 @@ class Findings:
     def compare_arrays(
         self, name: str, stored: np.ndarray, derived: np.ndarray, source: str, agreement: float = 1
     ) -> None:
-        """Compare an array of a file with what `source` says; that share of its values must be the same."""
+        """Compare an array of a file with the derived one; `agreement` is the share that must be equal."""
         if stored.dtype != derived.dtype or stored.shape != derived.shape:
             self.differ(f"{name} has another shape or type than the values {source}")
         elif np.count_nonzero(stored == derived) < math.floor(agreement * stored.size):
@@ -85,7 +85,7 @@ class SplitRecord(Record):
         self.params = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
 
     def path(self, name: str) -> Path:
-        """Where a file is on this machine."""
+        """Path of a file on this machine."""
         return analysis.local_artifact(self.row, name, self.store.uri)
 
     def _read(self, name: str, parse: Callable[[Path], T]) -> T:

@@ -1,7 +1,4 @@
-"""Deriving again what the result database says of a task's finished runs, from the files beside it.
-
-`verify` walks over the runs and makes the checks (experiments/verification/checks.py) of each.
-"""
+"""Verification of a task's finished runs: every stored number is derived again, by the checks in checks.py."""
 
 import dataclasses
 import math
@@ -44,7 +41,7 @@ class Report:
     differences: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, findings: Findings) -> None:
-        """Take in what was found out about a run."""
+        """Add the findings of a run."""
         self.numbers += len(findings.numbers)
         self.predictions += findings.predictions
         self.exact += findings.exact is True
@@ -52,7 +49,7 @@ class Report:
         self.differences += findings.differences
 
     def summary(self) -> str:
-        """Say in one line what was checked, and how strictly."""
+        """Sum up the checks, and how strict they were, in one line."""
         limits = f"loss within {LOSS_TOLERANCE:g} and {AGREEMENT:.1%} of predictions"
         tolerance = f"{limits}: other device, threads or versions"
         match self.exact, self.near:
@@ -102,7 +99,7 @@ def verify(
     runs = analysis.load_runs([task.name], uri)
     store = tracking.open_store(uri)
     done = runs[runs["status"] == "FINISHED"]
-    done = done[~done["superseded_by"].isin(done["run_id"])]  # what was superseded is in no table
+    done = done[~done["superseded_by"].isin(done["run_id"])]  # superseded runs are in no table
     if done.empty:
         raise StoreError(f"{task.name} has no finished run in {store.label}; run experiments/{task.name}.py first")
     chosen = done if sample_splits is None else _sample(done, sample_splits)
@@ -131,13 +128,13 @@ def _sample(runs: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def _title(row: "pd.Series[Any]", runs: pd.DataFrame) -> str:
-    """Name a run, by its id, too, where others did the same split of the same model."""
+    """Name a run; with its id if others did the same split of the same model."""
     same = (runs["model"] == row["model"]) & (runs["split"] == row["split"])
     return f"{row['model']} split {row['split']}" + (f" (run {row['run_id'][:8]})" if same.sum() > 1 else "")
 
 
 def _unequal_splits(runs: pd.DataFrame) -> Iterator[str]:
-    """Say where the models of a comparison group were not given the same images."""
+    """Name the splits in which the models of a comparison group did not have the same images."""
     for group in analysis.comparison_groups(runs):
         for number, same in analysis.finished(group).groupby("split"):
             if same["split_hash"].nunique(dropna=False) > 1:
@@ -148,7 +145,7 @@ def _unequal_splits(runs: pd.DataFrame) -> Iterator[str]:
 def _with_material(
     task: Task, runs: pd.DataFrame, data_dir: Path | None, device: str, report: Report
 ) -> "Iterator[tuple[pd.Series[Any], Material | None]]":
-    """Yield each run with its data, one data set after the other; with None where they cannot be had."""
+    """Yield each run with its data, one data set after the other, or with None if they are not there."""
     for name, on_name in runs.groupby(runs["dataset"].fillna("")):
         material: Material | None = None
         problem = ""
@@ -159,7 +156,7 @@ def _with_material(
         for digest, on_data in on_name.groupby(on_name["dataset_digest"].fillna("")):
             fits = material is not None and material.data.digest == digest
             if not fits:
-                found = problem or f"what is there has the digest {material.data.digest[:12] if material else ''}"
+                found = problem or f"those here have the digest {material.data.digest[:12] if material else ''}"
                 report.differences.append(
                     f"{count(len(on_data), 'run')} could not be evaluated: the data are {name or 'unknown'} with the "
                     f"digest {str(digest)[:12]}, and {found}"
@@ -176,7 +173,7 @@ def _load(task: Task, name: str, data_dir: Path | None) -> ImageData:
 
 
 def _check_summary(parent: Record, children: pd.DataFrame) -> None:
-    """Compare a parent's metrics with what follows from its splits, unless a process is at work on them."""
+    """Compare a parent's metrics with its splits, unless a process is working on them."""
     if parent.status == "RUNNING":
         return
     evidence = analysis.Evidence(children, parent.store.uri)
