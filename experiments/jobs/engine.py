@@ -1,20 +1,15 @@
-"""Engines do jobs: one after the other here, several at once on this machine (local), or on a Ray cluster (ray).
+"""Engines do jobs: one after the other (sequential), in processes of this machine (local), or on a Ray cluster (ray).
 
 An engine takes a job and returns a future. `run_jobs` keeps it busy; no scheduler of our own is needed.
 """
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Self
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Self
 
-import tracking
 from experiments.jobs.job import Job, Result
-
-if TYPE_CHECKING:
-    from experiments.jobs.worker import Worker  # brings torch, which --help need not wait for
 
 ATTEMPTS = 3  # at a job, if it fails for a reason that may pass
 
@@ -85,22 +80,3 @@ def run_jobs(
                 pending[engine.submit(next_job)] = next_job
             elif not pending:
                 return
-
-
-class Sequential(Engine):
-    """In this process: the results of one job are recorded while the next one is trained."""
-
-    slots = 2  # one is trained, one recorded
-
-    def __init__(self, worker: "Worker") -> None:
-        self._worker = worker
-        self._recording = ThreadPoolExecutor(1)
-
-    def submit(self, job: Job) -> "Future[Result]":
-        """Train a job, and have its results recorded."""
-        return self._recording.submit(self._worker.record, self._worker.train(job))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # if the command ends early, recording is finished, but a store that is away is not waited for
-        with tracking.impatient() if kind else contextlib.nullcontext():
-            self._recording.shutdown()

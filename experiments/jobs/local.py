@@ -121,8 +121,8 @@ def _serve(driver: int) -> None:
     """Make a worker process end with its driver, however that ends, and not before it."""
     from joblib.externals.loky import process_executor
 
-    # loky replaces a worker whose memory grew by 300 MB, and warns: it takes memory that the allocator keeps for the next
-    # job for a leak. It has no option for that; should this name change, workers are replaced now and then, no more.
+    # loky takes memory that the allocator keeps for the next job for a leak: it replaces a worker that grew by 300 MB,
+    # and warns. It has no option for that; should this name change, workers are replaced now and then, no more.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
     def watch() -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import tracking
 from experiments.jobs.engine import ATTEMPTS, Engine, EngineError
 from experiments.jobs.job import Job, JobContext, Result
+from experiments.jobs.worker import do_job
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -137,8 +138,6 @@ class Ray(Engine):
 
         At most `slots` jobs are handed over at once; Ray does as many of them at a time as it has room for.
         """
-        from experiments.jobs.worker import do_job  # brings torch, which --help need not wait for
-
         self.slots = slots
         task = self._ray.remote(max_retries=ATTEMPTS)(do_job).options(**self._options)
         try:

@@ -42,7 +42,6 @@ from typing import NamedTuple
 import torch
 from joblib.externals.loky import cpu_count
 
-from experiments.jobs.ray import Ray
 from experiments.training import hardware
 from models import ModelCard
 
@@ -74,16 +73,16 @@ class Concurrency:
 
 
 def decide(
-    jobs: int | None, threads: int | None, cluster: Ray | None, device: str, loads: Sequence[Load]
+    jobs: int | None, threads: int | None, device: str, loads: Sequence[Load], on_cluster: bool = False
 ) -> Concurrency:
     """Decide how many jobs are done at once; `loads` has one entry for each job.
 
     `jobs` and `threads` are as asked for. None chooses the jobs; None threads are OMP_NUM_THREADS if that is set, and
-    else the cores are shared among the jobs. A cluster knows itself how many of the jobs it has room for.
+    else the cores are shared among the jobs. A cluster itself knows how many of the jobs it has room for.
     """
     count = len(loads)
-    if cluster is not None:
-        return Concurrency(min(jobs or count, count), cluster.threads)
+    if on_cluster:
+        return Concurrency(min(jobs or count, count), threads or 1)
     all_threads = torch.get_num_threads()  # OMP_NUM_THREADS, or all cores
     if os.environ.get("OMP_NUM_THREADS"):
         threads = threads or all_threads

@@ -11,10 +11,11 @@ import analysis
 import datasets
 import tracking
 from experiments.jobs import progress
-from experiments.jobs.engine import Engine, EngineError, Sequential, run_jobs
+from experiments.jobs.engine import Engine, EngineError, run_jobs
 from experiments.jobs.job import Job, JobContext, Result
 from experiments.jobs.local import Local
 from experiments.jobs.schedule import cost
+from experiments.jobs.sequential import Sequential
 from experiments.jobs.worker import Worker
 from experiments.run import descriptions
 from experiments.run.announce import left_alone, sent_later

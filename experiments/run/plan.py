@@ -90,7 +90,7 @@ def make_plan(request: Request) -> Plan:
     ]
     if not loads:
         raise EngineError("; ".join(unusable))
-    concurrency = decide(request.jobs, request.threads, cluster, request.config.device, loads)
+    concurrency = decide(request.jobs, request.threads, request.config.device, loads, on_cluster=cluster is not None)
     planned = [_plan_model(request, card, data, splits, concurrency.threads) for card in cards.values()]
     if edited := sources.changed_on_disk(sources.TEXTS):
         raise EngineError(f"{', '.join(edited)} changed while the command was starting; run it again")
