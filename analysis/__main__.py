@@ -1,4 +1,4 @@
-"""`python -m analysis`: tables, tests, figures, the report and what is published, from the result database alone."""
+"""`python -m analysis`: tables, tests, figures, the report and the published folder, from the result database alone."""
 
 import contextlib
 import sys
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tracking import StoreError, check_uri
+from tracking import StoreError, UnknownTaskError, check_uri
 from tracking.commands import Tasks, Uri
 from tracking.store import without_password
 
@@ -36,7 +36,7 @@ Out = Annotated[Path | None, typer.Option(dir_okay=False, help="write to this fi
 
 @app.callback()
 def analysis() -> None:
-    """Compare the models of a task by what the result database holds."""
+    """Compare the models of a task by the runs in the result database."""
 
 
 @app.command()
@@ -73,13 +73,12 @@ def figures(
     from analysis.figures import draw_figures, save
 
     with _one_sentence():
-        for task in tasks:
-            evidence, chosen, _ = _evidence(task, metric, group, tracking_uri)
+        for evidence, chosen, _ in [_evidence(task, metric, group, tracking_uri) for task in tasks]:
+            folder = out / evidence.task if len(tasks) > 1 else out
             for name, _, figure in draw_figures(evidence, chosen, rope / 100):
-                for path in save(figure, out / task if len(tasks) > 1 else out, name):
+                for path in save(figure, folder, name):
                     print(path)
-            for problem in evidence.problems.values():
-                print(f"! {problem}", file=sys.stderr)
+            _print_problems(evidence)
 
 
 @app.command()
@@ -113,12 +112,11 @@ def export(
         chosen = [(for_others(evidence), score) for evidence, score in found]
         store = open_store(tracking_uri)
         made = [make_files(evidence, score, store, rope / 100) for evidence, score in chosen]
-        for task, files, (evidence, _) in zip(tasks, made, chosen, strict=True):
-            folder = out / task if len(tasks) > 1 else out
+        for files, (evidence, _) in zip(made, chosen, strict=True):
+            folder = out / evidence.task if len(tasks) > 1 else out
             write_files(folder, files)
             print(folder)
-            for problem in evidence.problems.values():
-                print(f"! {problem}", file=sys.stderr)
+            _print_problems(evidence)
 
 
 def _write(
@@ -142,7 +140,7 @@ def _write(
             print(out)
         else:
             print(render(tables, form), end="")
-        if form in ("text", "csv"):  # the other formats hold the notes themselves
+        if form in ("text", "csv"):  # the other formats contain the notes
             for (evidence, _, runs), result in zip(found, tables, strict=True):
                 print_groups(runs, evidence.group, result.notes if form == "csv" else [])
 
@@ -150,7 +148,7 @@ def _write(
 def _evidence(
     task: str, metric: str | None, group: str | None, tracking_uri: str | None
 ) -> "tuple[Evidence, str, pd.DataFrame]":
-    """The group to be shown, its metric, and all runs of the task."""
+    """Read the group to be shown, its metric, and all runs of the task."""
     from analysis.comparison import Evidence, check_metric, default_metric
     from analysis.groups import ComparisonError, choose_group
     from analysis.query import load_runs
@@ -169,20 +167,25 @@ def _evidence(
     return Evidence(chosen, uri), metric or default_metric(chosen), runs
 
 
+def _print_problems(evidence: "Evidence") -> None:
+    for problem in evidence.problems.values():
+        print(f"! {problem}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _one_sentence() -> Iterator[None]:
-    """Turn what can go wrong into one sentence and exit code 1."""
+    """Print an expected error as one sentence; the exit code is 2 for an unknown task, else 1."""
     from analysis.groups import ComparisonError
 
-    # a warning is a sentence for the user, too, and not a line of our source
+    # show a warning as a sentence as well, without a line of source code
     warnings.showwarning = lambda message, *_: print(f"! {message}", file=sys.stderr)
     try:
         yield
     except (StoreError, OSError, ComparisonError) as error:
         print(f"Error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2 if isinstance(error, UnknownTaskError) else 1) from None
     except Exception as error:
-        if not type(error).__module__.startswith("mlflow"):  # which need not be imported for its exception's sake
+        if not type(error).__module__.startswith("mlflow"):  # comparing names avoids importing mlflow
             raise
         print(f"Error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         raise typer.Exit(1) from None

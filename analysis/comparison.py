@@ -1,10 +1,9 @@
-"""Comparing the models of a group: means with intervals, and tests of the differences that fit the protocol."""
+"""Comparing the models of a group: means with intervals, and tests of differences that suit the protocol."""
 
 import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from analysis.query import load_classes, load_predictions
 from analysis.statistics import TTest
 from tracking import StoreError
 from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, SD
-from tracking.scores import METRICS, UnknownScoreError, score_of
+from tracking.scores import METRICS, UnknownScoreError, correct, score_of
 from tracking.store import StoreAwayError
 
 if TYPE_CHECKING:
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
 
 BETTER, WORSE = "better", "worse"
 SAME, OPEN = "practically the same", "not distinguishable"
-ALPHA = 0.05  # of the adjusted p below which a difference is called real; 1 - ALPHA of P(equivalent) for "the same"
+ALPHA = 0.05  # adjusted p below this: a real difference; P(equivalent) above 1 - ALPHA: the same
 NETWORKS, AGAINST_BASELINES = "pairs of networks", "networks against baselines"  # families of Holm's adjustment
 
 
 def check_metric(metric: str) -> None:
-    """Raise a `ComparisonError` that names the nearest metrics if models are not compared by this one."""
+    """Raise a `ComparisonError` that names the nearest metrics if this one is unknown."""
     try:
         score_of(metric)
     except UnknownScoreError as error:
@@ -38,67 +37,58 @@ def check_metric(metric: str) -> None:
 
 
 def default_metric(runs: pd.DataFrame) -> str:
-    """Accuracy on the test part or, where the runs have none, on the validation part."""
+    """Accuracy on the test part or, if the runs have none, on the validation part."""
     return "test/accuracy" if runs["test/accuracy"].notna().any() else "best_val/accuracy"
 
 
 def predicted_part(metric: str) -> str:
-    """The part of the predictions, `val` or `test`, that a metric is about."""
+    """Return the part of the predictions, `val` or `test`, that a metric scores."""
     return "test" if metric.startswith("test/") else "val"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over splits and its uncertainty.
+    """A mean over splits and its uncertainty."""
 
-    Attributes
-    ----------
-    test : TTest
-        NaN but for the mean where there is no valid standard error.
-    n : int
-        Splits in the mean.
-    split_variance : float
-        Variance over splits, ddof 1.
-    method : str
-        How the standard error was found.
-    problem : str
-        Why there is none; empty where there is one.
-    """
-
-    test: TTest
-    n: int
-    split_variance: float
-    method: str = ""
-    problem: str = ""
+    test: TTest  # without a valid standard error, NaN except for the mean
+    n: int  # splits
+    split_variance: float  # over splits, ddof 1
+    method: str = ""  # of the standard error
+    problem: str = ""  # the reason if there is no standard error
 
 
 class Evidence:
-    """The finished runs of a comparison group, and their predictions, which are read when they are needed.
+    """The finished runs of a comparison group, and their predictions, which are read lazily.
 
     Parameters
     ----------
     group : pandas.DataFrame
         From `choose_group`.
     tracking_uri : str, optional
-        Of the store, where its files are not on this machine.
+        The store, if its files are not on this machine.
     earlier : Evidence, optional
-        Of the same group before other runs of it finished: what it read is not read again.
+        Evidence of the same group with fewer finished runs, whose predictions are reused.
     """
 
     def __init__(self, group: pd.DataFrame, tracking_uri: str | None = None, earlier: "Evidence | None" = None) -> None:
         self.group = group
         self.runs = finished(group)
         self.tracking_uri = tracking_uri
-        self.problems: dict[str, str] = {}  # what could not be read, by model
+        self.problems: dict[str, str] = {}  # a sentence for each model with unreadable predictions
         self._predictions: dict[tuple[str, str], pd.DataFrame] = earlier._predictions if earlier else {}
         self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
 
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return str(self.group["task"].iloc[0])
+
     def of(self, model: str) -> pd.DataFrame:
-        """The runs of a model, indexed by split."""
+        """Return the runs of a model, indexed by split."""
         return self.runs[self.runs["model"] == model].set_index("split").sort_index()
 
     def predictions(self, run: pd.Series, part: str) -> pd.DataFrame:
-        """Predictions of a run for `val` or `test`."""
+        """Return the predictions of a run for `val` or `test`."""
         run_id = run["run_id"]
         if (run_id, part) not in self._predictions:
             predictions = load_predictions(run, self.tracking_uri)
@@ -107,7 +97,7 @@ class Evidence:
         return self._predictions[run_id, part]
 
     def pooled(self, model: str, part: str) -> pd.DataFrame | None:
-        """Predictions of all splits of a model; None, with an entry in `problems`, where some cannot be read."""
+        """Return the predictions of all splits of a model; None, with an entry in `problems`, if one is unreadable."""
         try:
             return pd.concat([self.predictions(run, part) for _, run in self.of(model).iterrows()])
         except StoreAwayError:
@@ -118,7 +108,7 @@ class Evidence:
 
     @functools.cached_property
     def classes(self) -> list[str]:
-        """Class names by label, as a parent holds them; numbers where it has none, or fewer than were predicted."""
+        """Class names in the order of labels; numbers if the parent has no names, or fewer than there are labels."""
         pooled = [self.pooled(model, part) for model in set(self.runs["model"]) for part in ("val", "test")]
         highest = [frame[["true", "pred"]].to_numpy().max() for frame in pooled if frame is not None and len(frame)]
         labels = 1 + int(max(highest, default=-1))
@@ -128,18 +118,18 @@ class Evidence:
         return names if len(names) >= labels else [str(label) for label in range(labels)]
 
     def differences(self, metric: str, model: str, other: str) -> pd.Series:
-        """Score of `model` less that of `other`, by the splits that both have."""
+        """Return the score of `model` minus that of `other`, on the splits that both have."""
         ours, theirs = self.of(model), self.of(other)
         common = ours.index.intersection(theirs.index)
         difference: pd.Series = ours.loc[common, metric] - theirs.loc[common, metric]
         return difference
 
     def estimate(self, metric: str, model: str, other: str | None = None) -> Estimate:
-        """Estimate a model's mean score, or the mean difference to another model's on the splits that both have.
+        """Estimate a model's mean score, or its mean difference to another model on the splits that both have.
 
-        The standard error follows from how the scored images were chosen (see docs/statistics.md): the corrected
-        resampled t where each split draws its own and they are no more than the training images; components of
-        variance where they are more, or where they are the same in every split.
+        The standard error depends on how the scored images were chosen (see docs/statistics.md): the corrected
+        resampled t if each split draws its own and they are no more than the training images; components of variance
+        if they are more, or the same in every split.
         """
         key = (metric, model, other)
         if key not in self._estimates:
@@ -160,22 +150,16 @@ class Evidence:
         try:
             se, df, method = self._standard_error(metric, scores, sides)
         except StoreAwayError:
-            raise  # it may be back in a moment, and then there is a standard error
+            raise  # temporary, and then there is a standard error
         except (ValueError, StoreError) as error:
-            nothing = TTest(mean, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan)
-            return Estimate(nothing, n, variance, problem=str(error))
+            return Estimate(TTest(mean, *[np.nan] * 6), n, variance, problem=str(error))
         test = statistics.ttest(mean, se, df)
-        if other is None and score_of(metric).is_share:  # what no score can be is no part of its interval
+        if other is None and score_of(metric).is_share:  # clip the interval to possible scores
             test = dataclasses.replace(test, low=max(0.0, test.low), high=min(1.0, test.high))
         return Estimate(test, n, variance, method)
 
-    def _standard_error(
-        self, metric: str, scores: np.ndarray, sides: Sequence[pd.DataFrame]
-    ) -> tuple[float, float, str]:
-        """Standard error of a mean over splits, its degrees of freedom, and the name of the method.
-
-        A `ValueError` says why there is none.
-        """
+    def _standard_error(self, metric: str, scores: np.ndarray, sides: list[pd.DataFrame]) -> tuple[float, float, str]:
+        """Return a mean's standard error, its degrees of freedom and the method; a `ValueError` if there is none."""
         if len(scores) < 2:
             raise ValueError(f"{len(scores) or 'no'} finished split, and an interval takes two")
         if not np.isfinite(scores).all():
@@ -203,12 +187,12 @@ class Evidence:
         return se, statistics.satterthwaite_df(se, image_variance, n_images, len(scores)), method
 
     def _scored_on_the_same_images(self, runs: pd.DataFrame) -> bool:
-        """Whether the test part is one for all splits, not drawn with each."""
+        """Whether all splits have the same test part."""
         parts = [self.predictions(run, "test")["index"].to_numpy() for _, run in runs.iterrows()]
         return all(np.array_equal(part, parts[0]) for part in parts)
 
-    def _image_scores(self, part: str, per_image: "PerImage", sides: Sequence[pd.DataFrame]) -> np.ndarray:
-        """Each image's contribution to a score (or to the difference of two), shape (splits, images), NaN elsewhere."""
+    def _image_scores(self, part: str, per_image: "PerImage", sides: list[pd.DataFrame]) -> np.ndarray:
+        """Each image's part in a score (or difference of two), shape (splits, images), NaN where not scored."""
         rows = []
         for runs in zip(*(side.iterrows() for side in sides), strict=True):
             frames = [self.predictions(run, part) for _, run in runs]
@@ -222,13 +206,9 @@ class Evidence:
 
 
 def summarise(evidence: Evidence, model: str) -> dict[str, float]:
-    """Mean, sd and interval over a model's finished splits, of every final metric, and how many splits these are.
+    """Return mean, sd and interval of every final metric over a model's finished splits, and the number of splits.
 
-    Returns
-    -------
-    dict of str to float
-        Keys are those of `tracking.keys.SUMMARY_METRICS`. A missing score makes its mean missing: none is dropped
-        in silence.
+    The keys are those of `tracking.keys.SUMMARY_METRICS`. A missing score makes its mean missing.
     """
     runs = evidence.of(model)
     summary: dict[str, float] = {"n_splits": len(runs)}
@@ -250,28 +230,28 @@ def comparison_table(
     runs : pandas.DataFrame
         From `load_runs`.
     metric : str
-        One of `METRICS`: what `mean`, `sd`, `low` and `high` show and rows are sorted by.
+        One of `METRICS`, for the columns `mean`, `sd`, `low` and `high` and the order of rows.
     tracking_uri : str, optional
-        Of the store that `runs` came from, where it is a server.
+        The store of `runs`, if it is a server.
 
     Returns
     -------
     pandas.DataFrame
         Indexed by `model`, best first: `n` finished splits of `n_expected`; `mean`, `sd` (ddof 1), and the ends `low`
-        and `high` of the mean's 95 % interval, of the metric; `baseline`, whether it is one; `mean/<key>`, `sd/<key>`,
-        `low/<key>`, `high/<key>` of all scores, epochs and seconds; `parameters`, `macs`. A split that was run again
-        counts once, with its newest run.
+        and `high` of the mean's 95 % interval, of the metric; whether it is a `baseline`; `mean/<key>`, `sd/<key>`,
+        `low/<key>`, `high/<key>` of all scores, epochs and seconds; `parameters`, `macs`. Of a repeated split only the
+        newest run counts.
 
     Raises
     ------
     ComparisonError
-        The metric is unknown, no run has finished, or none has the metric.
+        If the metric is unknown, no run has finished, or none has the metric.
     """
     return tabulate(Evidence(choose_group(runs), tracking_uri), metric)
 
 
 def tabulate(evidence: Evidence, metric: str) -> pd.DataFrame:
-    """Return `comparison_table` of runs and predictions that are read already."""
+    """Return the `comparison_table` of evidence."""
     check_metric(metric)
     if evidence.runs[metric].isna().all():
         raise ComparisonError(f"no run of this comparison group has {metric}; try best_val/accuracy")
@@ -302,29 +282,28 @@ def pairwise_tests(
     runs, metric, tracking_uri
         As for `comparison_table`.
     rope : float
-        Region of practical equivalence: differences up to this, in the metric's units, do not matter.
+        Half-width of the region of practical equivalence, in the metric's units.
 
     Returns
     -------
     pandas.DataFrame
-        One row a pair, the better mean first: all pairs of networks, then each network against each baseline (in
-        column `family`). `model_a`, `model_b`, `n` splits that both have, mean `difference` a - b with its `se`,
-        95 % interval `low` and `high`, `t`, `df`, two-sided `p`, `p_holm` adjusted within the family; probabilities
-        that a is `p_worse`, `p_equivalent` (within the region) and `p_better`; `verdict` on a; `splits_needed` to
-        find a difference of this size by this test in this family with 80 % power (missing: no number is enough);
-        `mcnemar_p` for k-fold validation accuracy, over the pooled out-of-fold predictions; `method`, and the
-        `problem` where there is no test.
+        One row a pair, the better mean first: all pairs of networks, then each network against each baseline (column
+        `family`). `model_a`, `model_b`, `n` common splits, mean `difference` a - b with its `se`, 95 % interval `low`
+        and `high`, `t`, `df`, two-sided `p`, `p_holm` adjusted within the family; probabilities that a is `p_worse`,
+        `p_equivalent` (within the region) and `p_better`; `verdict` on a; `splits_needed` to detect a difference of
+        this size with this test in this family at 80 % power (missing: no number is enough); `mcnemar_p` for k-fold
+        validation accuracy, over the pooled out-of-fold predictions; `method`, or the `problem` if there is no test.
 
     Raises
     ------
     ComparisonError
-        As for `comparison_table`, or there are no two models.
+        As for `comparison_table`, or if there are no two models.
     """
     return compare(Evidence(choose_group(runs), tracking_uri), metric, rope)
 
 
 def pairs_of_models(evidence: Evidence, metric: str) -> list[tuple[str, str, str]]:
-    """Family and names of each pair to be tested; of two networks the better comes first, on the splits of both."""
+    """Return family and names of each pair to test; of two networks the better on their common splits comes first."""
     means = evidence.runs.groupby("model")[metric].mean().sort_values(ascending=not score_of(metric).higher_is_better)
     networks = [str(name) for name in means.index if name not in BASELINES]
     pairs = []
@@ -336,7 +315,7 @@ def pairs_of_models(evidence: Evidence, metric: str) -> list[tuple[str, str, str
 
 
 def compare(evidence: Evidence, metric: str, rope: float = 0.01) -> pd.DataFrame:
-    """Return `pairwise_tests` of runs and predictions that are read already."""
+    """Return the `pairwise_tests` of evidence."""
     check_metric(metric)
     pairs = pairs_of_models(evidence, metric)
     if not pairs:
@@ -346,7 +325,7 @@ def compare(evidence: Evidence, metric: str, rope: float = 0.01) -> pd.DataFrame
     tests = pd.DataFrame(
         [{"family": family, **_compare(evidence, metric, a, b, rope, sizes[family])} for family, a, b in pairs]
     )
-    # a pair that cannot be tested still counts: its family does not get smaller by a file that is missing
+    # a pair without a test still counts: a missing file does not shrink the family
     adjusted = tests.groupby("family")["p"].transform(lambda p: statistics.holm(p.fillna(1.0).to_numpy()))
     tests["p_holm"] = adjusted.where(tests["p"].notna())
     tests["verdict"] = [_verdict(row, is_better(row["difference"], metric)) for _, row in tests.iterrows()]
@@ -354,7 +333,7 @@ def compare(evidence: Evidence, metric: str, rope: float = 0.01) -> pd.DataFrame
 
 
 def is_better(difference: float, metric: str) -> bool:
-    """Whether a difference is in favour of the first of two models."""
+    """Whether a difference favours the first of two models."""
     return score_of(metric).sign * difference > 0
 
 
@@ -366,9 +345,8 @@ def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float, famil
     needed = None
     if not estimate.problem:
         belief = dataclasses.asdict(statistics.posterior(sign * test.mean, test.se, test.df, rope))
-        constant = max(0.0, test.se**2 - estimate.split_variance / estimate.n)  # what more splits do not reduce
-        # at the strictest step of Holm's adjustment, so that it never says of too few splits that they are enough
-        confidence = 1 - ALPHA / family_size
+        constant = max(0.0, test.se**2 - estimate.split_variance / estimate.n)  # not reduced by more splits
+        confidence = 1 - ALPHA / family_size  # the strictest step of Holm's adjustment: never too few splits
         needed = statistics.splits_needed(test.mean, estimate.split_variance, constant, confidence)
     return {
         "model_a": a, "model_b": b, "n": estimate.n, "difference": test.mean, "se": test.se,
@@ -379,21 +357,20 @@ def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float, famil
 
 
 def _mcnemar(evidence: Evidence, metric: str, a: str, b: str) -> float:
-    """P of McNemar's test where every image was validated on once: k-fold; NaN elsewhere."""
+    """P-value of McNemar's test on complete k folds, which validate every image once; else NaN."""
     sides = [evidence.of(a), evidence.of(b)]
     folds = sides[0]["protocol"].str.contains("k-fold").all()
     complete = all(len(side) == side["n_splits"].iloc[0] for side in sides)
-    if not (folds and complete and metric in ("best_val/accuracy", "best_val/f1_micro")):
+    if not (folds and complete and metric.startswith("best_val/") and score_of(metric).per_image is correct):
         return np.nan
     ours, theirs = evidence.pooled(a, "val"), evidence.pooled(b, "val")
     if ours is None or theirs is None or not np.array_equal(ours["index"], theirs["index"]):
         return np.nan
-    correct = [(frame["true"] == frame["pred"]).to_numpy() for frame in (ours, theirs)]
-    return statistics.mcnemar(*correct).p
+    return statistics.mcnemar(*((frame["true"] == frame["pred"]).to_numpy() for frame in (ours, theirs))).p
 
 
 def _verdict(row: pd.Series, better: bool) -> str:
-    """In words, of model a: a difference that does not matter comes before one that is real."""
+    """Put the result for model a into words; equivalence takes precedence over significance."""
     if np.isnan(row["p_holm"]):
         return "no test"
     if row["p_equivalent"] > 1 - ALPHA:

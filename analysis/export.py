@@ -1,6 +1,6 @@
-"""What is published of a task's results: a folder for git that shows them, and says how they were made.
+"""The published results of a task: a folder for git with results and provenance.
 
-It holds no picture of the data, which are not the publisher's, and nothing that is of use on the maker's machine alone.
+It contains no picture of the data, which belong to others, and nothing specific to the machine that made it.
 """
 
 import re
@@ -24,7 +24,7 @@ ABOUT = {  # the files beside the figures
     "report.html": "all of this on one page, with learning curves, classes, models and every run",
     "table.md": "the score table, and each run behind it",
     "table.csv": "the same for programs, in full precision",
-    "verdicts.md": "what was found for each pair of models, with intervals, p and probabilities",
+    "verdicts.md": "the verdict on each pair of models, with intervals, p and probabilities",
     "verdicts.csv": "the same for programs, in full precision",
 }
 MARK = "<!-- Made by `python -m analysis export`, which writes this folder's files anew. -->"
@@ -33,34 +33,15 @@ OWN_FILES = re.compile(rf"verdicts\.(md|csv)|{FIGURES}/({'|'.join(CAPTIONS)})(_[
 
 
 def for_others(evidence: Evidence) -> Evidence:
-    """The same without the reasons why splits failed, which may name hosts, users and folders."""
+    """Remove the reasons of failed splits, which may name hosts, users and folders."""
     unnamed = pd.Series(pd.NA, evidence.group.index, dtype="str")
     return Evidence(evidence.group.assign(failure=unnamed), evidence.tracking_uri, evidence)
 
 
 def make_files(evidence: Evidence, metric: str, store: Store, rope: float) -> dict[str, bytes]:
-    """Make the files of one task.
+    """Return the files of a task by path below the folder; errors as for `comparison_table`.
 
-    Parameters
-    ----------
-    evidence : Evidence
-        Of the comparison group to be shown, as `for_others` returns it.
-    metric : str
-        One of `tracking.scores.METRICS`.
-    store : Store
-        That it came from.
-    rope : float
-        Region of practical equivalence, in the metric's units.
-
-    Returns
-    -------
-    dict of str to bytes
-        Content by path below the folder. The same store gives the same bytes, apart from the date in report.html.
-
-    Raises
-    ------
-    ComparisonError
-        See `comparison_table`.
+    `evidence` is from `for_others`. The same store gives the same bytes, except for the date in report.html.
     """
     section = describe(evidence, metric, store, rope, thumbnails=False, public=True)
     texts = {"table.md": render([section.scores], "markdown"), "table.csv": render([section.scores], "csv")}
@@ -68,36 +49,27 @@ def make_files(evidence: Evidence, metric: str, store: Store, rope: float) -> di
         table = render([section.differences], "markdown")
         texts["verdicts.md"] = "\n".join([*_title(section), *_bullets(section.verdicts), table])
         texts["verdicts.csv"] = render([section.differences], "csv")
-    figures = {
-        f"{FIGURES}/{drawing.name}.{form}": drawing.content(form) for drawing in section.figures for form in FORMS
-    }
+    figures = {f"{FIGURES}/{each.name}.{form}": each.content(form) for each in section.figures for form in FORMS}
     texts["report.html"] = render_page([section])
     texts[README] = _readme(section, texts, _command(section.task, evidence, metric, rope))
     return {name: text.encode() for name, text in texts.items()} | figures
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write an export, in the place of an earlier one where there is one.
-
-    Parameters
-    ----------
-    folder : Path
-        Is made where it is missing. Files in it that are not an export's stay as they are.
-    files : mapping of str to bytes
-        From `make_files`.
+    """Write the files of `make_files`, replacing an earlier export; other files in the folder are kept.
 
     Raises
     ------
     ComparisonError
-        A file of one of these names is there, and no export made it.
+        If a file that no export made has one of the names.
     OSError
-        They cannot be written. Until all are there the README says that they are not.
+        If writing fails. The README says that the export is unfinished until all files are complete.
     """
     readme = folder / README
     earlier = readme.is_file() and MARK in readme.read_text(encoding="utf-8", errors="replace")
     if not earlier and (foreign := next((name for name in files if (folder / name).exists()), None)):
         raise ComparisonError(f"{folder / foreign} is there and was not made by an export; choose another --out")
-    target = folder.resolve()  # beside which, and not beside a link to it, renaming is possible
+    target = folder.resolve()  # the scratch folder must be on the same file system, which a link may not be
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder_beside:
         scratch = Path(folder_beside)
@@ -113,7 +85,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _stale(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
-    """What an earlier export left that this one does not have, by its name."""
+    """Find the files of an earlier export that this one lacks, by name."""
     for path in [*folder.glob("*"), *folder.glob(f"{FIGURES}/*")]:
         name = path.relative_to(folder).as_posix()
         if OWN_FILES.fullmatch(name) and name not in files:
@@ -158,7 +130,7 @@ def _code(commands: str) -> list[str]:
 
 
 def _shown(section: Section, names: tuple[str, ...]) -> list[str]:
-    """Figures with their captions."""
+    """Show some figures with their captions."""
     lines = []
     for drawing in section.figures:
         if drawing.name in names:
@@ -167,14 +139,14 @@ def _shown(section: Section, names: tuple[str, ...]) -> list[str]:
 
 
 def _links(drawing: Drawing) -> str:
-    """Links to the files of a figure."""
+    """Link to the files of a figure."""
     png, svg = (f"{FIGURES}/{drawing.name}.{form}" for form in ("png", "svg"))
     return f"[{png}]({png}) ([SVG]({svg}))"
 
 
 def _command(task: str, evidence: Evidence, metric: str, rope: float) -> str:
-    """The command that makes the files again."""
-    options = f" --group {group_id(evidence.group)}"  # the store may have gained others
+    """Return the command that makes these files."""
+    options = f" --group {group_id(evidence.group)}"  # explicit: the store may gain newer groups
     options += f" --metric {metric}" if metric != default_metric(evidence.group) else ""
     options += f" --rope {100 * rope:g}" if rope != 0.01 else ""
     return f".venv/bin/python -m analysis export {task}{options} --out DIR"

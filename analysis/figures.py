@@ -1,11 +1,11 @@
-"""Figures of a comparison group: made for a column of 3.5 inches, safe for colour-blind eyes, one colour a model."""
+"""Figures of a comparison group: one column (3.5 inches) wide, colour-blind safe, one colour per model."""
 
 import contextlib
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -26,28 +26,25 @@ from tracking.scores import SCORES, score_of
 
 WIDTH = 3.5  # inches: a column of a two-column page
 SHOWN_MISTAKES = 20
-KNOWN = ("lenet5", "vggnet", "resnetcnn", "seresnet", "efficientnet_lite", "efficientnet_b0")  # a fixed colour each
+KNOWN = ("lenet5", "vggnet", "resnetcnn", "seresnet", "efficientnet_lite", "efficientnet_b0")  # in palette order
 MARKERS = "osD^vP*X"
-FORMS: Any = {  # of files; without the metadata that differs from one drawing to the next
-    "png": {"dpi": 200, "metadata": {"Software": None}},
-    "svg": {"metadata": {"Date": None}},
-}
+# file formats; without version and date the same figure always gives the same bytes
+FORMS: Any = {"png": {"dpi": 200, "metadata": {"Software": None}}, "svg": {"metadata": {"Date": None}}}
 STYLE: Any = {
     "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
     "legend.fontsize": 6.5, "axes.edgecolor": "0.4", "grid.color": "0.9", "grid.linewidth": 0.6,
     "axes.linewidth": 0.6, "lines.linewidth": 1.2, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-    "svg.hashsalt": "comparison",  # the same figure is the same file
+    "svg.hashsalt": "comparison",  # fixed, likewise
 }  # fmt: skip
 
 
 def colour(model: str) -> tuple[float, float, float]:
-    """The colour of a model in every figure; baselines are gray."""
+    """Return the colour of a model in every figure; baselines are gray."""
     if model in BASELINES:
         return (0.45, 0.45, 0.45)
     palette = seaborn.color_palette("colorblind")
     place = KNOWN.index(model) if model in KNOWN else (6, 8, 9)[sum(model.encode()) % 3]  # 7 is gray
-    red, green, blue = palette[place]
-    return red, green, blue
+    return cast("tuple[float, float, float]", palette[place])
 
 
 @contextlib.contextmanager
@@ -57,10 +54,10 @@ def _style() -> Iterator[None]:
 
 
 def encode(figure: Figure, form: str) -> bytes:
-    """Return a figure as the content of a `png` or `svg` file, the same each time."""
+    """Return the bytes of a figure as a `png` or `svg` file, identical for identical figures."""
     with mpl.rc_context(STYLE):
         figure.savefig(buffer := io.BytesIO(), format=form, **FORMS[form])
-    # a third of the size, and no difference to the eye; photographs need all their colours
+    # a palette takes a third of the size without a visible difference, except for photographs
     few_colours = form == "png" and not any(axes.images for axes in figure.axes)
     return _with_palette(buffer) if few_colours else buffer.getvalue()
 
@@ -84,29 +81,19 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 def draw_figures(
     evidence: Evidence, metric: str, rope: float = 0.01, thumbnails: bool = True
 ) -> Iterator[tuple[str, str | None, Figure]]:
-    """Draw every figure that a group's runs allow.
-
-    Parameters
-    ----------
-    evidence : Evidence
-    metric : str
-        One of `tracking.scores.METRICS`.
-    rope : float
-        Region of practical equivalence, in the metric's units.
-    thumbnails : bool
-        Whether to draw those that show pictures of the data.
+    """Draw all figures that the runs of a group allow; those with pictures of the data only with `thumbnails`.
 
     Yields
     ------
     name : str
-        Of the file.
+        File name without suffix.
     model : str or None
-        The one that the figure is about; None where it compares.
+        The only model in the figure; None if the figure compares models.
     figure : matplotlib.figure.Figure
     """
     table = tabulate(evidence, metric)
     networks = [str(model) for model in table.index if model not in BASELINES]
-    curves = load_curves([evidence.runs["task"].iloc[0]], evidence.tracking_uri)
+    curves = load_curves([evidence.task], evidence.tracking_uri)
     curves = curves.merge(evidence.runs[["run_id", "best_epoch"]], on="run_id")
     yield "scores_by_split", None, scores_figure(evidence, table, metric)
     if len(networks) > 1:
@@ -115,8 +102,7 @@ def draw_figures(
         yield "accuracy_against_cost", None, cost_figure(table, metric)
     if np.isfinite(curves.loc[curves["model"].isin(networks), "val/loss"]).any():
         yield "learning_curves", None, curves_figure(curves, networks)
-    classes = evidence.classes
-    part = predicted_part(metric)
+    classes, part = evidence.classes, predicted_part(metric)
     for model in networks:
         runs = evidence.of(model)
         predictions = evidence.pooled(model, part)
@@ -128,40 +114,30 @@ def draw_figures(
         yield f"confusion_{model}", model, confusion_figure(confusion, classes, title)
         if not thumbnails:
             continue
-        pictures = _thumbnails(evidence, runs)
-        sheet = mistakes_figure(predictions, pictures, classes, f"{model}: its most confident mistakes")
+        title = f"{model}: its most confident mistakes"
+        sheet = mistakes_figure(predictions, _thumbnails(evidence, runs), classes, title)
         if sheet is not None:
             yield f"most_confused_{model}", model, sheet
 
 
 def confusion_counts(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts, shape (K, K), true classes in rows."""
+    """Count predictions in a matrix of shape (K, K), true classes in rows."""
     return np.bincount(true * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
 def most_confused(predictions: pd.DataFrame, count: int = SHOWN_MISTAKES) -> pd.DataFrame:
-    """Choose the images that were wrong with the most confidence.
+    """Return the most confident wrong predictions, at most one an image and `count` in all, most confident first.
 
-    Parameters
-    ----------
-    predictions : pandas.DataFrame
-        From `load_predictions`, of one or more splits.
-    count : int
-        How many images at most.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The prediction of each image that was most confident while wrong, the most confident first.
+    `predictions` are from `load_predictions`, of one or more splits.
     """
     wrong = predictions[predictions["true"] != predictions["pred"]]
-    # the image number breaks ties, so that the choice is the same for one split and for all
+    # the image number breaks ties, so that one split and all splits give the same choice
     wrong = wrong.sort_values(["prob", "index"], ascending=[False, True], kind="stable")
     return wrong.drop_duplicates("index").head(count)
 
 
 def _thumbnails(evidence: Evidence, runs: pd.DataFrame) -> dict[int, np.ndarray]:
-    """Small pictures by image number, as far as these runs kept them."""
+    """Collect the stored thumbnails of some runs by image number."""
     pictures: dict[int, np.ndarray] = {}
     for _, run in runs.iterrows():
         with contextlib.suppress(StoreError):
@@ -170,11 +146,10 @@ def _thumbnails(evidence: Evidence, runs: pd.DataFrame) -> dict[int, np.ndarray]
 
 
 def curves_figure(curves: pd.DataFrame, models: Sequence[str]) -> Figure:
-    """Loss and accuracy by epoch, a row of panels a model.
+    """Draw loss and accuracy by epoch, one row of panels per model.
 
-    The line is the mean over splits and the band ±1 sd, as far as all splits were trained: beyond, the mean would be
-    over the few that early stopping let go on. Each split's own curve is drawn thinly to its end, with a dot at its
-    best epoch.
+    Mean and ±1 sd band over splits end with the shortest split: beyond it, the mean would cover only the splits that
+    early stopping left. Thin lines are single splits, with a dot at the best epoch.
     """
     with _style():
         figure = Figure(figsize=(WIDTH, 0.55 + 1.15 * len(models)), layout="constrained")
@@ -190,7 +165,7 @@ def curves_figure(curves: pd.DataFrame, models: Sequence[str]) -> Figure:
             row[0].set_ylabel(f"{model}\nloss")
             row[1].set_ylabel("accuracy (%)")
         top = curves[curves["model"].isin(models)][["val/loss", "train/loss"]]
-        grid[0, 0].set_ylim(0, 1.1 * float(np.nanquantile(top.to_numpy(), 0.98)))  # one wild epoch hides nothing
+        grid[0, 0].set_ylim(0, 1.1 * float(np.nanquantile(top.to_numpy(), 0.98)))  # robust to single outlying epochs
         handles = [Line2D([], [], color="0.5", linestyle="--"), Line2D([], [], color=colour(models[0]))]
         figure.legend(handles, ["train", "validation"], loc="outside upper center", ncols=2, frameon=False)
         for axes in grid[-1]:
@@ -208,59 +183,57 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, key: str, shade: Any, line: s
 
 
 def scores_figure(evidence: Evidence, table: pd.DataFrame, metric: str) -> Figure:
-    """Every split's score, and each model's mean with its 95 % interval."""
-    with _style():
-        figure = Figure(figsize=(WIDTH, 0.7 + 0.32 * len(table)), layout="constrained")
-        axes = figure.subplots()
-        for place, (model, row) in enumerate(table.iterrows()):
-            scores = evidence.of(str(model))[metric].to_numpy(float)
-            _draw_points(axes, place, scores, (row["mean"], row["low"], row["high"]), colour(str(model)), metric)
-        axes.set_yticks(range(len(table)), table.index)
-        axes.set_ylim(len(table) - 0.5, -0.5)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"{_axis_name(metric)}\npoints: splits; bars: 95 % interval of the mean")
+    """Draw the score of every split, and each model's mean with its 95 % interval."""
+    splits = [evidence.of(str(model))[metric] for model in table.index]
+    colours = [colour(str(model)) for model in table.index]
+    figure = _rows(table.index, splits, table[["mean", "low", "high"]], colours, _scale(metric))
+    figure.axes[0].set_xlabel(f"{_axis_name(metric)}\npoints: splits; bars: 95 % interval of the mean")
     return figure
 
 
 def differences_figure(evidence: Evidence, metric: str, rope: float) -> Figure:
-    """Differences of every pair of networks split by split, their mean with interval, and the region of equivalence."""
+    """Draw the differences of all pairs of networks by split, their means with interval, and the equivalence region."""
     tests = compare(evidence, metric, rope)
-    tests = tests[tests["family"] == NETWORKS].reset_index(drop=True)
-    with _style():
-        figure = Figure(figsize=(WIDTH, 0.8 + 0.32 * len(tests)), layout="constrained")
-        axes = figure.subplots()
-        scale = _scale(metric)
-        axes.axvspan(-rope * scale, rope * scale, color="0.88", linewidth=0, zorder=0)
-        axes.axvline(0, color="0.3", linewidth=0.8, zorder=1)
-        for place, row in tests.iterrows():
-            values = evidence.differences(metric, row["model_a"], row["model_b"]).to_numpy(float)
-            estimate = (row["difference"], row["low"], row["high"])
-            _draw_points(axes, int(str(place)), values, estimate, colour(row["model_a"]), metric)
-        axes.set_yticks(range(len(tests)), [f"{row['model_a']} − {row['model_b']}" for _, row in tests.iterrows()])
-        axes.set_ylim(len(tests) - 0.5, -0.5)
-        axes.grid(axis="y", visible=False)
-        unit = f" ({score_of(metric).difference_unit})"
-        axes.set_xlabel(f"difference of {_axis_name(metric, unit=False)}{unit}\ngray: practically the same")
+    tests = tests[tests["family"] == NETWORKS]
+    pairs = list(zip(tests["model_a"], tests["model_b"], strict=True))
+    splits = [evidence.differences(metric, *pair) for pair in pairs]
+    names, colours = [f"{a} − {b}" for a, b in pairs], [colour(a) for a, _ in pairs]
+    reach = rope * _scale(metric)
+    figure = _rows(names, splits, tests[["difference", "low", "high"]], colours, _scale(metric))
+    figure.axes[0].axvspan(-reach, reach, color="0.88", linewidth=0, zorder=0)
+    figure.axes[0].axvline(0, color="0.3", linewidth=0.8, zorder=1)
+    label = f"difference of {_axis_name(metric, unit=False)} ({score_of(metric).difference_unit})"
+    figure.axes[0].set_xlabel(f"{label}\ngray: practically the same")
     return figure
 
 
-def _draw_points(
-    axes: Axes, place: int, values: np.ndarray, estimate: tuple[float, float, float], shade: Any, metric: str
-) -> None:
-    """One row: mean and interval, and above them a point a split, spread so that equal scores stay apart."""
-    scale = _scale(metric)
-    spread = place - 0.18 - 0.06 * (np.arange(len(values)) % 4)
-    axes.plot(scale * values, spread, "o", color=shade, markersize=2.6, alpha=0.6, markeredgewidth=0)
-    mean, low, high = (scale * value for value in estimate)
-    if np.isfinite(low):
-        axes.plot([low, high], [place, place], color="0.1", linewidth=1.1, zorder=3)
-    axes.plot([mean], [place], "D", color="white", markeredgecolor="0.1", markersize=3.6, markeredgewidth=0.9, zorder=4)
+def _rows(
+    names: Iterable[str], splits: Sequence[pd.Series], estimates: pd.DataFrame, colours: Sequence[Any], scale: float
+) -> Figure:
+    """Draw mean and interval in a row for each name, and above them a point a split."""
+    count = len(splits)
+    with _style():
+        figure = Figure(figsize=(WIDTH, 0.75 + 0.32 * count), layout="constrained")
+        axes = figure.subplots()
+        for row, (values, estimate, shade) in enumerate(zip(splits, estimates.to_numpy(float), colours, strict=True)):
+            spread = row - 0.18 - 0.06 * (np.arange(len(values)) % 4)  # keeps equal scores apart
+            points = scale * values.to_numpy(float)
+            axes.plot(points, spread, "o", color=shade, markersize=2.6, alpha=0.6, markeredgewidth=0)
+            mean, low, high = scale * estimate
+            if np.isfinite(low):
+                axes.plot([low, high], [row, row], color="0.1", linewidth=1.1, zorder=3)
+            axes.plot([mean], [row], "D", color="white", markeredgecolor="0.1", markersize=3.6, markeredgewidth=0.9,
+                      zorder=4)  # fmt: skip
+        axes.set_yticks(range(count), names)
+        axes.set_ylim(count - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+    return figure
 
 
 def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
-    """Score against parameters, multiply-accumulates and training time.
+    """Draw the score against parameters, multiply-accumulates and training time.
 
-    The step line joins the networks that no cheaper one beats. Baselines are lines where they lie among the networks.
+    The step line joins the networks that no cheaper one beats. Baselines within the range are horizontal lines.
     """
     costs = {
         "parameters": "parameters",
@@ -296,7 +269,7 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
         for axes in panels:
             for base, level in baselines[baselines.between(bottom, top)].items():
                 axes.axhline(level, color=colour(str(base)), linewidth=0.8, linestyle=":", zorder=0)
-                x, side = (0.99, "right") if base == "linear" else (0.01, "left")  # they may lie close together
+                x, side = (0.99, "right") if base == "linear" else (0.01, "left")  # apart, in case the levels are close
                 axes.annotate(str(base), (x, level), xycoords=("axes fraction", "data"), ha=side, va="bottom",
                               fontsize=6, color=colour(str(base)))  # fmt: skip
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
@@ -304,20 +277,10 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
 
 
 def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Draw a confusion matrix, coloured by the share of the true class.
+    """Draw a confusion matrix of counts, shape (K, K) with true classes in rows, coloured by share of the true class.
 
-    Parameters
-    ----------
-    confusion : numpy.ndarray of int, shape (K, K)
-        Counts; rows are true classes.
-    classes : sequence of str
-    title : str
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A column wide, more for many classes (12 inches at most). The numbers are counts for up to four classes, then
-        per cent of the true class; with more than 20 they, and names that would overlap, are left out.
+    Up to 4 classes, the numbers are counts; up to 20, per cent of the true class; beyond, numbers and overlapping names
+    are left out. The width is one column, or up to 12 inches for many classes.
     """
     size = len(classes)
     side = min(12.0, max(WIDTH, 0.3 * size + 0.9))
@@ -336,10 +299,9 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
         shown = range(0, size, 1 + size // 60)
         names = [classes[label] for label in shown]
         text = _any_text([*classes, title])
-        axes.set_xticks(
-            [label + 0.5 for label in shown], names, rotation=45, ha="right", rotation_mode="anchor", **text
-        )
-        axes.set_yticks([label + 0.5 for label in shown], names, rotation=0, **text)
+        ticks = [label + 0.5 for label in shown]
+        axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", **text)
+        axes.set_yticks(ticks, names, rotation=0, **text)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         axes.set_title(title, **text)
@@ -349,7 +311,7 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
 def mistakes_figure(
     predictions: pd.DataFrame, pictures: dict[int, np.ndarray], classes: Sequence[str], title: str
 ) -> Figure | None:
-    """Contact sheet of the images that were wrong with the most confidence; None where no picture was kept."""
+    """Draw a contact sheet of the most confident mistakes; None if no thumbnail of them is stored."""
     worst = most_confused(predictions)
     worst = worst[worst["index"].isin(pictures)]
     if worst.empty:
@@ -357,14 +319,12 @@ def mistakes_figure(
     columns = 4
     rows = -(-len(worst) // columns)
     text = _any_text([*classes, title])
-    # Placed by hand, in inches: finding a layout for so many axes takes longer than all the other figures.
+    # placed by hand, in inches: automatic layout of so many axes takes longer than all other figures
     side, below_title, between, margin = 0.8, 0.2, 0.25, 0.06
     height = below_title + rows * (side + between) + margin
-    place = {
-        "left": margin / WIDTH, "right": 1 - margin / WIDTH,
-        "bottom": margin / height, "top": 1 - (below_title + between) / height,
-        "wspace": 0.05, "hspace": between / side,
-    }  # fmt: skip
+    top = 1 - (below_title + between) / height
+    place = {"left": margin / WIDTH, "right": 1 - margin / WIDTH, "bottom": margin / height, "top": top}
+    place |= {"wspace": 0.05, "hspace": between / side}
     with _style():
         figure = Figure(figsize=(WIDTH, height))
         figure.suptitle(title, fontsize=8, y=1 - margin / height, **text)
@@ -379,22 +339,22 @@ def mistakes_figure(
 
 
 def _shortened(name: str) -> str:
-    """A class name that fits above a small picture."""
+    """Shorten a class name to fit above a thumbnail."""
     return name if len(name) <= 12 else f"{name[:11]}…"
 
 
 def _certainty(probability: float) -> str:
-    """Per cent, and 100 only where it is."""
+    """Format as per cent, with 100 only for exactly 1."""
     return f"{min(100 * probability, 99.9 if probability < 1 else 100):.3g} %"
 
 
 def _any_text(texts: Sequence[str]) -> dict[str, Any]:
-    """Settings of a text that holds names people chose: their script, and no formula where one is called "a$b$c"."""
+    """Settings of a text with arbitrary names: fonts for their scripts, and no formula in "a$b$c"."""
     return {"fontfamily": font_families(texts), "parse_math": False}
 
 
 def _scale(metric: str) -> float:
-    """Factor to the number that is shown, of a metric or a score."""
+    """Factor from a metric (or score) to the number shown."""
     return SCORES[metric.rpartition("/")[2]].scale
 
 

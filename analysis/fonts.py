@@ -1,4 +1,4 @@
-"""The fonts that a figure's text needs: class names may be in any script."""
+"""Fonts for the text of a figure: class names may be in any script."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -7,20 +7,16 @@ from pathlib import Path
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
-PREFERRED_FONTS = (  # for what DejaVu Sans, matplotlib's own, lacks; tried in this order, then all others
+PREFERRED_FONTS = (  # tried in this order, then all others, for characters that DejaVu Sans lacks
     "NanumGothic", "Noto Sans CJK KR", "Noto Sans KR", "Apple SD Gothic Neo", "Malgun Gothic",
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "Noto Sans",
 )  # fmt: skip
 
 
 def font_families(texts: Iterable[str]) -> list[str]:
-    """Choose the fonts that together can draw `texts`: matplotlib's own first, then installed ones as needed.
+    """Choose fonts that together can draw `texts`: matplotlib's own first, then installed ones as needed.
 
-    Returns
-    -------
-    list of str
-        For the `fontfamily` of a text, which falls back from one to the next. Characters that no installed font
-        has stay boxes.
+    The result is a `fontfamily`, a list of fallbacks. Characters that no installed font has are drawn as boxes.
     """
     families = ["DejaVu Sans"]
     needed = {ord(character) for text in texts for character in text if not character.isspace()}
@@ -29,7 +25,7 @@ def font_families(texts: Iterable[str]) -> list[str]:
         return families
     for family, path in _installed_fonts():
         if covered := needed & _characters(path):
-            font_manager.fontManager.addfont(path)  # it may be newer than matplotlib's own list
+            font_manager.fontManager.addfont(path)  # it may be missing from matplotlib's cached list
             families.append(family)
             needed -= covered
         if not needed:
@@ -43,7 +39,7 @@ def _installed_fonts() -> list[tuple[str, Path]]:
     for name in sorted(font_manager.findSystemFonts()):
         try:
             font = FT2Font(name)
-        except (OSError, RuntimeError):  # not a font after all, or a format that FreeType cannot scale
+        except (OSError, RuntimeError):  # no font, or one that FreeType cannot scale
             continue
         if font.style_name in ("Regular", "Book", "Medium"):
             fonts.append((font.family_name, Path(name)))

@@ -1,5 +1,6 @@
-"""A `ResultTable` as text: for a terminal, Markdown, LaTeX, CSV or JSON."""
+"""Rendering a `ResultTable` as text for a terminal, Markdown, LaTeX, CSV or JSON."""
 
+import functools
 import io
 import json
 import math
@@ -28,37 +29,24 @@ HEADERS = {  # short, so that a table fits 80 characters
     "difference": "diff.", "Holm p": "Holm\np", "P(same)": "P\nsame", "P(better)": "P\nbetter",
     "McNemar p": "McNe-\nmar p",
 }  # fmt: skip
-# what Markdown would take for its own in names that people chose; an underscore within a word is none of it
+# characters in names that Markdown would interpret, which it does not with an underscore within a word
 MARKUP = re.compile(r"[\\`*\[\]]|<(?=[A-Za-z/!?])|&(?=[#\w])|\b_|_\b")
-TEXT_COLUMNS = ("model", "against", "verdict", "run_id")  # aligned left, the others right
+TEXT_COLUMNS = ("model", "against", "verdict", "run_id")  # left-aligned, the others right-aligned
 
 
 def render(tables: Sequence[ResultTable], form: Format, width: int | None = None) -> str:
-    """Write tables one after the other.
+    """Render tables one after the other, with a newline at the end; `width` is the terminal's, in characters.
 
-    Parameters
-    ----------
-    tables : sequence of ResultTable
-    form : Format
-        `csv` and `json` hold all numbers in full precision: CSV has one row a model or pair; JSON is a list with
-        an object for each table (`title`, `caption`, `notes`, `rows`, `runs`).
-    width : int, optional
-        Of a terminal, in characters.
-
-    Returns
-    -------
-    str
-        Ends in a newline.
+    CSV and JSON have all numbers in full precision: CSV has one row a model or pair; JSON is a list with an object for
+    each table (`title`, `caption`, `notes`, `rows`, `runs`).
     """
     if form == "csv":
         frames = pd.concat([_identity_first(table.data) for table in tables])
         return str(frames.to_csv(index=False, lineterminator="\n"))
     if form == "json":
         return json.dumps([_as_json(table) for table in tables], indent=1, allow_nan=False) + "\n"
-    writers = {"markdown": _markdown, "latex": _latex}
-    if form in writers:
-        return "\n".join(writers[form](table) for table in tables)
-    return "\n".join(_text(table, width) for table in tables)
+    writer = {"markdown": _markdown, "latex": _latex}.get(form) or functools.partial(_text, width=width)
+    return "\n".join(writer(table) for table in tables)
 
 
 def _identity_first(data: pd.DataFrame) -> pd.DataFrame:
@@ -74,17 +62,13 @@ def _as_json(table: ResultTable) -> dict[str, Any]:
             for index, row in zip(frame.index, frame.astype(object).to_dict("records"), strict=True)
         ]
 
-    return {
-        "title": table.title,
-        "caption": table.caption,
-        "notes": table.notes,
-        "rows": records(_identity_first(table.data).reset_index(drop=True)),
-        "runs": records(table.runs),
-    }
+    rows = records(_identity_first(table.data).reset_index(drop=True))
+    about = {"title": table.title, "caption": table.caption, "notes": table.notes}
+    return about | {"rows": rows, "runs": records(table.runs)}
 
 
 def _plain(value: Any) -> Any:
-    """A numpy number as Python's own; JSON knows no infinity."""
+    """Convert a numpy scalar to Python, and infinity, which JSON lacks, to None."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -94,12 +78,13 @@ def _markdown(table: ResultTable) -> str:
     lines += [f"- {note}" for note in table.notes]
     if table.notes:
         lines.append("")
-    lines += ["Runs behind these numbers:", "", markdown_table(_readable(table.runs)), ""]
+    runs = table.runs.astype(object).map(lambda value: "" if pd.isna(value) else str(value))
+    lines += ["Runs behind these numbers:", "", markdown_table(runs), ""]
     return "\n".join(lines)
 
 
 def markdown_table(cells: pd.DataFrame) -> str:
-    """Only the cells, as a table in Markdown, without a newline at the end."""
+    """Render cells as a Markdown table, without a newline at the end."""
 
     def line(values: Sequence[str]) -> str:
         return f"| {' | '.join(value.replace('|', chr(92) + '|') for value in values)} |"
@@ -109,34 +94,29 @@ def markdown_table(cells: pd.DataFrame) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text as Markdown that shows it as it is."""
+    """Escape text for Markdown."""
     return MARKUP.sub(r"\\\g<0>", text)
 
 
-def _readable(runs: pd.DataFrame) -> pd.DataFrame:
-    """The scores behind a table as text, in full precision."""
-    return runs.astype(object).map(lambda value: "" if pd.isna(value) else str(value))
-
-
 def _latex(table: ResultTable) -> str:
-    """Floating table with booktabs rules, its notes below it."""
+    """Render a floating table with booktabs rules and the notes below."""
     cells = _narrow(table.cells, " − ")
     columns = "".join("l" if column in TEXT_COLUMNS else "r" for column in cells.columns)
-    body = _escaped(cells).to_latex(
-        index=False,
-        column_format=f"@{{}}{columns}@{{}}",
-        caption=_latex_text(f"{table.title}: {table.caption}."),
-        label=f"tab:{table.data['task'].iloc[0]}-{'pairs' if 'model_a' in table.data else 'scores'}",
-        position="htbp",
+    body = (
+        cells.map(_latex_text)
+        .rename(columns=_latex_header)
+        .to_latex(
+            index=False,
+            column_format=f"@{{}}{columns}@{{}}",
+            caption=_latex_text(f"{table.title}: {table.caption}."),
+            label=f"tab:{table.data['task'].iloc[0]}-{'pairs' if 'model_a' in table.data else 'scores'}",
+            position="htbp",
+        )
     )
     small = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n\\begin{tabular}"
     notes = "".join(f"\n\\par {_latex_text(note)}" for note in table.notes)
     body = body.replace("\\begin{tabular}", small).replace("\\end{tabular}", f"\\end{{tabular}}{notes}")
-    return f"% needs \\usepackage{{booktabs}}, and xelatex or lualatex where names are in other scripts\n{body}"
-
-
-def _escaped(cells: pd.DataFrame) -> pd.DataFrame:
-    return cells.map(_latex_text).rename(columns=_latex_header)
+    return f"% needs \\usepackage{{booktabs}}, and xelatex or lualatex for names in other scripts\n{body}"
 
 
 def _latex_header(name: str) -> str:
@@ -154,7 +134,7 @@ def _latex_text(text: str) -> str:
 
 
 def _text(table: ResultTable, width: int | None) -> str:
-    """For a terminal of 80 characters or more."""
+    """Render for a terminal of 80 characters or more."""
     console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, force_terminal=False)
     drawn = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     cells = _narrow(table.cells, "\n−")
@@ -172,7 +152,7 @@ def _text(table: ResultTable, width: int | None) -> str:
 
 
 def _narrow(cells: pd.DataFrame, between: str) -> pd.DataFrame:
-    """Write each pair of a table of pairs in one cell, and leave out what follows from the rest."""
+    """Put each pair of models into one cell, and drop redundant columns."""
     if "against" not in cells:
         return cells
     pairs = cells["model"] + between + cells["against"]
@@ -181,31 +161,21 @@ def _narrow(cells: pd.DataFrame, between: str) -> pd.DataFrame:
 
 
 def print_scores(store: "Store", runs: pd.DataFrame, evidence: Evidence) -> None:
-    """Print the table of a comparison group, which others the store holds, and where the numbers live.
-
-    Parameters
-    ----------
-    store : Store
-    runs : pandas.DataFrame
-        Of the task, from `load_runs`.
-    evidence : Evidence
-        Of the group.
-    """
+    """Print the table of a comparison group, the other groups in `runs` of its task, and the store's locations."""
     group = evidence.group
-    task = group["task"].iloc[0]
     console = Console(highlight=False, markup=False, soft_wrap=True)
     table = score_table(evidence, default_metric(group))
     console.print()
     console.out(render([table], "text", console.width), end="")
     print_groups(runs, group)
     console.print(f"numbers    {store.label}")
-    console.print(f"in the UI  {persist(lambda: store.runs_link(task))}")
+    console.print(f"in the UI  {persist(lambda: store.runs_link(evidence.task))}")
     if store.ui_command:
         console.print(f"           once it is served: {store.ui_command}")
 
 
 def print_groups(runs: pd.DataFrame, group: pd.DataFrame, notes: Sequence[str] = ()) -> None:
-    """Say on stderr what a table for programs has no place for: notes, and which other groups the store holds."""
+    """Print notes, and the other groups in the store, to stderr."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     for note in notes:
         console.print(f"! {note}")

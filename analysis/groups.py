@@ -1,4 +1,4 @@
-"""Comparison groups: which runs may stand in one table, and what a reader of them must know."""
+"""Comparison groups: the runs that may be in one table, and the warnings that belong to it."""
 
 import hashlib
 
@@ -6,11 +6,11 @@ import pandas as pd
 
 from tracking.keys import BASELINES, GROUP_PARAMS, SAMPLE
 
-NEEDED = ("model", "split", "n_splits", "n_train", "n_val")  # without them a run says nothing
+NEEDED = ("model", "split", "n_splits", "n_train", "n_val")  # a run without one of these is ignored
 
 
 class ComparisonError(ValueError):
-    """There is nothing to compare, or not what was asked for; the message is one sentence for the user."""
+    """The requested comparison is impossible; the message is one sentence for the user."""
 
 
 def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
@@ -24,9 +24,8 @@ def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
     Returns
     -------
     list of pandas.DataFrame
-        Rows of `runs`, one frame a group: complete groups first, then those with some result, then the rest; the
-        newest first in each. Runs that lack what is `NEEDED`, such as one that was killed while it began, are left
-        out.
+        Rows of `runs`, one frame a group: complete groups first, then those with a result, then the rest, each newest
+        first. Runs without one of the `NEEDED` values, such as one killed at its start, are left out.
     """
     runs = runs.dropna(subset=list(NEEDED))
     if runs.empty:
@@ -40,16 +39,16 @@ def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def finished(group: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a result; of a split that was run again, the one that superseded the others."""
+    """Return the runs with a result; of a repeated split, the newest."""
     done = group[group["status"] == "FINISHED"].sort_values("start_time", kind="stable")
     done = done[~done["superseded_by"].isin(done["run_id"])]  # the newer one may have been deleted
     return done.drop_duplicates(["model", "split"], keep="last")
 
 
 def is_complete(group: pd.DataFrame) -> bool:
-    """Whether two networks, or all there are, have all their splits.
+    """Whether two networks, or the only one, have all their splits.
 
-    Not every model: one that was just begun must not hide what is there, and baselines are none to wait for.
+    Requiring it of every model would let one that has just started hide the results of the others.
     """
     networks = group[~group["model"].isin(BASELINES)]
     done = finished(networks).groupby("model").size()
@@ -58,37 +57,30 @@ def is_complete(group: pd.DataFrame) -> bool:
 
 
 def group_id(group: pd.DataFrame) -> str:
-    """Name a group by 8 hexadecimal digits that follow from what its runs have in common."""
+    """Return 8 hexadecimal digits that identify a group: a digest of the values its runs have in common."""
     return hashlib.sha256("\n".join(_keys(group.head(1))[0]).encode()).hexdigest()[:8]
 
 
 def _keys(runs: pd.DataFrame) -> list[tuple[str, ...]]:
-    """What each run has in common with those that it may be compared with, as text."""
+    """Return for each run, as text, the values that comparable runs have in common."""
     kind = runs["device"].astype("str").str.split(":").str[0]
     columns = [runs["task"], runs["dataset_digest"], kind, *(runs[key] for key in GROUP_PARAMS)]
     return list(zip(*(map(str, column) for column in columns), strict=True))
 
 
 def alike_but_for(key: str, group: pd.DataFrame, runs: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the comparison groups in `runs` that differ from `group`, which is among them, in one param at most."""
+    """Return the comparison groups in `runs` that agree with `group`, itself included, in all params but `key`."""
     wanted = _keys(group.head(1).assign(**{key: ""}))
     return [other for other in comparison_groups(runs) if _keys(other.head(1).assign(**{key: ""})) == wanted]
 
 
 def choose_group(runs: pd.DataFrame, chosen: str | None = None) -> pd.DataFrame:
-    """Return the comparison group to be shown.
-
-    Parameters
-    ----------
-    runs : pandas.DataFrame
-        From `load_runs`.
-    chosen : str, optional
-        The `group_id`; the newest complete group unless given.
+    """Return the comparison group with the `group_id` chosen, by default the newest complete one.
 
     Raises
     ------
     ComparisonError
-        There is no such group, or it has no finished run.
+        If there is no such group, or it has no finished run.
     """
     groups = comparison_groups(runs)
     if chosen is not None:
@@ -102,7 +94,7 @@ def choose_group(runs: pd.DataFrame, chosen: str | None = None) -> pd.DataFrame:
 
 
 def list_groups(runs: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
-    """Describe the groups other than `shown`, one line each: id, date, what differs from it, splits done."""
+    """Describe the groups other than `shown`, one line each: id, date, differences from it, splits done."""
     lines = []
     reference = _setting(shown)
     for group in comparison_groups(runs):
@@ -118,14 +110,14 @@ def list_groups(runs: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
 
 
 def _setting(group: pd.DataFrame) -> dict[str, str]:
-    """What makes a group, in words."""
+    """The values that define a group, for display."""
     first = group.iloc[0]
     short = {"dataset_digest": str(first["dataset_digest"])[:8], "device": str(first["device"]).split(":")[0]}
     return {"dataset": first["dataset"], **short} | {key: str(first[key]) for key in GROUP_PARAMS}
 
 
 def what_is_wrong(group: pd.DataFrame) -> list[str]:
-    """Say in sentences what a reader of a group's table must know."""
+    """Return the warnings that belong to a group's table, one sentence each."""
     done = finished(group)
     notes = []
     if str(group["dataset"].iloc[0]).startswith(SAMPLE):
@@ -136,11 +128,8 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
         if len(there) < expected:
             failures = splits[splits["failure"].notna() & ~splits["split"].isin(list(there))]
             reasons = failures.groupby("split")["failure"].last()
-            missing = [
-                f"{number} ({reasons[number]})" if number in reasons else str(number)
-                for number in range(expected)
-                if number not in there
-            ]
+            left = [number for number in range(expected) if number not in there]
+            missing = [f"{number} ({reasons[number]})" if number in reasons else str(number) for number in left]
             notes.append(f"{model} has {len(there)} of {expected} splits; missing: {', '.join(missing)}.")
     for split, count in done.groupby("split")["split_hash"].nunique().items():
         if count > 1:
@@ -153,7 +142,7 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
 
 
 def _leaks(done: pd.DataFrame) -> list[str]:
-    """Say how many of the scored images have a near duplicate that was trained on, on average over the splits."""
+    """Warn of scored images with a near duplicate in the training part; counts are means over the splits."""
     splits = done.groupby("split")[["leaking_images", "leaking_test", "n_val", "n_test"]].max()
     leaking = {"test": splits["leaking_test"], "validation": splits["leaking_images"] - splits["leaking_test"]}
     sizes = {"test": splits["n_test"], "validation": splits["n_val"]}

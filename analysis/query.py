@@ -1,8 +1,7 @@
 """Reading the result database into tidy pandas frames.
 
-SQLite and PostgreSQL are asked in SQL: one query a frame (two for curves, of the same state), read-only, without the
-2 s that importing mlflow takes. A tracking server, or a database whose schema is not known here, is read through
-MLflow's client. Both give the same frames.
+SQLite and PostgreSQL are read in SQL, which avoids the 2 s of importing mlflow. Tracking servers, and databases with
+an unknown schema, are read through MLflow's client. Both give the same frames.
 """
 
 import atexit
@@ -21,7 +20,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,18 +28,8 @@ import pandas as pd
 from tracking import Store, StoreError, UnknownTaskError, check_uri, open_store
 from tracking.artifacts import local_path, moved_artifacts, relocated
 from tracking.commands import not_one_of, script_tasks
-from tracking.keys import (
-    CLASSES,
-    EPOCH_METRICS,
-    FINAL_METRICS,
-    PARAMS,
-    PARENT,
-    PREDICTIONS,
-    TAGS,
-    TASK,
-    THUMBNAILS,
-    UNTAGGED_EXPERIMENTS,
-)  # fmt: skip
+from tracking.keys import CLASSES, EPOCH_METRICS, FINAL_METRICS, PARAMS, PARENT, PREDICTIONS, TAGS, TASK, THUMBNAILS
+from tracking.keys import UNTAGGED_EXPERIMENTS as UNTAGGED
 from tracking.settings import TYPES
 from tracking.store import StoreAwayError, check_exists, in_one_line, sqlite_error, sqlite_path, without_password
 
@@ -48,7 +37,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment as MlflowExperiment
     from mlflow.entities import Run as MlflowRun
 
-SCHEMA = "dc11669786a5"  # alembic version of the databases of mlflow 3.17.2, which the SQL below was written for
+SCHEMA = "dc11669786a5"  # alembic version of mlflow 3.17.2's databases, for which the SQL below is written
 EXPERIMENT = "e.experiment_id, e.name, e.lifecycle_stage, e.artifact_location, t.value"  # fields of _Experiment in SQL
 
 TIMES = ("start_time", "end_time")
@@ -60,19 +49,15 @@ INTEGERS = (
 )  # fmt: skip
 SEEDS = ("split_seed", "train_seed")  # older runs have one `seed` for both
 RUN_COLUMNS = (
-    "run_id", "parent_id", "status", "start_time", "end_time", "artifact_uri",
-    *TAGS, *PARAMS, *FINAL_METRICS,
+    "run_id", "parent_id", "status", "start_time", "end_time", "artifact_uri", *TAGS, *PARAMS, *FINAL_METRICS,
 )  # fmt: skip
 _EXPERIMENTS = f"experiments e LEFT JOIN experiment_tags t ON t.experiment_id = e.experiment_id AND t.key = '{TASK}'"
-LABELS = ("run_id", "task", "model", "split")  # of a run in `load_curves`
+LABELS = ("run_id", "task", "model", "split")  # identify a run in `load_curves`
 PREDICTED_PARTS = ("val", "test")
 PREDICTION_TYPES = {"index": np.int64, "true": np.int64, "pred": np.int64, "prob": np.float32}
 
-# A point that was logged as NaN, where None is one that was not logged: SQL's MAX skips None and prefers any number to
-# this. MLflow stores no infinity of its own.
-NAN = -math.inf
-
-PROXIED = "mlflow-artifacts:"  # scheme of what only a tracking server knows the place of
+NAN = -math.inf  # stands for a logged NaN: SQL's MAX prefers any number to it, and MLflow never stores infinity
+PROXIED = "mlflow-artifacts:"  # scheme of artifacts whose location only a tracking server knows
 
 Row = tuple[Any, ...]
 Execute = Callable[[str, dict[str, Any]], list[Row]]
@@ -87,40 +72,17 @@ class _Experiment(NamedTuple):
 
     @property
     def owner(self) -> str | None:
-        """The task that it belongs to."""
-        return self.task or UNTAGGED_EXPERIMENTS.get(self.name)
-
-
-class _Reader(Protocol):
-    """A store that is open for reading. Rows come in any order."""
-
-    label: str
-    database: Path | None
-
-    def experiments(self) -> list[_Experiment]:
-        """Read all experiments, deleted ones too."""
-
-    def runs(self, experiments: Sequence[_Experiment], parent_id: str | None) -> list[Row]:
-        """Read the active children: RUN_COLUMNS as they are stored."""
-
-    def curves(self, experiments: Sequence[_Experiment]) -> tuple[list[Row], list[Row]]:
-        """Read what those logged by epoch.
-
-        Two lists of rows: the runs' start and LABELS; and run, epoch and time of logging of the points, with
-        EPOCH_METRICS.
-        """
-
-    def artifacts(self, run_id: str) -> tuple[str, _Experiment] | None:
-        """Look up a run's artifact URI and its experiment."""
+        """The task of the experiment."""
+        return self.task or UNTAGGED.get(self.name)
 
 
 def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: str | None = None) -> pd.DataFrame:
-    """Read every split's run of some tasks, whatever its group and status.
+    """Read the runs of all splits of some tasks, of every group and status.
 
     Parameters
     ----------
     tasks : sequence of str
-        Such as `["task1", "task3"]`. One that has not been run yet has no rows.
+        Such as `["task1", "task3"]`. A task without runs has no rows.
     tracking_uri : str, optional
         See `tracking.check_uri`.
     parent_id : str, optional
@@ -130,16 +92,17 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: 
     -------
     pandas.DataFrame
         One row a child run, oldest first, always with these columns: `run_id`, `parent_id`, `status`, `start_time`,
-        `end_time` (UTC), `artifact_uri`, then every tag, param and final metric of `tracking.keys`. Their types do
-        not depend on what is stored: Int64, boolean, float64, str. What a run lacks is missing (NA, NaN, NaT).
-        Where a SQLite database was moved together with its artifacts, `artifact_uri` says where they are now.
+        `end_time` (UTC), `artifact_uri`, then every tag, param and final metric of `tracking.keys`. Their dtypes are
+        fixed: Int64, boolean, float64, str. Missing values are NA, NaN or NaT. `artifact_uri` is the current location
+        if a SQLite database was moved together with its artifacts.
 
     Raises
     ------
     StoreError
-        There is no store, it cannot be read, there is no such task, or a param is not of its type.
+        If the store does not exist or cannot be read, a task is unknown (`UnknownTaskError`), or a param has the wrong
+        type.
     """
-    with _reader(tracking_uri) as reader:
+    with _reader(tracking_uri, tasks) as reader:
         experiments = _experiments(reader, tasks)
         rows = reader.runs(experiments, parent_id) if experiments else []
         moved = _moved(experiments, reader.database)
@@ -154,26 +117,16 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: 
 
 
 def load_curves(tasks: Sequence[str], tracking_uri: str | None = None) -> pd.DataFrame:
-    """Read what every split's run of some tasks logged by epoch.
-
-    Parameters
-    ----------
-    tasks, tracking_uri
-        See `load_runs`.
+    """Read the epoch metrics of all splits of some tasks; parameters and errors as for `load_runs`.
 
     Returns
     -------
     pandas.DataFrame
         One row a run and epoch, in the order of `load_runs`: `run_id`, `task`, `model`, `split`, `epoch` (Int64), then
-        every epoch metric of `tracking.keys`. Of an epoch that was logged again, what is newest; of values of the
-        same millisecond, the largest.
-
-    Raises
-    ------
-    StoreError
-        As in `load_runs`.
+        every epoch metric of `tracking.keys`. If an epoch was logged again, the newest value counts; of values from
+        the same millisecond, the largest.
     """
-    with _reader(tracking_uri) as reader:
+    with _reader(tracking_uri, tasks) as reader:
         experiments = _experiments(reader, tasks)
         runs, points = reader.curves(experiments) if experiments else ([], [])
     runs.sort(key=lambda row: (row[0] or 0, row[1]))
@@ -196,23 +149,18 @@ def load_curves(tasks: Sequence[str], tracking_uri: str | None = None) -> pd.Dat
 
 
 def load_predictions(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> pd.DataFrame:
-    """Read what a run predicted for each image of its validation and test part.
-
-    Parameters
-    ----------
-    run, tracking_uri
-        See `local_artifact`.
+    """Read a run's predictions for its validation and test parts; parameters as for `local_artifact`.
 
     Returns
     -------
     pandas.DataFrame
-        One row an image: `part` (val or test), `index` in the data set, `true` and `pred` (labels), and `prob`, the
-        probability of the predicted label (float32).
+        One row an image: `part` (val or test), `index` in the data set, `true` and `pred` (labels, int64), and `prob`,
+        the probability of the predicted label (float32).
 
     Raises
     ------
     StoreError
-        There is no such run, it has no predictions, or the file is damaged.
+        If the run does not exist, has no predictions, or the file is damaged.
     """
     path = local_artifact(run, PREDICTIONS, tracking_uri)
     with _undamaged(path), np.load(path, allow_pickle=False) as arrays:
@@ -227,22 +175,12 @@ def load_predictions(run: "str | pd.Series[Any]", tracking_uri: str | None = Non
 
 
 def load_thumbnails(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> dict[int, np.ndarray]:
-    """Read the small pictures of the images that a run was most confidently wrong about.
-
-    Parameters
-    ----------
-    run, tracking_uri
-        See `local_artifact`.
+    """Read the thumbnails of a run's most confident mistakes; parameters and errors as for `load_predictions`.
 
     Returns
     -------
     dict of int to numpy.ndarray
-        By the image's index in the data set: uint8, shape (side, side, channels).
-
-    Raises
-    ------
-    StoreError
-        There is no such run, it kept no pictures, or the file is damaged.
+        By index in the data set: uint8, shape (side, side, channels).
     """
     path = local_artifact(run, THUMBNAILS, tracking_uri)
     with _undamaged(path), np.load(path, allow_pickle=False) as arrays:
@@ -250,7 +188,7 @@ def load_thumbnails(run: "str | pd.Series[Any]", tracking_uri: str | None = None
 
 
 def load_classes(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> list[str]:
-    """Read the class names, by label, of a parent run (`run` is its id); parameters and errors as above."""
+    """Read the class names of a parent run, in the order of labels; errors as for `load_predictions`."""
     path = local_artifact(run, CLASSES, tracking_uri)
     with _undamaged(path):
         return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))]
@@ -258,7 +196,7 @@ def load_classes(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -
 
 @contextlib.contextmanager
 def _undamaged(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes its reader trip over into a `StoreError`."""
+    """Turn the errors that a damaged file causes into a `StoreError`."""
     try:
         yield
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
@@ -266,25 +204,21 @@ def _undamaged(path: Path) -> Iterator[None]:
 
 
 def local_artifact(run: "str | pd.Series[Any]", name: str, tracking_uri: str | None = None) -> Path:
-    """Find a file that a run logged, or download it for the time that this process lives.
+    """Return the path of a file that a run logged. A remote file is downloaded, and removed when the process exits.
 
     Parameters
     ----------
     run : str or pandas.Series
-        A run's id, be it a parent's or a child's, or a row of `load_runs`. A row is the faster of the two.
+        Id of a parent or child run, or a row of `load_runs`, which is faster.
     name : str
         Path below the run's artifacts, such as `tracking.keys.PREDICTIONS`.
     tracking_uri : str, optional
         See `tracking.check_uri`.
 
-    Returns
-    -------
-    pathlib.Path
-
     Raises
     ------
     StoreError
-        There is no such run, or it has no such file.
+        If there is no such run or file.
     """
     if isinstance(run, str):
         run_id, uri = run, _artifact_uri(run, tracking_uri)
@@ -302,7 +236,7 @@ def local_artifact(run: "str | pd.Series[Any]", name: str, tracking_uri: str | N
 
 
 class _Database:
-    """An SQLite or PostgreSQL database with the schema that is known here."""
+    """An SQLite or PostgreSQL database with a known schema, open for reading. Rows come in any order."""
 
     def __init__(self, execute: Execute, label: str, database: Path | None) -> None:
         self.execute = execute
@@ -310,10 +244,12 @@ class _Database:
         self.database = database
 
     def experiments(self) -> list[_Experiment]:
+        """Read all experiments, including deleted ones."""
         rows = self.execute(f"SELECT {EXPERIMENT} FROM {_EXPERIMENTS} WHERE e.workspace = 'default'", {})
         return [_Experiment(*row) for row in rows]
 
     def runs(self, experiments: Sequence[_Experiment], parent_id: str | None) -> list[Row]:
+        """Read the RUN_COLUMNS of active children, as stored."""
         columns = [
             *("r.run_uuid", "p.value", "r.status", "r.start_time", "r.end_time", "r.artifact_uri"),
             *(_value("tags", key) for key in TAGS),
@@ -324,11 +260,12 @@ class _Database:
         return self.execute(f"{query} AND p.value = :parent" if parent_id else query, {"parent": parent_id})
 
     def curves(self, experiments: Sequence[_Experiment]) -> tuple[list[Row], list[Row]]:
+        """Read start time and LABELS of active children; and run, epoch, time of logging, EPOCH_METRICS of points."""
         labels = [_value("tags", "task"), _value("params", "model"), _value("params", "split")]
         value = "CASE WHEN is_nan THEN :nan ELSE value END"
         maxima = [f"MAX({value}) FILTER (WHERE key = '{key}')" for key in EPOCH_METRICS]
-        # An epoch's metrics are logged with one timestamp, so there are hardly more rows than epochs. SQLite sorts them
-        # fastest by what differs most. Labels come apart: joined to every point, they would take a fifth of the time.
+        # An epoch's metrics share a timestamp, so there are hardly more rows than epochs. SQLite groups fastest with
+        # the most distinct column first. Joining the labels to every point would take a fifth of the time.
         query = f"""
             SELECT run_uuid, step, timestamp, {", ".join(maxima)} FROM metrics
             WHERE run_uuid IN ({_children(experiments, ["r.run_uuid"])}) AND key IN ({_literals(EPOCH_METRICS)})
@@ -337,6 +274,7 @@ class _Database:
         return runs, self.execute(query, {"nan": NAN})
 
     def artifacts(self, run_id: str) -> tuple[str, _Experiment] | None:
+        """Look up a run's artifact URI and its experiment."""
         query = f"""
             SELECT r.artifact_uri, {EXPERIMENT} FROM {_EXPERIMENTS} JOIN runs r ON e.experiment_id = r.experiment_id
             WHERE r.run_uuid = :run_id"""
@@ -354,7 +292,7 @@ def _children(experiments: Sequence[_Experiment], columns: Sequence[str]) -> str
 
 
 def _value(table: str, key: str, condition: str = "") -> str:
-    """SQL of one value of a run: looked up by primary key, which is faster than to fetch all rows and pivot them."""
+    """SQL for one value of a run. A look-up by primary key is faster than fetching all rows and pivoting them."""
     return f"(SELECT value FROM {table} WHERE run_uuid = r.run_uuid AND key = '{key}' {condition}) AS \"{key}\""
 
 
@@ -363,7 +301,7 @@ def _literals(names: Iterable[str]) -> str:
 
 
 class _Client:
-    """Any store, through MLflow's client."""
+    """Any store, read through MLflow's client; the methods are those of `_Database`."""
 
     def __init__(self, store: Store) -> None:
         self.client = store.client
@@ -381,16 +319,14 @@ class _Client:
             (
                 *(run.info.run_id, run.data.tags[PARENT], run.info.status),
                 *(run.info.start_time, run.info.end_time, run.info.artifact_uri),
-                *map(run.data.tags.get, TAGS),
-                *map(run.data.params.get, PARAMS),
+                *map(run.data.tags.get, TAGS), *map(run.data.params.get, PARAMS),
                 *map(run.data.metrics.get, FINAL_METRICS),
             )
             for run in self._children(experiments, condition)
-        ]
+        ]  # fmt: skip
 
     def curves(self, experiments: Sequence[_Experiment]) -> tuple[list[Row], list[Row]]:
-        runs: list[Row] = []
-        rows: list[Row] = []
+        runs, rows = list[Row](), list[Row]()
         for run in self._children(experiments):
             run_id, data = run.info.run_id, run.data
             labels = (data.tags.get("task"), data.params.get("model"), data.params.get("split"))
@@ -422,18 +358,18 @@ class _Client:
             token = page.token or ""
 
 
-def _experiment(experiment: "MlflowExperiment") -> _Experiment:
-    return _Experiment(
-        experiment.experiment_id, experiment.name, experiment.lifecycle_stage, experiment.artifact_location,
-        experiment.tags.get(TASK),
-    )  # fmt: skip
+def _experiment(entity: "MlflowExperiment") -> _Experiment:
+    location, task = entity.artifact_location, entity.tags.get(TASK)
+    return _Experiment(entity.experiment_id, entity.name, entity.lifecycle_stage, location, task)
 
 
 @contextlib.contextmanager
-def _reader(tracking_uri: str | None) -> Iterator[_Reader]:
+def _reader(tracking_uri: str | None, tasks: Sequence[str] = ()) -> Iterator[_Database | _Client]:
     uri = check_uri(tracking_uri)
+    database = sqlite_path(uri)
+    if database and not database.exists():
+        _check_tasks(tasks, [])  # a misspelt task is the better message
     if uri.startswith(("sqlite:", "postgresql")):
-        database = sqlite_path(uri)
         with _sqlite(database) if database else _postgresql(uri) as execute:
             [[schema]] = execute("SELECT MAX(version_num) FROM alembic_version", {})
             if schema == SCHEMA:
@@ -449,11 +385,11 @@ def _reader(tracking_uri: str | None) -> Iterator[_Reader]:
 
 @contextlib.contextmanager
 def _sqlite(path: Path) -> Iterator[Execute]:
-    """Open an SQLite file read-only, with the standard library: importing SQLAlchemy takes longer than a query."""
+    """Open an SQLite file read-only with the standard library: importing SQLAlchemy takes longer than a query."""
     check_exists(path)
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            connection.execute("PRAGMA cache_size = -64000")  # kB; within the default of 2 MB curves are sorted on disk
+            connection.execute("PRAGMA cache_size = -64000")  # kB; with the default of 2 MB curves are sorted on disk
             connection.execute("BEGIN")  # all queries see the same state
             yield lambda query, values: connection.execute(query, values).fetchall()
     except sqlite3.Error as error:
@@ -470,18 +406,22 @@ def _postgresql(uri: str) -> Iterator[Execute]:
         options = {"postgresql_readonly": True, "isolation_level": "REPEATABLE READ"}  # all queries see the same state
         with engine.connect().execution_options(**options) as connection:
             yield lambda query, values: list(connection.execute(text(query), values))
-    except (SQLAlchemyError, ImportError) as error:  # a driver that is not installed
+    except (SQLAlchemyError, ImportError) as error:  # ImportError: the driver is not installed
         reason = in_one_line(getattr(error, "orig", error))
         kind = StoreAwayError if isinstance(error, OperationalError) else StoreError
         raise kind(f"cannot read the result database {without_password(uri)}: {reason}") from None
 
 
-def _experiments(reader: _Reader, tasks: Sequence[str]) -> list[_Experiment]:
-    everyone = reader.experiments()
-    known = sorted({*script_tasks(), *(experiment.owner for experiment in everyone if experiment.owner)})
+def _check_tasks(tasks: Sequence[str], experiments: Sequence[_Experiment]) -> None:
+    known = sorted({*script_tasks(), *(experiment.owner for experiment in experiments if experiment.owner)})
     for task in tasks:
         if task not in known:
             raise UnknownTaskError(not_one_of(task, known))
+
+
+def _experiments(reader: _Database | _Client, tasks: Sequence[str]) -> list[_Experiment]:
+    everyone = reader.experiments()
+    _check_tasks(tasks, everyone)
     active = {experiment.owner for experiment in everyone if experiment.stage == "active"}
     experiments = [experiment for experiment in everyone if experiment.owner in tasks]
     experiments = [each for each in experiments if each.stage == "active" or each.owner not in active]
@@ -492,7 +432,7 @@ def _experiments(reader: _Reader, tasks: Sequence[str]) -> list[_Experiment]:
 
 
 def _frame(rows: list[Row], names: Sequence[str], metrics: Collection[str]) -> pd.DataFrame:
-    """Give each column its type; params are text, metrics are numbers or None."""
+    """Convert rows to a frame of fixed dtypes; params are text, metrics are numbers or None."""
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
     run_ids = columns[names.index("run_id")]
     typed: dict[str, Any] = {}
@@ -518,9 +458,8 @@ def _numbers(key: str, texts: Sequence[Any], run_ids: Sequence[str]) -> "pd.Seri
             try:
                 numbers[text] = parse(text)
             except (ValueError, OverflowError):
-                raise StoreError(
-                    f"run {run_id} has {key} = {text!r}, which is no {kind}; delete the run in the MLflow UI"
-                ) from None
+                problem = f"run {run_id} has {key} = {text!r}, which is no {kind}; delete the run in the MLflow UI"
+                raise StoreError(problem) from None
     return pd.Series([numbers[text] for text in texts], dtype=dtype)
 
 
@@ -542,7 +481,7 @@ def _missing(run_id: str, name: str) -> StoreError:
 
 
 def _behind_the_server(uri: str) -> str:
-    """Where a server keeps files, for who reads its database himself; the variable is the server's own."""
+    """The location of a server's files, for reading its database directly; the server reads the same variable."""
     destination = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION")
     if not destination:
         raise StoreError(

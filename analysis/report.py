@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page that a person can read without the program."""
+"""The report: one self-contained HTML page, readable without the program."""
 
 import base64
 import dataclasses
@@ -18,28 +18,28 @@ from matplotlib.figure import Figure
 
 from analysis.comparison import Evidence, pairs_of_models, predicted_part
 from analysis.figures import confusion_counts, draw_figures, encode
-from analysis.query import local_artifact
+from analysis.query import SEEDS, local_artifact
 from analysis.tables import ResultTable, difference_table, number, score_table, verdict_sentences
 from tracking import Store, StoreError
 from tracking.keys import BASELINES, MODEL_CARD, SAMPLE
+from tracking.settings import TYPES
 
 CAPTIONS = {
     "scores_by_split": "Every split's score (points), and the mean over splits with its 95 % interval.",
-    "paired_differences": "Differences between networks split by split, their mean with its 95 % interval, and in gray "
-    "the region in which a difference does not matter.",
-    "accuracy_against_cost": "The score against what it costs. No other network beats one on the step line at its "
-    "price.",
+    "paired_differences": "Differences between networks on each split, their mean with its 95 % interval, and in gray "
+    "the region of practical equivalence.",
+    "accuracy_against_cost": "The score against its cost. No other network beats one on the step line at its price.",
     "learning_curves": "Loss and accuracy by epoch: thin lines are splits, dots their best epochs; the thick line and "
     "band are mean ± sd as far as all splits were trained.",
     "confusion": "Confusion matrix over all splits.",
     "most_confused": "The images that were wrong with the most confidence.",
 }
-RASTER = ("most_confused", "confusion")  # photographs, and a hundred numbers: PNG is far smaller; all else is SVG
-METHODS = {  # how a standard error was found, for readers who have nothing but the page
+RASTER = ("most_confused", "confusion")  # as PNG, which is far smaller there; all others as SVG
+METHODS = {  # explanations of `Estimate.method`
     "corrected resampled t": "Corrected resampled t (Nadeau and Bengio 2003): SE² = (1/J + scored/trained images) s², "
     "since the splits share training images; J - 1 degrees of freedom.",
-    "components of variance, one test part": "One test part scores every split, so its images are a source of chance "
-    "that no split shows: SE² = (1/J + validation/training images) s² + σ²/test images.",
+    "components of variance, one test part": "One test part scores every split, so the spread over splits does not "
+    "contain the variance due to its images: SE² = (1/J + validation/training images) s² + σ²/test images.",
     "components of variance, overlapping parts": "The scored parts are large and overlap: SE² = s²/J + σ²/N + "
     "(training images/N) s², with N images in all.",
 }
@@ -49,43 +49,42 @@ LEGEND = (
     "simulation is in the program's docs/statistics.md."
 )
 ABOUT_SCORES = (
-    "± is the standard deviation over splits: how much one split differs from the next. It is not the uncertainty of "
-    "the mean; the interval is. Micro-F1 equals accuracy where an image has one label, so it is no second finding."
+    "± is the standard deviation over splits, not the uncertainty of the mean, which the interval shows. Micro-F1 "
+    "equals accuracy if each image has one label, so it is no second finding."
 )
 NO_COMPARISON = "A comparison takes two models, one of them a network, so there is none."
-# a path or address in a sentence, up to the name of the file
+# path or address in a sentence, up to the file name
 PLACE = re.compile(r"(?<![\w.<])(?:[a-z0-9+]+://[^\s/]*/*|/+(?=\S))(?:[^\s/]+/)*")
-OPTIONS = ("n_splits", "lr", "weight_decay", "batch_size", "epochs", "patience", "precision", "seed")
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and what is said of it; the model is None where it compares."""
+    """A figure with its caption and its encoded files."""
 
     name: str
-    model: str | None
+    model: str | None  # None if it compares models
     figure: Figure
     contents: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
-        """What it shows, whatever the model."""
+        """The name without the model."""
         return self.name.removesuffix(f"_{self.model}")
 
     @property
     def caption(self) -> str:
-        """A sentence for the reader."""
+        """The caption, with the model in front."""
         text = CAPTIONS[self.kind]
         return f"{self.model}: {text[0].lower()}{text[1:]}" if self.model else text
 
     @property
     def source(self) -> str:
-        """An address that holds the whole file."""
+        """The file as a data URL."""
         form, mime = ("png", "image/png") if self.kind in RASTER else ("svg", "image/svg+xml")
         return f"data:{mime};base64,{base64.b64encode(self.content(form)).decode()}"
 
     def content(self, form: str) -> bytes:
-        """Of a `png` or `svg` file."""
+        """Return the bytes of the `png` or `svg` file, encoded once."""
         if form not in self.contents:
             self.contents[form] = encode(self.figure, form)
         return self.contents[form]
@@ -93,7 +92,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one task."""
+    """The content of the page about one task."""
 
     task: str
     question: str
@@ -115,20 +114,10 @@ class Section:
 def write_report(
     path: Path, chosen: Sequence[tuple[Evidence, str]], store: Store, rope: float, thumbnails: bool = True
 ) -> None:
-    """Write the page.
+    """Write the page about some comparison groups of a store, each with its metric, as an HTML file.
 
-    Parameters
-    ----------
-    path : Path
-        The HTML file.
-    chosen : sequence of (Evidence, str)
-        The comparison groups to be shown, each with its metric.
-    store : Store
-        That they came from.
-    rope : float
-        Region of practical equivalence, in the metric's units.
-    thumbnails : bool
-        Whether to show pictures of the data.
+    `rope` is the half-width of the region of practical equivalence in the metric's units. `thumbnails` says whether to
+    show pictures of the data.
     """
     page = render_page([describe(evidence, metric, store, rope, thumbnails) for evidence, metric in chosen])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,37 +128,18 @@ def render_page(sections: Sequence[Section]) -> str:
     """Return the page as HTML, with today's date."""
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html.jinja").render(
-        sections=sections,
-        made=f"{datetime.now(UTC):%Y-%m-%d}",
-        about_scores=ABOUT_SCORES,
-        no_comparison=NO_COMPARISON,
-    )
+    values = {"made": f"{datetime.now(UTC):%Y-%m-%d}", "about_scores": ABOUT_SCORES, "no_comparison": NO_COMPARISON}
+    return environment.get_template("report.html.jinja").render(sections=sections, **values)
 
 
 def describe(
     evidence: Evidence, metric: str, store: Store, rope: float, thumbnails: bool = True, public: bool = False
 ) -> Section:
-    """Gather what is said of a task.
+    """Gather the content about a task; parameters as for `write_report`, errors as for `comparison_table`.
 
-    Parameters
-    ----------
-    evidence, metric, store, rope, thumbnails
-        See `write_report`.
-    public : bool
-        Whether it is for readers elsewhere, who have no use for links to a UI and the paths of this machine.
-
-    Returns
-    -------
-    Section
-
-    Raises
-    ------
-    ComparisonError
-        See `comparison_table`.
+    With `public` there are no links to a UI and no paths of this machine.
     """
-    runs = evidence.runs
-    task = runs["task"].iloc[0]
+    runs, task = evidence.runs, evidence.task
     scores = score_table(evidence, metric)
     models = list(scores.data["model"])
     differences, methods = None, []
@@ -199,7 +169,7 @@ def describe(
 
 
 def _without_places(section: Section) -> Section:
-    """The same where sentences name files without their folders: those of an unreadable file, or of a failed run."""
+    """Shorten the paths in all sentences to file names."""
 
     def clean(sentences: Iterable[str]) -> list[str]:
         return [PLACE.sub("", sentence) for sentence in sentences]
@@ -210,13 +180,9 @@ def _without_places(section: Section) -> Section:
             data = data.assign(problem=clean(data["problem"]))
         return dataclasses.replace(table, notes=clean(table.notes), data=data)
 
-    return dataclasses.replace(
-        section,
-        scores=clean_table(section.scores),
-        differences=section.differences and clean_table(section.differences),
-        verdicts=clean(section.verdicts),
-        problems=clean(section.problems),
-    )
+    scores, differences = clean_table(section.scores), section.differences and clean_table(section.differences)
+    verdicts, problems = clean(section.verdicts), clean(section.problems)
+    return dataclasses.replace(section, scores=scores, differences=differences, verdicts=verdicts, problems=problems)
 
 
 def _text(runs: pd.DataFrame, key: str) -> str:
@@ -244,13 +210,13 @@ def _facts(evidence: Evidence, store: Store) -> dict[str, str]:
 
 
 def _range(sizes: pd.Series) -> str:
-    """Such as 948, or 947–948 where folds differ."""
+    """Format sizes as 948, or 947–948 if folds differ."""
     known = sorted(set(sizes.dropna()))
     return "–".join(f"{size:,}" for size in dict.fromkeys(known[:1] + known[-1:]))
 
 
 def _profile(store: Store, runs: pd.DataFrame) -> str:
-    """Number and shape of the images, as far as MLflow holds them."""
+    """Return number and shape of the images if the store has them."""
     inputs = store.client.get_run(runs["parent_id"].iloc[-1]).inputs
     datasets = inputs.dataset_inputs if inputs else []
     profile = json.loads(datasets[0].dataset.profile or "{}") if datasets else {}
@@ -260,23 +226,22 @@ def _profile(store: Store, runs: pd.DataFrame) -> str:
 
 
 def _class_scores(evidence: Evidence, metric: str, models: Sequence[str]) -> pd.DataFrame:
-    """F1 of each class (rows) by model (columns), over the predictions of all splits pooled, in per cent."""
-    part = predicted_part(metric)
+    """F1 of each class (rows) by model (columns) over the pooled predictions of all splits, in per cent."""
     names = evidence.classes
     columns: dict[str, list[str]] = {}
     for model in models:
-        pooled = evidence.pooled(model, part)
+        pooled = evidence.pooled(model, predicted_part(metric))
         if pooled is None:
             continue
         counts = confusion_counts(pooled["true"].to_numpy(), pooled["pred"].to_numpy(), len(names))
         occurrences = counts.sum(0) + counts.sum(1)
         scores = np.divide(2 * np.diag(counts), occurrences, out=np.full(len(names), np.nan), where=occurrences > 0)
-        columns[model] = [number(score, "f1") for score in scores]
+        columns[model] = [number(score, "test/f1_macro") for score in scores]  # in per cent
     return pd.DataFrame({"class": names, **columns})
 
 
 def _cards(evidence: Evidence, models: Sequence[str]) -> list[str]:
-    """Each model's card as HTML."""
+    """Return the models' cards as HTML."""
     cards = []
     for model in models:
         parent = evidence.of(model)["parent_id"].iloc[-1]
@@ -289,19 +254,26 @@ def _cards(evidence: Evidence, models: Sequence[str]) -> list[str]:
 
 
 def reproduce(runs: pd.DataFrame) -> str:
-    """The commands that do these runs again; where a folder of one's own was used, it takes its --data-dir, too."""
+    """Return the commands that repeat the runs; data from another folder also need its --data-dir."""
     first = runs.iloc[0]
     models = list(dict.fromkeys(runs["model"]))
     options = [f"-m {model}" for model in models if model not in BASELINES]
-    options += [f"--{key.replace('_', '-')} {first[key]}" for key in OPTIONS if pd.notna(first[key])]
-    options += ["--augment" if runs["augment"].eq(True).all() else "--no-augment"]
+    options += [_option(key, first[key]) for key in ("n_splits", *TYPES) if key not in SEEDS and pd.notna(first[key])]
+    one_seed = first[SEEDS[0]] == first[SEEDS[1]]  # an option that older commits have, too
+    options += [f"--seed {first[SEEDS[0]]}"] if one_seed else [_option(key, first[key]) for key in SEEDS]
     options += ["--leak-free"] if runs["leak_free"].eq(True).all() else []
-    options += [f"--device {str(first['device']).split(':')[0]}"]
     options += ["--sample"] if str(first["dataset"]).startswith(SAMPLE) else []
     options += ["--no-baselines"] if not set(models) & set(BASELINES) else []
     threads = f"OMP_NUM_THREADS={first['threads']} " if pd.notna(first["threads"]) else ""
     command = " ".join([f"{threads}.venv/bin/python experiments/{first['task']}.py", *options])
     return f"git checkout {str(first['git_commit']).removesuffix('-dirty')}\nmake .venv/ready\n{command}"
+
+
+def _option(key: str, value: Any) -> str:
+    name = key.replace("_", "-")
+    if TYPES.get(key) is bool:
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {str(value).split(':')[0] if key == 'device' else value}"
 
 
 def _provenance(runs: pd.DataFrame) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
-"""Statistics of paired scores over splits: standard errors for each protocol, tests, verdict probabilities.
+"""Statistics of paired scores over splits: standard errors for each protocol, tests, posterior probabilities.
 
-Scores of splits are not independent: splits share training images, and often the images that score them. What is used
-where, and how well it holds its error rate, is in docs/statistics.md. All functions work in float64 and keep no state.
+Scores of splits are not independent: splits share training images, and often the images that score them.
+docs/statistics.md says which method suits which protocol, and how well each holds its error rate.
 """
 
 import math
@@ -11,24 +11,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-MAX_SPLITS = 1_000_000  # where `splits_needed` stops looking
+MAX_SPLITS = 1_000_000  # upper limit of the search in `splits_needed`
 
 
 @dataclass(frozen=True)
 class TTest:
-    """Result of a two-sided t test of a mean against 0, in the units of the scores.
-
-    `low` and `high` are the ends of the mean's interval, `se` is its standard error, `t` = mean / se, and `p` the
-    probability of a |t| at least as large if the expected mean were 0.
-    """
+    """Result of a two-sided t test of a mean against 0, in the units of the scores."""
 
     mean: float
-    se: float
-    low: float
+    se: float  # standard error of the mean
+    low: float  # ends of the confidence interval of the mean
     high: float
-    t: float
+    t: float  # mean / se
     df: float
-    p: float
+    p: float  # probability of a |t| at least as large if the expected mean is 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Posterior:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Images that only one of two models gets right, and the exact two-sided p of so unequal a division."""
+    """Numbers of images that only one of two models classifies correctly, and the exact two-sided p-value."""
 
     only_a: int
     only_b: int
@@ -50,7 +46,7 @@ class McNemar:
 
 
 def ttest(mean: float, se: float, df: float, confidence: float = 0.95) -> TTest:
-    """Test a mean against 0, two-sided, and give its interval: mean -+ t_{(1 + confidence) / 2, df} se.
+    """Test a mean against 0, two-sided, with the interval mean -+ t_{(1 + confidence) / 2, df} se.
 
     Parameters
     ----------
@@ -59,17 +55,17 @@ def ttest(mean: float, se: float, df: float, confidence: float = 0.95) -> TTest:
     df : float
         Degrees of freedom of `se`, above 0.
     confidence : float
-        Of the interval, in (0, 1).
+        Confidence level of the interval, in (0, 1).
 
     Returns
     -------
     TTest
-        Where `se` is 0, `low` = `high` = `mean`, and p is 1 for mean 0 (t = 0), else 0 (t = inf with mean's sign).
+        If `se` is 0, `low` = `high` = `mean`, and p is 1 for mean 0 (t = 0), else 0 (t = inf with mean's sign).
 
     Raises
     ------
     ValueError
-        A value is not finite or out of its range.
+        If a value is not finite or out of range.
     """
     mean, se = _check_scale(mean, se, df)
     _check_inside("confidence", confidence, 0, 1)
@@ -81,7 +77,7 @@ def ttest(mean: float, se: float, df: float, confidence: float = 0.95) -> TTest:
 
 
 def corrected_resampled_ttest(differences: ArrayLike, n_train: float, n_test: float, confidence: float = 0.95) -> TTest:
-    """Test the mean difference over splits that each draw their own scored images from one pool.
+    """Test the mean difference over splits, each of which draws its scored images anew from one pool.
 
     With d_j the difference on split j of J, mean d and sample variance s2 (ddof 1)::
 
@@ -90,26 +86,26 @@ def corrected_resampled_ttest(differences: ArrayLike, n_train: float, n_test: fl
     Parameters
     ----------
     differences : array_like of float, shape (J,)
-        Score of one model less that of the other, by split, J at least 2.
+        Score of one model minus that of the other on each split, J at least 2.
     n_train, n_test : float
-        Images that train and images that score a split. For k folds n_test/n_train is 1/(k - 1).
+        Numbers of training and scored images of a split. For k folds n_test/n_train is 1/(k - 1).
     confidence : float
-        Of the interval, in (0, 1).
+        Confidence level of the interval, in (0, 1).
 
     Returns
     -------
     TTest
-        In the units of `differences`. Without any spread: as `ttest` with a standard error of 0.
+        In the units of `differences`. Equal differences are handled as by `ttest` with `se` 0.
 
     Raises
     ------
     ValueError
-        Fewer than two differences, one that is not finite, or a size that is not positive.
+        If there are fewer than two differences, one is not finite, or a size is not positive.
 
     Notes
     -----
-    n_test/n_train is rho/(1 - rho) for a correlation rho = n_test/(n_test + n_train) between splits. That is a rule of
-    thumb: the true rho depends on how much of the variance comes from the training images.
+    n_test/n_train is rho/(1 - rho) for a correlation rho = n_test/(n_test + n_train) between splits. This is a rule of
+    thumb: the true rho depends on the share of the variance that comes from the training images.
 
     References
     ----------
@@ -119,16 +115,16 @@ def corrected_resampled_ttest(differences: ArrayLike, n_train: float, n_test: fl
 
 
 def posterior(mean: float, se: float, df: float, rope: float) -> Posterior:
-    """Divide the belief in a difference, Student t with location `mean`, scale `se` and `df`, by a region around 0.
+    """Give the posterior probabilities of a difference: Student t with location `mean`, scale `se` and `df`.
 
     Parameters
     ----------
     mean, se : float
-        Mean difference and its standard error. With `se` 0 all belief is at `mean`.
+        Mean difference and its standard error. If `se` is 0 the posterior is a point mass at `mean`.
     df : float
         Degrees of freedom of `se`, above 0.
     rope : float
-        Differences in [-rope, rope] count as practically none; in the units of `mean`, 0 or more.
+        Half-width of the region of practical equivalence [-rope, rope], in the units of `mean`; 0 or more.
 
     Returns
     -------
@@ -138,7 +134,7 @@ def posterior(mean: float, se: float, df: float, rope: float) -> Posterior:
     Raises
     ------
     ValueError
-        A value is not finite or out of its range.
+        If a value is not finite or out of range.
     """
     mean, se = _check_scale(mean, se, df)
     if not 0 <= rope < math.inf:
@@ -146,39 +142,36 @@ def posterior(mean: float, se: float, df: float, rope: float) -> Posterior:
     if se == 0:
         return Posterior(float(mean < -rope), float(abs(mean) <= rope), float(mean > rope))
     worse = float(special.stdtr(df, (-rope - mean) / se))
-    better = float(special.stdtr(df, (mean - rope) / se))  # written so that swapping the models swaps the two exactly
+    better = float(special.stdtr(df, (mean - rope) / se))  # this form swaps exactly with the other when models do
     return Posterior(worse, max(0.0, 1 - (worse + better)), better)
 
 
 def bayesian_correlated_ttest(differences: ArrayLike, n_train: float, n_test: float, rope: float = 0.01) -> Posterior:
     """Give the probabilities that a model is worse than, equivalent to and better than another.
 
-    The mean difference has the Student t `posterior` with df J - 1, location d and, for rho = n_test/(n_test +
-    n_train)::
+    The `posterior` of the mean difference has df J - 1, location d and, for rho = n_test/(n_test + n_train)::
 
         scale^2 = (1/J + rho/(1 - rho)) s2
 
-    This is the standard error of `corrected_resampled_ttest`; it suits the same protocols.
+    This is the standard error of `corrected_resampled_ttest`, whose parameters and protocols are the same.
 
     Parameters
     ----------
-    differences : array_like of float, shape (J,)
-        Score of one model less that of the other, by split, J at least 2.
-    n_train, n_test : float
-        Images that train and images that score a split.
+    differences, n_train, n_test
+        See `corrected_resampled_ttest`.
     rope : float
-        Differences up to this do not matter; in the units of `differences`. The default is one point of a score in
-        [0, 1].
+        Half-width of the region of practical equivalence, in the units of `differences`. The default is one point of a
+        score in [0, 1].
 
     Returns
     -------
     Posterior
-        Without any spread: a point mass, and a mean on the border of the region counts as equivalent.
+        A point mass if all differences are equal; a mean on the border of the region counts as equivalent.
 
     Raises
     ------
     ValueError
-        As for `corrected_resampled_ttest`, or `rope` is negative.
+        As for `corrected_resampled_ttest`, or if `rope` is negative.
 
     References
     ----------
@@ -191,7 +184,7 @@ def bayesian_correlated_ttest(differences: ArrayLike, n_train: float, n_test: fl
 
 
 def image_variance(values: ArrayLike) -> float:
-    """Estimate how much images differ in their expected value over splits: the variance component sigma2_img.
+    """Estimate the variance between images of their expected value over splits: the component sigma2_img.
 
     One-way random-effects analysis of variance with the images as groups. Image i of I was evaluated n_i times with
     mean m_i; n is the sum of n_i, m the mean of all values::
@@ -202,24 +195,24 @@ def image_variance(values: ArrayLike) -> float:
     Parameters
     ----------
     values : array_like of float, shape (J, N)
-        Value of image i in split j, NaN where it was not evaluated there: of one model, or the paired difference of
-        two; correctness (0 or 1), or `macro_f1_values`.
+        Value of image i in split j, NaN if not evaluated there: of one model, or the paired difference of two;
+        correctness (0 or 1), or `tracking.scores.macro_f1_values`.
 
     Returns
     -------
     float
-        A variance of single images, in squared units of `values`; divide by the number of images for that of a mean.
+        Variance of single images, in squared units of `values`; divide by the number of images for that of a mean.
 
     Raises
     ------
     ValueError
-        The shape is wrong, a value is infinite, fewer than two images were evaluated, or none of them twice (as in
-        the validation parts of k folds): then images cannot be told from chance.
+        If the shape is wrong, a value is infinite, fewer than two images were evaluated, or none was evaluated twice
+        (as in the validation parts of k folds), which leaves the component undetermined.
 
     Notes
     -----
-    What a split adds to all its images alike is counted as variation within images. Where every split has the same
-    images this lowers the estimate by the variance between splits over J: nothing beside the variance of images.
+    An effect of a split on all its images counts as variation within images. If every split has the same images, this
+    lowers the estimate by the variance between splits over J, which is negligible beside the variance of images.
 
     References
     ----------
@@ -241,23 +234,23 @@ def image_variance(values: ArrayLike) -> float:
 
 
 def component_standard_error(differences: ArrayLike, image_variance: float, n_train: float, n_images: float) -> float:
-    """Give the standard error of a mean over splits whose scored parts are large, drawn anew, and so overlap.
+    """Give the standard error of a mean over splits with large, overlapping scored parts, each drawn anew.
 
     ::
 
         SE^2 = s2/J + sigma2_img/N + (n_train/N) s2
 
-    s2/J is what more splits would reduce. The second term is that of having only these N images. The third is that
-    training parts overlap, by n_train/N on average.
+    More splits reduce the first term only. The second reflects the finite number N of images. The third reflects the
+    overlap of training parts, n_train/N on average.
 
     Parameters
     ----------
     differences : array_like of float, shape (J,)
-        By split, J at least 2.
+        One per split, J at least 2.
     image_variance : float
-        sigma2_img, from the function `image_variance` on the images that score.
+        sigma2_img of the scored images, from the function `image_variance`.
     n_train, n_images : float
-        Images that train a split, and images N that all parts of a split are drawn from.
+        Number of training images of a split, and the number N of images that all its parts are drawn from.
 
     Returns
     -------
@@ -267,7 +260,7 @@ def component_standard_error(differences: ArrayLike, image_variance: float, n_tr
     Raises
     ------
     ValueError
-        Fewer than two differences, one that is not finite, a negative variance, or a size that is not positive.
+        If there are fewer than two differences, one is not finite, the variance is negative, or a size is not positive.
     """
     _check_sizes(n_train=n_train, n_images=n_images)
     _, variance, splits = _moments(differences)
@@ -277,33 +270,31 @@ def component_standard_error(differences: ArrayLike, image_variance: float, n_tr
 def fixed_test_standard_error(
     differences: ArrayLike, image_variance: float, n_train: float, n_val: float, n_test: float
 ) -> float:
-    """Give the standard error of a mean over splits that one fixed test part scores.
+    """Give the standard error of a mean over splits that are all scored on one fixed test part.
 
     ::
 
         SE^2 = (1/J + n_val/n_train) s2 + sigma2_img/n_test
 
-    The splits vary the training only, and s2 knows nothing of the test images: all splits share their luck. The
-    factor of s2 is that of `corrected_resampled_ttest` for the parts that the pool is divided into.
+    The splits vary only in training, so s2 does not contain the variance due to the test images, which all splits
+    share. The factor of s2 is that of `corrected_resampled_ttest` for the two parts of the pool.
 
     Parameters
     ----------
-    differences : array_like of float, shape (J,)
-        By split, J at least 2.
-    image_variance : float
-        sigma2_img, from the function `image_variance` on the test images.
+    differences, image_variance
+        See `component_standard_error`; the scored images are the test images.
     n_train, n_val, n_test : float
-        Images that train and that validate a split, and images of the fixed test part.
+        Numbers of training and validation images of a split, and of images of the fixed test part.
 
     Returns
     -------
     float
-        In the units of `differences`; for `ttest` and `posterior` with `satterthwaite_df`.
+        As for `component_standard_error`.
 
     Raises
     ------
     ValueError
-        Fewer than two differences, one that is not finite, a negative variance, or a size that is not positive.
+        As for `component_standard_error`.
     """
     _check_sizes(n_train=n_train, n_val=n_val, n_test=n_test)
     _, variance, splits = _moments(differences)
@@ -311,32 +302,32 @@ def fixed_test_standard_error(
 
 
 def satterthwaite_df(se: float, image_variance: float, n_images: float, n_splits: int) -> float:
-    """Give the degrees of freedom of a standard error with an image term, weighted by what each term contributes.
+    """Give the degrees of freedom of a standard error with an image term, weighted by the terms' contributions.
 
-    With v = sigma2_img/n the image term of SE^2, known from n images, and the rest known from J splits::
+    With v = sigma2_img/n the image term of SE^2, estimated from n images, and the rest estimated from J splits::
 
         df = SE^4 / ((SE^2 - v)^2 / (J - 1) + v^2 / (n - 1))
 
-    J - 1 would treat the image term as if it were as uncertain as the rest: the test would find next to nothing.
+    J - 1 would treat the image term as being as uncertain as the rest, which leaves the test almost without power.
 
     Parameters
     ----------
     se : float
         From `component_standard_error` or `fixed_test_standard_error`.
     image_variance, n_images : float
-        sigma2_img, and the number of images it was divided by there; more than one.
+        sigma2_img, and its divisor there, the number of images n; more than one.
     n_splits : int
         J, at least 2.
 
     Returns
     -------
     float
-        J - 1 without an image term (or where `se` is 0), up to n - 1 where there is nothing else.
+        From J - 1 without an image term (or if `se` is 0) to n - 1 with nothing else.
 
     Raises
     ------
     ValueError
-        A value is not finite or out of its range, or the image term is more than all of SE^2.
+        If a value is not finite or out of range, or the image term exceeds SE^2.
 
     References
     ----------
@@ -353,9 +344,9 @@ def satterthwaite_df(se: float, image_variance: float, n_images: float, n_splits
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Adjust p-values of a family of m tests so that rejecting those below alpha errs in it at most that often.
+    """Adjust the p-values of a family of m tests to control its family-wise error rate.
 
-    With p sorted ascending, adjusted p_(i) = min(1, max over j <= i of (m - j + 1) p_(j)).
+    With p sorted in ascending order, adjusted p_(i) = min(1, max over j <= i of (m - j + 1) p_(j)).
 
     Parameters
     ----------
@@ -369,7 +360,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     Raises
     ------
     ValueError
-        A value is NaN or outside [0, 1].
+        If a value is NaN or outside [0, 1].
 
     References
     ----------
@@ -385,29 +376,29 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
-    """Test whether two sets of predictions for the same images are equally often right: exact and two-sided.
+    """Test whether two sets of predictions for the same images are equally often correct: exact and two-sided.
 
-    Of the images that exactly one model gets right, each falls to either with probability 1/2:
+    Under the null hypothesis each image that exactly one model classifies correctly is either's with probability 1/2:
     p = min(1, 2 P(X <= min(only_a, only_b))), X ~ Binomial(only_a + only_b, 1/2).
 
     Parameters
     ----------
     correct_a, correct_b : array_like of bool, shape (n,)
-        Whether each model got image i right, in the same order; for k folds the pooled out-of-fold predictions.
+        Whether each model is correct on image i, in the same order; for k folds the pooled out-of-fold predictions.
 
     Returns
     -------
     McNemar
-        p is 1 where the models are right on the same images.
+        p is 1 if the models are correct on the same images.
 
     Raises
     ------
     ValueError
-        The arrays are not boolean or their shapes differ.
+        If the arrays are not boolean or their shapes differ.
 
     Notes
     -----
-    This compares the networks as they were trained. It says nothing of other training images or seeds.
+    This compares the networks as trained, and does not generalise to other training images or seeds.
 
     References
     ----------
@@ -416,7 +407,7 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
     Dietterich (1998). Approximate statistical tests for comparing supervised classification learning algorithms.
     Neural Computation 10, 1895-1923.
     """
-    from scipy.stats import binomtest  # a third of a second, which only k folds take
+    from scipy.stats import binomtest  # late: importing it takes a third of a second
 
     a, b = np.asarray(correct_a), np.asarray(correct_b)
     if a.ndim != 1 or a.shape != b.shape or a.dtype != np.bool_ or b.dtype != np.bool_:
@@ -429,7 +420,7 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
 def splits_needed(
     difference: float, split_variance: float, constant_variance: float, confidence: float = 0.95, power: float = 0.8
 ) -> int | None:
-    """Give the number of splits with which a difference of this size would be found, if it is real.
+    """Give the number of splits needed to detect a difference of this size.
 
     The smallest J of at least 2 with::
 
@@ -438,30 +429,29 @@ def splits_needed(
     Parameters
     ----------
     difference : float
-        The expected difference that is to be found.
-    split_variance : float
-        What more splits reduce: s2, the variance of single differences; in squared units of `difference`.
-    constant_variance : float
-        What they do not: SE^2 - s2/J of the standard error in use.
+        The expected difference to detect.
+    split_variance, constant_variance : float
+        The variance that more splits reduce: s2, of single differences; and the variance that they do not reduce:
+        SE^2 - s2/J of the standard error in use. In squared units of `difference`.
     confidence : float
-        1 less the size of the two-sided test, in (0, 1).
+        1 minus the size of the two-sided test, in (0, 1).
     power : float
-        Probability of finding the difference, from 0.5 up to below 1.
+        Probability of detecting the difference, in [0.5, 1).
 
     Returns
     -------
     int or None
-        None where no number of splits is enough, or it takes more than `MAX_SPLITS`.
+        None if no number of splits is enough, or more than `MAX_SPLITS` are needed.
 
     Raises
     ------
     ValueError
-        A value is not finite or out of its range.
+        If a value is not finite or out of range.
 
     Notes
     -----
-    Plans with the variances as if they were known, so from few splits it is a rough figure. Sizes of the parts stay
-    as they are; for k folds, where more folds change them, read it as repetitions of the same holdout.
+    The variances are treated as known, so the result is rough if they come from few splits. The sizes of the parts are
+    held fixed; for k folds, which change with k, read it as repetitions of the same holdout.
     """
     if not math.isfinite(difference):
         raise ValueError("the difference must be finite")
@@ -470,13 +460,13 @@ def splits_needed(
         raise ValueError(f"power must lie between 0.5 and 1, not be {power}")
     variances = _check_variance(split_variance), _check_variance(constant_variance)
 
-    def enough(splits: int) -> bool:  # once true it stays true: both quantiles and the standard error decrease
+    def enough(splits: int) -> bool:  # monotonic: the quantiles and the standard error decrease with J
         quantiles = special.stdtrit(splits - 1, ((1 + confidence) / 2, power))
         return abs(difference) >= float(np.sum(quantiles)) * math.sqrt(variances[0] / splits + variances[1])
 
     if difference == 0 or not enough(MAX_SPLITS):
         return None
-    low, high = 1, 2  # one split is never enough; double until `high` is
+    low, high = 1, 2  # one split is never enough; double `high` until it is
     while not enough(high):
         low, high = high, min(2 * high, MAX_SPLITS)
     while high - low > 1:
@@ -486,7 +476,7 @@ def splits_needed(
 
 
 def _moments(differences: ArrayLike) -> tuple[float, float, int]:
-    """Mean, sample variance (ddof 1) and number of differences; equal ones have a variance of exactly 0."""
+    """Mean, sample variance (ddof 1) and number of differences; the variance of equal ones is exactly 0."""
     values = np.asarray(differences, np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError("a test takes the differences of at least two splits")

@@ -1,21 +1,11 @@
-"""The tables that people read: one row a model, or one row a pair of models, and what must be said beside them."""
+"""Tables for people: one row a model, or one row a pair of models, with the notes that belong to them."""
 
 from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.comparison import (
-    AGAINST_BASELINES,
-    ALPHA,
-    NETWORKS,
-    OPEN,
-    SAME,
-    Evidence,
-    compare,
-    is_better,
-    pairs_of_models,
-    tabulate,
-)
+from analysis import comparison
+from analysis.comparison import AGAINST_BASELINES, ALPHA, NETWORKS, Evidence, compare, is_better, pairs_of_models
 from analysis.groups import group_id, what_is_wrong
 from tracking.keys import MEAN
 from tracking.scores import SCORES, score_of
@@ -25,62 +15,40 @@ PART_NAMES = {
     "best_val": "validation part at the best epoch, which it chose",
     "last_val": "validation part at the last epoch",
 }
-NOT_BEATEN = "†"  # beside a network that does not beat every baseline
+NOT_BEATEN = "†"  # marks a network that does not beat every baseline
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table and what belongs to it.
-
-    Attributes
-    ----------
-    title, caption : str
-        What it is about; what its numbers are.
-    cells : pandas.DataFrame of str
-        As people read it: rounded, scores in per cent.
-    data : pandas.DataFrame
-        As programs read it: full precision, scores as shares.
-    notes : list of str
-        Sentences that a reader of the table must know.
-    runs : pandas.DataFrame
-        Where each number comes from: `model`, `split`, the score, `run_id`.
-    """
+    """A table with its caption, notes and sources."""
 
     title: str
-    caption: str
-    cells: pd.DataFrame
-    data: pd.DataFrame
-    notes: list[str]
-    runs: pd.DataFrame
+    caption: str  # explains the numbers
+    cells: pd.DataFrame  # text for people: rounded, scores in per cent
+    data: pd.DataFrame  # for programs: full precision, scores as shares
+    notes: list[str]  # sentences that a reader of the table must know
+    runs: pd.DataFrame  # source of each number: `model`, `split`, the score, `run_id`
 
 
 def score_table(evidence: Evidence, metric: str) -> ResultTable:
-    """One row a model, best first: scores with interval, and what they cost.
-
-    Raises
-    ------
-    ComparisonError
-        See `comparison_table`.
-    """
-    frame = tabulate(evidence, metric)
+    """Make the table of models, best first: scores with interval, and costs. Errors are those of `comparison_table`."""
+    frame = comparison.tabulate(evidence, metric)
     part, score = metric.split("/")[0], score_of(metric)
     beside = [other for other in SCORES.values() if other.is_share and other != score]
     not_beaten = baselines_not_beaten(evidence, metric)
     rows = []
     for model, row in frame.iterrows():
-        rows.append(
-            {
-                "model": f"{model}{NOT_BEATEN}" if model in not_beaten else str(model),
-                "splits": f"{row['n']}/{row['n_expected']}",
-                score.label: with_sd(row["mean"], row["sd"], metric),
-                "95 % interval": interval(row["low"], row["high"], metric, "–"),
-                **{o.label: number(row[f"{MEAN}{part}/{o.name}"], f"{part}/{o.name}") for o in beside},
-                "best epoch": f"{row[MEAN + 'best_epoch']:.0f}" if not row["baseline"] else "",
-                "parameters": in_millions(row["parameters"]),
-                "MACs": in_millions(row["macs"]),
-                "s per split": seconds(row[MEAN + "train_seconds"]),
-            }
-        )
+        rows.append({
+            "model": f"{model}{NOT_BEATEN}" if model in not_beaten else str(model),
+            "splits": f"{row['n']}/{row['n_expected']}",
+            score.label: with_sd(row["mean"], row["sd"], metric),
+            "95 % interval": interval(row["low"], row["high"], metric, "–"),
+            **{o.label: number(row[f"{MEAN}{part}/{o.name}"], f"{part}/{o.name}") for o in beside},
+            "best epoch": f"{row[MEAN + 'best_epoch']:.0f}" if not row["baseline"] else "",
+            "parameters": in_millions(row["parameters"]),
+            "MACs": in_millions(row["macs"]),
+            "s per split": seconds(row[MEAN + "train_seconds"]),
+        })  # fmt: skip
     notes = [*what_is_wrong(evidence.group), *not_beaten.values()]
     if problem := next((e.problem for m in frame.index if (e := evidence.estimate(metric, str(m))).problem), ""):
         notes.append(f"Where there is no interval: {problem}.")
@@ -90,46 +58,32 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
 
 
 def difference_table(evidence: Evidence, metric: str, rope: float) -> ResultTable:
-    """One row a pair of models: difference with interval, tests, and the verdict in words.
-
-    Raises
-    ------
-    ComparisonError
-        See `pairwise_tests`.
-    """
+    """Make the table of pairs: difference with interval, tests and verdict. Errors are those of `pairwise_tests`."""
     tests = compare(evidence, metric, rope)
     part, score = metric.split("/")[0], score_of(metric)
     rows = []
     for _, row in tests.iterrows():
-        rows.append(
-            {
-                "model": row["model_a"],
-                "against": row["model_b"],
-                "verdict": row["verdict"],
-                "difference": number(row["difference"], metric, signed=True),
-                "95 % interval": interval(row["low"], row["high"], metric, " to "),
-                "p": p_value(row["p"]),
-                "Holm p": p_value(row["p_holm"]),
-                "P(worse)": probability(row["p_worse"]),
-                "P(same)": probability(row["p_equivalent"]),
-                "P(better)": probability(row["p_better"]),
-                **({"McNemar p": p_value(row["mcnemar_p"])} if tests["mcnemar_p"].notna().any() else {}),
-                "splits": f"{row['n']}",
-            }
-        )
+        rows.append({
+            "model": row["model_a"], "against": row["model_b"], "verdict": row["verdict"],
+            "difference": number(row["difference"], metric, signed=True),
+            "95 % interval": interval(row["low"], row["high"], metric, " to "),
+            "p": p_value(row["p"]), "Holm p": p_value(row["p_holm"]),
+            "P(worse)": probability(row["p_worse"]), "P(same)": probability(row["p_equivalent"]),
+            "P(better)": probability(row["p_better"]),
+            **({"McNemar p": p_value(row["mcnemar_p"])} if tests["mcnemar_p"].notna().any() else {}),
+            "splits": f"{row['n']}",
+        })  # fmt: skip
     unit = score.difference_unit
     caption = (
         f"{PART_NAMES[part]}, paired differences of {score.label} in {unit}; the same: within "
         f"±{number(rope, metric)} {unit}; intervals and P are those of each pair alone"
     )
-    data = tests.assign(**_identity(evidence, metric))
-    return ResultTable(
-        _title(evidence), caption, pd.DataFrame(rows), data, _about_tests(evidence, tests), _trace(evidence, metric)
-    )
+    data, notes = tests.assign(**_identity(evidence, metric)), _about_tests(evidence, tests)
+    return ResultTable(_title(evidence), caption, pd.DataFrame(rows), data, notes, _trace(evidence, metric))
 
 
 def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
-    """What was tested how, and what was wrong."""
+    """Return the notes on methods, missing tests and the group."""
     notes = []
     if tests["p"].notna().any():
         families = tests.groupby("family", sort=False).size()
@@ -143,13 +97,13 @@ def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
 
 
 def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
-    """Networks that are not better than every baseline, each with the sentence that says by how much they are not."""
+    """Return a sentence for each network that does not beat every baseline, with the size of the differences."""
     if not any(family == AGAINST_BASELINES for family, _, _ in pairs_of_models(evidence, metric)):
         return {}
     tests = compare(evidence, metric)
     beaten = tests["p_holm"].lt(ALPHA) & tests["difference"].map(lambda difference: is_better(difference, metric))
     unit = f" {score_of(metric).difference_unit}"
-    found: dict[str, dict[str, list[str]]] = {}  # of each network the baselines, by how it compares to them
+    found: dict[str, dict[str, list[str]]] = {}  # baselines by network and relation
     for _, row in tests[tests["family"].eq(AGAINST_BASELINES) & ~beaten].iterrows():
         size = f"{number(row['difference'], metric, signed=True)}{unit}"
         if not row["problem"]:
@@ -161,7 +115,7 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
 
 
 def verdict_sentences(evidence: Evidence, metric: str, rope: float) -> list[str]:
-    """Say for each pair of networks what was found, and what it would take to find more."""
+    """Return a sentence for each pair of networks: the verdict and, if there is none, how many splits it takes."""
     if not any(family == NETWORKS for family, _, _ in pairs_of_models(evidence, metric)):
         return []
     tests = compare(evidence, metric, rope)
@@ -170,20 +124,19 @@ def verdict_sentences(evidence: Evidence, metric: str, rope: float) -> list[str]
 
 def _sentence(row: pd.Series, metric: str, rope: float) -> str:
     a, b = row["model_a"], row["model_b"]
-    unit = f" {score_of(metric).difference_unit}"
-    what = score_of(metric).label
+    unit, label = f" {score_of(metric).difference_unit}", score_of(metric).label
     size = f"{number(abs(row['difference']), metric)}{unit}"
     if row["problem"]:
-        return f"{a} and {b} differ by {size} of {what}, and there is no test: {row['problem']}."
+        return f"{a} and {b} differ by {size} of {label}, and there is no test: {row['problem']}."
     ends = (row["low"], row["high"]) if row["difference"] >= 0 else (-row["high"], -row["low"])
     detail = f"{size}, 95 % interval {interval(*ends, metric, ' to ')}"
-    if row["verdict"] == SAME:
+    if row["verdict"] == comparison.SAME:
         real = "; the difference is real but does not matter" if row["p_holm"] < ALPHA else ""
         return (
             f"{a} and {b} are practically the same: they differ by {detail}, and with probability "
             f"{probability(row['p_equivalent'])} by no more than {number(rope, metric)}{unit}{real}."
         )
-    if row["verdict"] == OPEN:
+    if row["verdict"] == comparison.OPEN:
         needed = row["splits_needed"]
         more = (
             f"to find such a difference with 80 % power this test would need about {needed} splits of this kind"
@@ -192,7 +145,7 @@ def _sentence(row: pd.Series, metric: str, rope: float) -> str:
         )
         return f"{a} and {b} are not distinguishable: they differ by {detail}, {holm_p(row['p_holm'])}; {more}."
     how = "lower" if row["difference"] < 0 else "higher"
-    return f"{a} is {row['verdict']} than {b}: its {what} is {how} by {detail}, {holm_p(row['p_holm'])}."
+    return f"{a} is {row['verdict']} than {b}: its {label} is {how} by {detail}, {holm_p(row['p_holm'])}."
 
 
 def _title(evidence: Evidence) -> str:
@@ -209,7 +162,7 @@ def _trace(evidence: Evidence, metric: str) -> pd.DataFrame:
 
 
 def number(value: float, metric: str, signed: bool = False) -> str:
-    """A score or difference as people read it: per cent or points with one digit (below 100), a loss with three."""
+    """Format a score or difference: per cent or points with one digit (below 100), other units with three."""
     sign = "+" if signed else ""
     if pd.isna(value):
         return ""
@@ -219,39 +172,39 @@ def number(value: float, metric: str, signed: bool = False) -> str:
 
 
 def with_sd(mean: float, sd: float, metric: str) -> str:
-    """Mean±sd, or the mean alone where there is no sd."""
+    """Format mean±sd, or the mean if there is no sd."""
     return number(mean, metric) + (f"±{number(sd, metric)}" if pd.notna(sd) else "")
 
 
 def interval(low: float, high: float, metric: str, between: str) -> str:
-    """The two ends, or nothing."""
+    """Format both ends, or return an empty text if there are none."""
     return f"{number(low, metric)}{between}{number(high, metric)}" if pd.notna(low) else ""
 
 
 def p_value(p: float) -> str:
-    """P with three digits, never as zero."""
+    """Format a p-value with three digits, never as zero."""
     return "" if pd.isna(p) else "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 def holm_p(p: float) -> str:
-    """The same in a sentence."""
+    """Format an adjusted p-value within a sentence."""
     return f"Holm p {p_value(p)}".replace("<", "< 0")
 
 
 def probability(p: float) -> str:
-    """Two digits, and neither 0 nor 1 by rounding alone."""
+    """Format with two digits, but never round to 0 or 1."""
     if pd.isna(p):
         return ""
     return "<0.01" if 0 < p < 0.005 else ">0.99" if 0.995 <= p < 1 else f"{p:.2f}"
 
 
 def seconds(value: float) -> str:
-    """Whole seconds, and tenths below ten."""
+    """Format whole seconds, or tenths below ten."""
     return "" if pd.isna(value) else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def in_millions(count: float) -> str:
-    """Such as 0.24M, with as many digits as matter."""
+    """Format a count such as 0.24M."""
     if pd.isna(count):
         return ""
     return f"{count:,.0f}" if count < 1e4 else f"{count / 1e6:.2f}M" if count < 1e7 else f"{count / 1e6:,.0f}M"

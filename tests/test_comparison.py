@@ -31,7 +31,7 @@ from tracking import keys
 SETTINGS = {
     "dataset": "d", "n_splits": 4, "leak_free": False, "lr": 1e-3, "weight_decay": 0.01, "batch_size": 8, "epochs": 2,
     "patience": 7, "augment": False, "precision": "fp32", "device": "cpu", "threads": 1, "seed": 0,
-    "parameters": 10, "macs": 20,
+    "split_seed": 0, "train_seed": 0, "parameters": 10, "macs": 20,
 }  # fmt: skip
 TAGS = {"task": "task3", "question": "Which?", "dataset_digest": "0" * 64, "source_digest": "s-a",
         "git_commit": "0123-dirty"}  # fmt: skip
@@ -56,14 +56,15 @@ def split_images(protocol: str, number: int) -> dict[str, np.ndarray]:
 
 def log_model(
     uri: str, model: str, skill: float, protocol: str = "repeated holdout 3:2", splits: int = 4, *,
-    predictions: bool = True, tmp: Path, **other: object,
+    predictions: bool = True, tmp: Path, task: str = "task3", **other: object,
 ) -> None:  # fmt: skip
     """Log the runs of a model that is right with probability `skill`, three classes."""
     store = tracking.open_store(uri)
     n_train, n_val, n_test = PROTOCOLS[protocol]
     name = "".join(f"{key}{value}" for key, value in other.items())
     shared = SETTINGS | {"model": model, "protocol": protocol} | other
-    with tracking.parent_run(store, "task3", model, shared, TAGS | {"fingerprint": f"{model}{name}"}) as parent:
+    own = TAGS | {"task": task}
+    with tracking.parent_run(store, task, model, shared, own | {"fingerprint": f"{model}{name}"}) as parent:
         for number in range(splits):
             rng = np.random.default_rng([number, *model.encode()])
             arrays, scores = {}, {"best_epoch": 1.0, "epochs_run": 2.0, "train_seconds": 3.0}
@@ -76,12 +77,12 @@ def log_model(
                 scores |= {f"{prefix}/accuracy": np.mean(true == pred), f"{prefix}/f1_micro": np.mean(true == pred)}
                 scores |= {f"{prefix}/f1_macro": f1_score(true, pred, average="macro"), f"{prefix}/loss": 1 - skill}
             sizes = {"split": number, "n_train": n_train, "n_val": n_val, "n_test": n_test}
-            tags = TAGS | {"split_hash": f"h{number}", "fingerprint": f"{model}{number}{name}"}
-            tracking.begin_again(store, "task3", tags)
+            tags = own | {"split_hash": f"h{number}", "fingerprint": f"{model}{number}{name}"}
+            tracking.begin_again(store, task, tags)
             claimed = tracking.claim(parent, f"{model} {number}", shared | sizes, tags)
             with tracking.child_run(store, claimed) as child:
                 if predictions:
-                    folder = tmp / f"{model}{number}{len(other)}"
+                    folder = tmp / f"{task}{model}{number}{len(other)}"
                     folder.mkdir(exist_ok=True)
                     np.savez(folder / keys.PREDICTIONS, **arrays)
                     child.log_files(folder)
@@ -116,10 +117,54 @@ def anova(values: pd.DataFrame) -> float:
     return max(0.0, (between - within) / ((total - (n**2).sum() / total) / (len(groups) - 1)))
 
 
-def test_mean_sd_and_a_missing_split(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "lenet5", 0.4, tmp=tmp_path)
-    log_model(store_uri, "vggnet", 0.9, splits=3, tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+OTHERS = {"n_splits": 2, "split_seed": 1, "train_seed": 1, "lr": 1.0, "precision": "fp16", "epochs": 9,
+          "augment": True, "leak_free": True}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store_of_four(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a store whose newest complete group has four models; it is not changed.
+
+    An unfinished run of LeNet-5 differs in lr. The same store has, as other tasks, the material of `runs_of`.
+    """
+    folder = tmp_path_factory.mktemp("comparison") / "four"
+    uri = new_store(empty_database, folder)
+    for model, skill in (("lenet5", 0.35), ("vggnet", 0.95), ("linear", 0.6), ("majority", 0.3)):
+        log_model(uri, model, skill, tmp=folder)
+    log_model(uri, "lenet5", 0.5, splits=1, tmp=folder, lr=1.0)
+    for model, skill in (("lenet5", 0.4), ("vggnet", 0.7), ("resnetcnn", 0.9), ("linear", 0.6), ("majority", 0.3)):
+        log_model(uri, model, skill, "stratified k-fold", tmp=folder, task="task2")
+    for model, skill in (("lenet5", 0.4), ("vggnet", 0.7)):
+        log_model(uri, model, skill, "repeated holdout 2:49:49", tmp=folder, task="task2")
+    for key in [key for key in OTHERS if key != "lr"]:
+        log_model(uri, "lenet5", 0.5, splits=1, tmp=folder, **{key: OTHERS[key]})
+    return uri
+
+
+@pytest.fixture
+def runs_of(store_of_four: str) -> Callable[..., pd.DataFrame]:
+    """The runs of a protocol and of some models (default: all), without those that differ in a setting."""
+
+    def select(protocol: str, *models: str) -> pd.DataFrame:
+        runs = analysis.load_runs(["task2", "task3"], store_of_four)
+        runs = runs[runs["protocol"].eq(protocol) & runs["fingerprint"].str.fullmatch(r"[a-z]+5?\d")]
+        return (runs[runs["model"].isin(models)] if models else runs).reset_index(drop=True)
+
+    return select
+
+
+HOLDOUT, FOLDS, SMALL_TRAIN = PROTOCOLS
+
+
+def without_files(runs: pd.DataFrame, *models: str) -> pd.DataFrame:
+    """The same runs where the artifacts of some models (default: all) cannot be found."""
+    lost = runs["model"].isin(models or set(runs["model"]))
+    return runs.assign(artifact_uri=runs["artifact_uri"].mask(lost, "file:///nowhere"))
+
+
+def test_mean_sd_and_a_missing_split(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(HOLDOUT, "lenet5", "vggnet")
+    runs = runs[runs["model"].ne("vggnet") | runs["split"].ne(3)]
     table = analysis.comparison_table(runs)
     assert table.index.tolist() == ["vggnet", "lenet5"]
     scores = runs.groupby("model")["test/accuracy"]
@@ -136,11 +181,9 @@ def test_mean_sd_and_a_missing_split(store_uri: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", ["best_val/accuracy", "best_val/f1_macro", "best_val/loss"])
 @pytest.mark.parametrize("protocol", ["repeated holdout 3:2", "stratified k-fold"])
 def test_validation_scores_get_the_corrected_resampled_t(
-    protocol: str, metric: str, store_uri: str, tmp_path: Path
+    protocol: str, metric: str, runs_of: Callable[..., pd.DataFrame]
 ) -> None:
-    log_model(store_uri, "lenet5", 0.4, protocol, predictions=False, tmp=tmp_path)
-    log_model(store_uri, "vggnet", 0.7, protocol, predictions=False, tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+    runs = without_files(runs_of(protocol, "lenet5", "vggnet"))
     pair = analysis.pairwise_tests(runs, metric, rope=0.02).iloc[0]
     assert (pair["model_a"], pair["model_b"]) == ("vggnet", "lenet5")  # the better first, also by loss
     wide = runs.pivot(index="split", columns="model", values=metric)
@@ -157,10 +200,8 @@ def test_validation_scores_get_the_corrected_resampled_t(
     assert np.isnan(pair["mcnemar_p"]) or protocol == "stratified k-fold"
 
 
-def test_a_fixed_test_part_adds_the_variance_of_its_images(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "lenet5", 0.4, tmp=tmp_path)
-    log_model(store_uri, "vggnet", 0.7, tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+def test_a_fixed_test_part_adds_the_variance_of_its_images(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(HOLDOUT, "lenet5", "vggnet")
     pair = analysis.pairwise_tests(runs).iloc[0]
     images = correctness(runs, "vggnet", "test") - correctness(runs, "lenet5", "test")
     own_term, image_term = (1 / 4 + 8 / 12) * images.mean().var(), anova(images) / 10
@@ -179,11 +220,8 @@ def test_a_fixed_test_part_adds_the_variance_of_its_images(store_uri: str, tmp_p
 
 
 @pytest.mark.parametrize("part", ["test", "val"])
-def test_large_parts_that_overlap_get_components(part: str, store_uri: str, tmp_path: Path) -> None:
-    protocol = "repeated holdout 2:49:49"
-    log_model(store_uri, "lenet5", 0.4, protocol, tmp=tmp_path)
-    log_model(store_uri, "vggnet", 0.7, protocol, tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+def test_large_parts_that_overlap_get_components(part: str, runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(SMALL_TRAIN)
     name = "test" if part == "test" else "best_val"
     pair = analysis.pairwise_tests(runs, f"{name}/accuracy").iloc[0]
     images = correctness(runs, "vggnet", part) - correctness(runs, "lenet5", part)
@@ -195,36 +233,31 @@ def test_large_parts_that_overlap_get_components(part: str, store_uri: str, tmp_
     assert np.isnan(loss["p"]) and "needs scores of single images" in loss["problem"] and loss["verdict"] == "no test"
 
 
-def test_holm_within_each_family_and_baselines_apart(store_uri: str, tmp_path: Path) -> None:
-    for model, skill in (("lenet5", 0.5), ("vggnet", 0.7), ("resnetcnn", 0.9), ("linear", 0.6), ("majority", 0.3)):
-        log_model(store_uri, model, skill, tmp=tmp_path)
-    tests = analysis.pairwise_tests(analysis.load_runs(["task3"], store_uri))
+def test_holm_within_each_family_and_baselines_apart(runs_of: Callable[..., pd.DataFrame]) -> None:
+    tests = analysis.pairwise_tests(runs_of(FOLDS))
     assert tests["family"].value_counts().to_dict() == {"networks against baselines": 6, "pairs of networks": 3}
     for _, family in tests.groupby("family"):
         assert family["p_holm"].to_numpy() == pytest.approx(statistics.holm(family["p"].to_numpy()))
     assert not set(tests["model_a"]) & {"linear", "majority"}
 
 
-def test_mcnemar_pools_the_folds(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "lenet5", 0.3, "stratified k-fold", tmp=tmp_path)
-    log_model(store_uri, "vggnet", 0.9, "stratified k-fold", tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+def test_mcnemar_pools_the_folds(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(FOLDS, "lenet5", "vggnet")
     a, b = (correctness(runs, model, "val").sum(axis=1).astype(bool) for model in ("vggnet", "lenet5"))
     expected = stats.binomtest(int((a & ~b).sum()), int((a ^ b).sum())).pvalue
     assert analysis.pairwise_tests(runs, "best_val/accuracy").iloc[0]["mcnemar_p"] == pytest.approx(expected)
     assert np.isnan(analysis.pairwise_tests(runs).iloc[0]["mcnemar_p"])  # the test part is no out-of-fold prediction
 
 
-@pytest.mark.parametrize("key", ["protocol", "n_splits", "seed", "lr", "precision", "epochs", "augment", "leak_free"])
-def test_groups_never_mix(key: str, store_uri: str, tmp_path: Path) -> None:
-    other = {"n_splits": 2, "seed": 1, "lr": 1.0, "epochs": 9, "augment": True, "leak_free": True}.get(key, "fp16")
-    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
+@pytest.mark.parametrize("key", ["protocol", *OTHERS])
+def test_groups_never_mix(key: str, store_of_four: str, runs_of: Callable[..., pd.DataFrame]) -> None:
+    base = runs_of(HOLDOUT, "lenet5", "vggnet")
+    everything = analysis.load_runs(["task3"], store_of_four)
     if key == "protocol":
-        log_model(store_uri, "lenet5", 0.5, "stratified k-fold", splits=1, tmp=tmp_path)
+        odd = runs_of(FOLDS, "lenet5").head(1).assign(task="task3")
     else:
-        log_model(store_uri, "lenet5", 0.5, splits=1, tmp=tmp_path, **{key: other})
-    log_model(store_uri, "vggnet", 0.5, tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+        odd = everything[everything["fingerprint"] == f"lenet50{key}{OTHERS[key]}"]
+    runs = pd.concat([base, odd])
     groups = analysis.comparison_groups(runs)
     assert [sorted(set(group["model"])) for group in groups] == [["lenet5", "vggnet"], ["lenet5"]]
     assert [len(group) for group in groups] == [8, 1]
@@ -236,17 +269,14 @@ def test_groups_never_mix(key: str, store_uri: str, tmp_path: Path) -> None:
 
 
 def test_the_number_of_a_gpu_is_no_group_of_its_own(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path, device="cuda:0")
-    log_model(store_uri, "vggnet", 0.5, tmp=tmp_path, device="cuda:1")
-    log_model(store_uri, "vggnet", 0.5, tmp=tmp_path, device="cpu")
+    for model, device in (("lenet5", "cuda:0"), ("vggnet", "cuda:1"), ("vggnet", "cpu")):
+        log_model(store_uri, model, 0.5, splits=1, tmp=tmp_path, device=device)
     groups = analysis.comparison_groups(analysis.load_runs(["task3"], store_uri))
     assert sorted(group["model"].nunique() for group in groups) == [1, 2]
 
 
-def test_what_a_reader_must_know_is_said(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
-    log_model(store_uri, "vggnet", 0.7, tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+def test_what_a_reader_must_know_is_said(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(HOLDOUT, "lenet5", "vggnet")
     assert what_is_wrong(runs) == []
     assert "generated images" in what_is_wrong(runs.assign(dataset="sample/X"))[0]
     assert what_is_wrong(runs.assign(dataset="my-sample")) == []
@@ -262,9 +292,8 @@ def test_what_a_reader_must_know_is_said(store_uri: str, tmp_path: Path) -> None
         assert "version of the code" in what_is_wrong(other)[0]
 
 
-def test_a_table_warns_of_scored_images_whose_duplicates_were_trained_on(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+def test_a_table_warns_of_scored_images_whose_duplicates_were_trained_on(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(HOLDOUT, "lenet5")
     assert what_is_wrong(runs.assign(leaking_images=0.0, leaking_test=0.0)) == []
     (test_only,) = what_is_wrong(runs.assign(leaking_images=3.0, leaking_test=3.0))
     assert "a near duplicate of 3 of 10 test images (mean over splits) was trained on; --leak-free" in test_only
@@ -286,27 +315,22 @@ def test_a_repeated_split_counts_once_and_a_failed_one_not(store_uri: str, tmp_p
     assert analysis.comparison_table(failed).loc["lenet5", "n"] == 3
 
 
-def test_missing_values_are_not_dropped(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
-    log_model(store_uri, "vggnet", 0.5, tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+def test_missing_values_are_not_dropped(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(HOLDOUT, "lenet5", "vggnet")
     runs.loc[runs["model"].eq("lenet5") & runs["split"].eq(1), "test/accuracy"] = np.nan
     assert np.isnan(analysis.comparison_table(runs).loc["lenet5", "mean"])
     pair = analysis.pairwise_tests(runs).iloc[0]
     assert np.isnan(pair["difference"]) and "missing or not finite" in pair["problem"]
 
 
-def test_an_unfinished_group_does_not_hide_a_complete_one(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
-    log_model(store_uri, "lenet5", 0.5, splits=2, tmp=tmp_path, lr=1.0)
-    runs = analysis.load_runs(["task3"], store_uri)
+def test_an_unfinished_group_does_not_hide_a_complete_one(store_of_four: str) -> None:
+    runs = analysis.load_runs(["task3"], store_of_four)  # of lr 1.0 one split, which is newer
     assert analysis.choose_group(runs)["lr"].unique().tolist() == [1e-3]
     assert analysis.choose_group(runs[runs["lr"] == 1.0])["lr"].unique().tolist() == [1.0]
 
 
-def test_what_cannot_be_said_is_refused(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+def test_what_cannot_be_said_is_refused(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(HOLDOUT, "lenet5")
     with pytest.raises(ValueError, match="no split has finished"):
         analysis.comparison_table(runs.assign(status="RUNNING"))
     with pytest.raises(ValueError, match="unknown metric 'test/acc'; did you mean test/accuracy"):
@@ -330,18 +354,15 @@ def test_old_runs_without_predictions_are_said(store_uri: str, tmp_path: Path, r
     assert result.exit_code == 0 and "Where there is no interval" in result.stdout
 
 
-def test_a_pair_that_cannot_be_tested_still_counts_in_its_family(store_uri: str, tmp_path: Path) -> None:
-    for model, skill in (("lenet5", 0.5), ("vggnet", 0.7), ("resnetcnn", 0.9)):
-        log_model(store_uri, model, skill, predictions=model != "resnetcnn", tmp=tmp_path)
-    tests = analysis.pairwise_tests(analysis.load_runs(["task3"], store_uri))
+def test_a_pair_that_cannot_be_tested_still_counts_in_its_family(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = without_files(runs_of(FOLDS, "lenet5", "vggnet", "resnetcnn"), "resnetcnn")
+    tests = analysis.pairwise_tests(runs)
     (tested,) = tests[tests["p"].notna()].itertuples()
     assert tested.p_holm == pytest.approx(min(1, 3 * tested.p))
 
 
-def test_more_splits_are_only_asked_for_where_these_were_too_few(store_uri: str, tmp_path: Path) -> None:
-    for model, skill in (("lenet5", 0.35), ("vggnet", 0.6), ("resnetcnn", 0.65), ("seresnet", 0.9)):
-        log_model(store_uri, model, skill, tmp=tmp_path)
-    tests = analysis.pairwise_tests(analysis.load_runs(["task3"], store_uri), "best_val/accuracy", rope=0.0)
+def test_more_splits_are_only_asked_for_where_these_were_too_few(runs_of: Callable[..., pd.DataFrame]) -> None:
+    tests = analysis.pairwise_tests(runs_of(FOLDS), "best_val/accuracy", rope=0.0)
     unclear = tests[tests["verdict"] == "not distinguishable"]
     assert len(unclear) and (unclear["splits_needed"].fillna(99) > 4).all()
 
@@ -377,10 +398,8 @@ def test_sentences(pair: dict[str, Any], metric: str, sentence: str) -> None:
     assert _sentence(a_pair(**pair), metric, 0.01) == sentence
 
 
-def test_a_small_but_clear_lead_over_a_baseline_beats_it(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "vggnet", 0.99, tmp=tmp_path)
-    log_model(store_uri, "linear", 0.5, tmp=tmp_path)
-    runs = analysis.load_runs(["task3"], store_uri)
+def test_a_small_but_clear_lead_over_a_baseline_beats_it(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(HOLDOUT, "vggnet", "linear")
     score = runs["split"].astype(float) / 1000 + 0.5 + 0.004 * (runs["model"] == "vggnet")
     evidence = analysis.Evidence(analysis.choose_group(runs.assign(**{"best_val/accuracy": score})))
     (test,) = compare(evidence, "best_val/accuracy").itertuples()
@@ -391,13 +410,13 @@ def test_a_small_but_clear_lead_over_a_baseline_beats_it(store_uri: str, tmp_pat
     assert "vggnet is worse than linear (-0.4 points" in baselines_not_beaten(evidence, "best_val/accuracy")["vggnet"]
 
 
-def test_a_model_that_was_just_begun_does_not_hide_the_rest(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "lenet5", 0.5, tmp=tmp_path, lr=1.0)  # older, and complete, too
-    for model in ("lenet5", "vggnet"):
-        log_model(store_uri, model, 0.5, tmp=tmp_path)
-    for model in ("seresnet", "linear"):
-        log_model(store_uri, model, 0.5, splits=1, tmp=tmp_path)
-    group = analysis.choose_group(analysis.load_runs(["task3"], store_uri))
+def test_a_model_that_was_just_begun_does_not_hide_the_rest(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(HOLDOUT, "lenet5", "vggnet", "linear")
+    runs = runs[runs["model"].ne("linear") | runs["split"].eq(0)]
+    before = runs["start_time"].min() - pd.Timedelta(days=1)
+    older = runs[runs["model"] == "lenet5"].assign(lr=1.0, start_time=before)  # complete, too
+    begun = runs[runs["model"] == "linear"].assign(model="seresnet", run_id="s")
+    group = analysis.choose_group(pd.concat([older, runs, begun]))
     assert set(group["model"]) == {"lenet5", "vggnet", "seresnet", "linear"}
 
 
@@ -414,7 +433,7 @@ def test_a_run_that_says_nothing_is_left_out(store_of_four: str, run_analysis, t
 
 def test_baselines_without_a_finished_network(store_uri: str, tmp_path: Path, run_analysis) -> None:
     for model in ("linear", "majority"):
-        log_model(store_uri, model, 0.5, tmp=tmp_path)
+        log_model(store_uri, model, 0.5, splits=2, tmp=tmp_path)
     store = tracking.open_store(store_uri)
     for run_id in analysis.load_runs(["task3"], store_uri)["parent_id"].unique():
         tracking.Run(store, run_id).log_dataset("d", "0" * 64, "{}")
@@ -431,7 +450,7 @@ def test_baselines_without_a_finished_network(store_uri: str, tmp_path: Path, ru
 
 def test_numbers_that_json_does_not_know_are_null(store_uri: str, tmp_path: Path, run_analysis) -> None:
     for model in ("lenet5", "vggnet"):
-        log_model(store_uri, model, 1.0 if model == "vggnet" else 0.0, tmp=tmp_path)
+        log_model(store_uri, model, 1.0 if model == "vggnet" else 0.0, splits=2, tmp=tmp_path)
     result = run_analysis("compare", "task3", "--metric", "best_val/loss", "--format", "json",
                           "--tracking-uri", store_uri)  # fmt: skip
     (row,) = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(name))[0]["rows"]
@@ -469,16 +488,6 @@ def run_analysis(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return result
 
     return run
-
-
-@pytest.fixture(scope="module")
-def store_of_four(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("comparison") / "four"
-    uri = new_store(empty_database, folder)
-    for model, skill in (("lenet5", 0.35), ("vggnet", 0.95), ("linear", 0.6), ("majority", 0.3)):
-        log_model(uri, model, skill, tmp=folder)
-    log_model(uri, "lenet5", 0.5, splits=1, tmp=folder, lr=1.0)
-    return uri
 
 
 def test_formats_hold_the_same_numbers(store_of_four: str, run_analysis, tmp_path: Path) -> None:

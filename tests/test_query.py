@@ -18,9 +18,10 @@ from analysis import query
 from tests.conftest import ROOT, new_store
 from tracking import StoreError, keys
 
-TASKS = list(keys.EXPERIMENTS)
+TASKS = list(keys.UNTAGGED_EXPERIMENTS.values())
 PARAMS = {
-    **{"model": "lenet5", "dataset": "d", "protocol": "holdout 3:2", "n_splits": 5, "leak_free": True, "seed": 0},
+    **{"model": "lenet5", "dataset": "d", "protocol": "holdout 3:2", "n_splits": 5, "leak_free": True},
+    **{"seed": 0, "split_seed": 0, "train_seed": 0},
     **{"lr": 0.001, "weight_decay": 0.01, "batch_size": 8, "epochs": 3, "patience": 7, "augment": False},
     **{"precision": "fp32", "device": "cpu", "parameters": 61706, "macs": 416520},
 }  # threads, n_train, n_val and n_test are missing
@@ -193,7 +194,7 @@ def test_a_param_that_does_not_parse(store_uri: str, path: str, key: str, value:
 
 
 def test_what_cannot_be_read_is_said(filled: Path, copy_of: Path, tmp_path: Path, path: str) -> None:
-    with pytest.raises(StoreError, match="there is no task 'taks3'; there are task3, "):
+    with pytest.raises(StoreError, match="'taks3' is not one of task1, task2, task3; did you mean task3"):
         query.load_runs(["task1", "taks3"], uri(filled))
     with pytest.raises(StoreError, match=r"there is no result database at .*/none/mlflow.db; run a task first, or"):
         query.load_curves(["task1"], uri(tmp_path / "none"))

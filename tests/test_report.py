@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -131,8 +132,9 @@ def test_the_command_repeats_the_configuration(described_store: str) -> None:
         "git checkout 0123",
         "make .venv/ready",
         f"OMP_NUM_THREADS={threads} .venv/bin/python experiments/task3.py -m lenet5 -m vggnet --n-splits 4 --lr 0.001 "
-        "--weight-decay 0.01 --batch-size 8 --epochs 2 --patience 7 --precision fp32 --seed 0 --no-augment "
-        "--device cpu",
+        "--weight-decay 0.01 --batch-size 8 --epochs 2 --patience 7 --no-augment --precision fp32 --device cpu --seed 0",
     ]
+    other = reproduce(runs.assign(seed=pd.NA, train_seed=7, augment=True, device="cuda:1", leak_free=True))
+    assert other.endswith(" --augment --precision fp32 --device cuda --split-seed 0 --train-seed 7 --leak-free")
     sample = runs[runs["model"] != "linear"].assign(dataset="sample/X")
     assert reproduce(sample).endswith("--sample --no-baselines")

@@ -23,7 +23,6 @@ from analysis.statistics import (
     fixed_test_standard_error,
     holm,
     image_variance,
-    macro_f1_values,
     mcnemar,
     posterior,
     satterthwaite_df,
@@ -31,6 +30,7 @@ from analysis.statistics import (
     ttest,
 )
 from benchmarks.type_one_error import PROTOCOLS, SHARES, rejections
+from tracking.scores import macro_f1_values
 
 SCORES = st.floats(-1, 1).map(lambda score: round(score, 6))
 DIFFERENCES = st.lists(SCORES, min_size=2, max_size=20).map(np.array)
