@@ -51,7 +51,7 @@ def counts(report: Report) -> tuple[int, int, int, int]:
 def contents(uri: str) -> dict[str, dict[str, Any]]:
     """All that a store has of each run that is not deleted, without the ids, which differ from store to store."""
     client = tracking.open_store(uri).client
-    runs = client.search_runs([client.get_experiment_by_name(keys.EXPERIMENTS["task3"]).experiment_id])
+    runs = client.search_runs([tracking.open_store(uri).experiment_id("task3")])
     names = {run.info.run_id: f"{run.data.tags.get('fingerprint')} {run.info.start_time}" for run in runs}
     files = analysis.query.local_path
     found = {}

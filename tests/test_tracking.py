@@ -2,6 +2,9 @@
 
 import contextlib
 import http.server
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.synchronize
 import os
 import socket
 import sqlite3
@@ -9,21 +12,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-import torch
 
 import analysis
-import models
 import tracking
 from tests.conftest import ROOT
 from tracking import StoreError, keys, owners, runs
-from tracking.checkpoints import Checkpoint
 from tracking.store import StoreAwayError, in_one_line
 
-PARAMS = {"model": "lenet5", "dataset": "d", "device": "cpu", **dict.fromkeys(keys.GROUP_PARAMS, 1)}
+PARAMS = {"model": "lenet5", "dataset": "d", "device": "cpu", "seed": 1, **dict.fromkeys(keys.GROUP_PARAMS, 1)}
 TAGS = {"task": "task3", "fingerprint": "f" * 64, "dataset_digest": "0" * 64, "source_digest": "s", "git_commit": "c"}
 
 
@@ -172,13 +174,13 @@ def test_a_run_with_more_epochs_than_its_resume_file_is_left_and_begun_anew(stor
 
 OTHER_PROCESS = """
 import sys
-sys.path.insert(0, {root!r})
 import tracking
-from tests import test_tracking as t
-store = tracking.open_store({uri!r})
-with t.open_parent(store) as parent:
+uri, params, tags, split_params, split_tags = {arguments!r}
+store = tracking.open_store(uri)
+with tracking.parent_run(store, "task3", "lenet5", params, tags) as parent:
     parent.begin()
-    with tracking.child_run(store, t.claim(parent, 0)), store.scratch():
+    claimed = tracking.claim(parent, "split 0", split_params, split_tags)
+    with tracking.child_run(store, claimed), store.scratch():
         print("at work", flush=True)
         sys.stdin.read()
 """
@@ -186,8 +188,9 @@ with t.open_parent(store) as parent:
 
 def test_a_live_process_is_left_alone_and_a_killed_one_is_taken_over(store_uri: str) -> None:
     store = tracking.open_store(store_uri)
-    code = OTHER_PROCESS.format(root=str(ROOT), uri=store_uri)
-    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    code = OTHER_PROCESS.format(arguments=(store_uri, PARAMS, TAGS, PARAMS | {"split": 0}, own_tags(0)))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
     assert other.stdout is not None and other.stdout.readline() == "at work\n"
     tracking.close_dead_runs(store, "task3")
     with open_parent(store) as parent:
@@ -212,6 +215,22 @@ def test_a_live_process_is_left_alone_and_a_killed_one_is_taken_over(store_uri: 
     other.communicate()
 
 
+class Clock:
+    """A clock that runs while a process sleeps; the first sleeps do something on another machine."""
+
+    def __init__(self, *actions: Callable[[], object]) -> None:
+        self.now = time.time()
+        self.actions = list(actions)
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.actions:
+            self.actions.pop(0)()
+
+
 def test_runs_on_other_machines_are_told_by_their_heartbeat(store_uri: str, monkeypatch) -> None:
     store = tracking.open_store(store_uri)
     with open_parent(store) as parent:
@@ -225,15 +244,17 @@ def test_runs_on_other_machines_are_told_by_their_heartbeat(store_uri: str, monk
         tracking.close_dead_runs(store, "task3")
         assert store.client.get_run(run_id).info.status == "RUNNING"
         # it gives a sign of life while it is waited for; then it gives none
-        beat = threading.Timer(1.5, store.client.set_tag, (run_id, "heartbeat", f"{time.time() + 5:.0f}"))
-        beat.start()
+        beats = f"{time.time() + 5:.0f}"
+        clock = Clock(lambda: None, lambda: store.client.set_tag(run_id, "heartbeat", beats))
+        monkeypatch.setattr(owners, "time", clock)
         assert not tracking.wait_and_claim(parent, "split 0", {**PARAMS, "split": 0}, own_tags(0), theirs).is_ours
+        assert clock.actions == []
         monkeypatch.setattr(owners, "SILENCE", 8.0)
         mine = tracking.wait_and_claim(parent, "split 0", {**PARAMS, "split": 0}, own_tags(0), theirs)
-        assert (mine.is_ours, mine.run_id) == (True, run_id)
+        assert (mine.is_ours, mine.run_id) == (True, run_id) and clock.now >= float(beats) + owners.SILENCE
         store.client.set_tag(run_id, "command", "elsewhere 16 1700000000")
         store.client.set_tag(run_id, "owner", "elsewhere 17 1700000000")
-        store.client.set_tag(run_id, "heartbeat", f"{time.time() - 9:.0f}")
+        store.client.set_tag(run_id, "heartbeat", f"{clock.now - 9:.0f}")
         tracking.close_dead_runs(store, "task3")
         assert store.client.get_run(run_id).info.status == "KILLED"
         assert do(parent, 0, 0.5) == run_id
@@ -310,7 +331,7 @@ def test_every_key_is_known_and_explained(store_uri: str) -> None:
     assert [(entry.dataset.name, entry.dataset.digest) for entry in inputs] == [("d", "a" * 36)]
     for group in (keys.PARAMS, keys.EPOCH_METRICS, keys.FINAL_METRICS, keys.TAGS):
         assert all(len(meaning) > 10 for meaning in group.values())
-    assert set(keys.EXPERIMENTS) == {"task1", "task2", "task3"}
+    assert set(keys.UNTAGGED_EXPERIMENTS.values()) == {"task1", "task2", "task3"}
 
 
 def test_store_is_made_whole_in_wal_mode_with_absolute_artifacts(tmp_path: Path, monkeypatch) -> None:
@@ -328,18 +349,143 @@ def test_store_is_made_whole_in_wal_mode_with_absolute_artifacts(tmp_path: Path,
     )
 
 
-def test_processes_that_start_at_once_on_a_fresh_store(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.path.insert(0, '.'); import tracking;"
-        f"store = tracking.open_store('sqlite:///{tmp_path / 'mlflow.db'}', create=True);"
-        "print(store.make_experiment('task2'))"
-    )
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
+def at_once(count: int, action: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call a function in several new processes at the same moment; return what each returned."""
+    context = multiprocessing.get_context("forkserver")  # one process imports MLflow for all
+    context.set_forkserver_preload(["mlflow", action.__module__])
+    barrier = context.Barrier(count)
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    processes = [
+        context.Process(target=answer, args=(writer, barrier, action, arguments), daemon=True) for _, writer in pipes
     ]
-    answers = {process.communicate(timeout=200)[0].strip() for process in started}
-    assert [process.returncode for process in started] == [0, 0, 0]
-    assert len(answers) == 1 and answers != {""}
+    for process in processes:
+        process.start()
+    for _, writer in pipes:
+        writer.close()  # else the end of a process that failed would not be seen
+    results = [reader.recv() for reader, _ in pipes]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * count
+    return results
+
+
+def answer(
+    writer: multiprocessing.connection.Connection, barrier: multiprocessing.synchronize.Barrier,
+    action: Callable[..., Any], arguments: tuple[Any, ...],
+) -> None:  # fmt: skip
+    barrier.wait(timeout=200)
+    writer.send(action(*arguments))
+
+
+def make_experiment(uri: str, *task_and_name: str) -> str:
+    return tracking.open_store(uri, create=True).make_experiment(*task_and_name)
+
+
+def test_processes_that_start_at_once_on_a_fresh_store(tmp_path: Path) -> None:
+    answers = at_once(3, make_experiment, f"sqlite:///{tmp_path / 'mlflow.db'}", "task2")
+    assert len(set(answers)) == 1 and "" not in answers
+
+
+def test_processes_that_make_an_experiment_at_once_make_one(store_uri: str) -> None:
+    answers = at_once(2, make_experiment, store_uri, "photos", "my photos")
+    experiments = tracking.open_store(store_uri).client.search_experiments(filter_string="tags.task = 'photos'")
+    assert [experiment.experiment_id for experiment in experiments] == answers[:1] == answers[1:]
+    assert [experiment.name for experiment in experiments] == ["my photos"]
+
+
+def test_an_experiment_that_another_process_makes_in_between_is_used(store_uri: str, monkeypatch) -> None:
+    # As between two machines, which share no lock.
+    store = tracking.open_store(store_uri)
+    create = store.client.create_experiment
+
+    def second(*arguments: object, **options: object) -> str:
+        create(*arguments, **options)
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(store.client, "create_experiment", second)
+    made = store.make_experiment("photos", "my photos")
+    assert store.client.get_experiment(made).tags == {keys.TASK: "photos"}
+    assert store.tasks() == ["photos"] and store.make_experiment("photos") == made
+
+
+@pytest.mark.parametrize(("task", "name", "tags"), [
+    ("photos", "my photos", {}),
+    ("photos", "my photos", {"task": "other"}),
+    ("photos", "", {"team": "theirs"}),  # called as the task
+    ("task3", "", {"task": "other"}),
+])  # fmt: skip
+def test_a_foreign_experiment_of_the_same_name_is_one_sentence(
+    task: str, name: str, tags: dict[str, str], store_uri: str
+) -> None:
+    store = tracking.open_store(store_uri)
+    theirs = name or {"task3": "task3-fashion-mnist"}.get(task, task)
+    foreign = store.client.create_experiment(theirs, tags=tags)
+    with pytest.raises(StoreError, match=f"has an experiment '{theirs}' that does not belong to {task}; ") as error:
+        store.make_experiment(task, name)
+    assert "\n" not in str(error.value)
+    assert store.experiment_id(task) is None and task not in store.tasks()
+    assert store.client.get_experiment(foreign).tags == tags
+    made = store.make_experiment(task, "another name")
+    assert store.experiment_id(task) == made != foreign
+
+
+EARLIER = {"task1": "task1-cats-vs-dogs", "task2": "task2-chihuahua-vs-muffin", "task3": "task3-fashion-mnist"}
+EARLIER_PARAMS = {key: value for key, value in PARAMS.items() if key not in keys.SEEDS}
+
+
+def earlier_store(uri: str) -> tuple[dict[str, str], str]:
+    """Fill a store as earlier versions did: experiments without tags, one seed. Return their ids and a run's."""
+    client = tracking.open_store(uri).client
+    folder = Path(uri.removeprefix("sqlite:///")).parent / "artifacts"
+    ids = {task: client.create_experiment(name, (folder / name).as_uri()) for task, name in EARLIER.items()}
+    tags = TAGS | {"fingerprint": "earlier", "owner": "elsewhere 17 1700000000", "heartbeat": "1700000000"}
+    parent = client.create_run(ids["task3"], 1000, tags, "lenet5")
+    child = client.create_run(
+        ids["task3"], 1001, tags | {"fingerprint": "earlier0", keys.PARENT: parent.info.run_id}, "lenet5 split 0"
+    )
+    for run, params in ((parent, EARLIER_PARAMS), (child, EARLIER_PARAMS | {"split": 0, "n_train": 2, "n_val": 2})):
+        for key, value in params.items():
+            client.log_param(run.info.run_id, key, value)
+        client.log_metric(run.info.run_id, "mean/test/accuracy" if run is parent else "test/accuracy", 0.5)
+        client.set_terminated(run.info.run_id, "FINISHED", 2000)
+    return ids, child.info.run_id
+
+
+def test_a_store_of_an_earlier_version_is_read_and_written_as_before(store_uri: str) -> None:
+    ids, old = earlier_store(store_uri)
+    store = tracking.open_store(store_uri)
+    assert store.tasks() == sorted(EARLIER)
+    assert {task: store.experiment_id(task) for task in EARLIER} == ids
+    before = analysis.load_runs(["task3"], store_uri)
+    assert before["run_id"].tolist() == [old] and before[["split_seed", "train_seed"]].eq(1).all(axis=None)
+    with open_parent(store) as parent:
+        assert parent.experiment == ids["task3"]  # the runs of both versions are in one experiment
+        claimed = claim(parent, 0, PARAMS | {"n_train": 2, "n_val": 2})
+        with tracking.child_run(store, claimed) as run:
+            run.log_metrics(scores(0.7))
+        other = do(parent, 1, 0.6, PARAMS | {"train_seed": 2})
+    store.describe_experiment("task3", "explained")
+    assert store.client.get_experiment(ids["task3"]).tags[keys.TASK] == "task3"  # from now on it has the tag
+    assert store.experiment_id("task3") == ids["task3"] and len(store.client.search_experiments()) == 4
+    assert superseded(store, [old, run.id, other]) == [run.id, None, None]  # by the new run of its group
+    after = analysis.load_runs(["task3"], store_uri)
+    groups = analysis.comparison_groups(after)
+    assert [group["run_id"].tolist() for group in groups] == [[old, run.id]]  # the third lacks n_train
+    with open_parent(store, EARLIER_PARAMS, TAGS | {"fingerprint": "earlier"}) as parent:
+        assert not claim(parent, 0, EARLIER_PARAMS, TAGS | {"fingerprint": "earlier"}).is_ours  # it comes back
+    assert superseded(store, [old, run.id, other]) == [None, old, None]
+
+
+def test_seeds_of_earlier_runs_divide_groups(store_uri: str) -> None:
+    _, old = earlier_store(store_uri)
+    store = tracking.open_store(store_uri)
+    for split_seed, train_seed in ((1, 2), (2, 1), (2, 2)):
+        params = PARAMS | {"split_seed": split_seed, "train_seed": train_seed, "n_train": 2, "n_val": 2}
+        tags = TAGS | {"fingerprint": f"{split_seed}{train_seed}"}
+        with open_parent(store, params, tags) as parent:
+            do(parent, 0, 0.5, params, tags)
+    groups = analysis.comparison_groups(analysis.load_runs(["task3"], store_uri))
+    assert [len(group) for group in groups] == [1] * 4 and superseded(store, [old]) == [None]
 
 
 def test_stores_that_cannot_be_used_say_so_in_one_sentence(tmp_path: Path, monkeypatch) -> None:
@@ -383,6 +529,11 @@ def test_server_that_refuses_is_reported(tmp_path: Path) -> None:
 
 
 def test_checkpoint_rebuilds_its_model(tmp_path: Path) -> None:
+    import torch
+
+    import models
+    from tracking.checkpoints import Checkpoint
+
     arguments = {"in_channels": 1, "num_classes": 3, "image_size": 28}
     model = models.build("resnetcnn", **arguments).to(memory_format=torch.channels_last)
     saved = Checkpoint("resnetcnn", arguments, 4, 0.5, torch.tensor([1.0]), torch.tensor([2.0]), model.state_dict())
@@ -397,6 +548,10 @@ def test_checkpoint_rebuilds_its_model(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_full_disk_is_an_oserror_with_its_reason() -> None:
+    import torch
+
+    from tracking.checkpoints import Checkpoint
+
     checkpoint = Checkpoint("lenet5", {}, 1, 0.0, torch.zeros(1), torch.ones(1), {"w": torch.zeros(100_000)})
     with pytest.raises(OSError, match=os.strerror(28)):
         checkpoint.save(Path("/dev/full"))

@@ -1,6 +1,6 @@
 """The result database: its keys, opening it, writing runs, and checkpoints.
 
-`keys` names and explains everything that is stored. Neither mlflow nor torch is imported before it is needed.
+`keys` names and explains everything that is stored. mlflow and torch are imported only when they are needed.
 """
 
 from tracking.outages import SHORT, attempt, impatient, passes, persist
@@ -16,37 +16,14 @@ from tracking.runs import (
     parent_run,
     save_progress,
     wait_and_claim,
-)
+)  # fmt: skip
 from tracking.scores import SCORES, Score, score_of
 from tracking.settings import SettingError, TrainingConfig
 from tracking.store import Store, StoreError, UnknownTaskError, check_uri, in_one_line, open_store
 
 __all__ = [
-    "SCORES",
-    "SHORT",
-    "Claim",
-    "Parent",
-    "Run",
-    "Score",
-    "SettingError",
-    "Store",
-    "StoreError",
-    "TrainingConfig",
-    "UnknownTaskError",
-    "attempt",
-    "begin_again",
-    "check_uri",
-    "child_run",
-    "claim",
-    "close_dead_runs",
-    "impatient",
-    "in_one_line",
-    "is_finished",
-    "open_store",
-    "parent_run",
-    "passes",
-    "persist",
-    "save_progress",
-    "score_of",
+    "SCORES", "SHORT", "Claim", "Parent", "Run", "Score", "SettingError", "Store", "StoreError", "TrainingConfig",
+    "UnknownTaskError", "attempt", "begin_again", "check_uri", "child_run", "claim", "close_dead_runs", "impatient",
+    "in_one_line", "is_finished", "open_store", "parent_run", "passes", "persist", "save_progress", "score_of",
     "wait_and_claim",
-]
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m tracking`: the MLflow UI on the result database, and copying results into another one."""
+"""`python -m tracking`: serve the MLflow UI on the result database, and copy results to another one."""
 
 import contextlib
 import http.client
@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,15 +17,12 @@ from tracking import Store, StoreError, check_uri, open_store
 from tracking.commands import Uri, each_once, print_differences
 from tracking.store import in_one_line
 
-if TYPE_CHECKING:
-    from tracking.copying import Report
-
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.callback()
 def tracking() -> None:
-    """Look after the result database."""
+    """Manage the result database."""
 
 
 @app.command()
@@ -39,15 +36,20 @@ def ui(
     except StoreError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: take the server along
-    if store.uri.startswith("http"):  # a server itself
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the server ends as well
+    if store.uri.startswith("http"):
         _print_links(store, store.uri)
         return
     base = f"http://127.0.0.1:{port}"
-    server = _serve(store, port)
-    try:  # from here on nothing may leave the server behind
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--workers", "1"]
+    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
         if not _answers(server, f"{base}/health"):
-            print(f"Error: no server on {base}; is the port taken? Name another with --port", file=sys.stderr)
+            print(f"Error: no server on {base}; if the port is taken, name another with --port", file=sys.stderr)
             raise typer.Exit(1)
         _print_links(store, base)
         print("Ctrl-C ends the server", flush=True)
@@ -64,17 +66,8 @@ def _print_links(store: Store, address: str) -> None:
         print(f"{task}  {store.runs_link(task, address)}", flush=True)
 
 
-def _serve(store: Store, port: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--workers", "1"]
-    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
-    return subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
 def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
-    """Wait until the server answers; False where it ended or 60 s have passed."""
+    """Wait until the server answers; return False if it has ended or 60 s have passed."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
         try:
@@ -82,88 +75,82 @@ def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
         except (OSError, http.client.HTTPException):
             time.sleep(0.3)
         else:
-            return server.poll() is None  # else another program answers on that port
+            return server.poll() is None  # else another program has the port
     return False
 
 
 @app.command()
 def copy(
-    source: Annotated[str, typer.Option("--from", metavar="URI", help="the result database that is read")],
-    destination: Annotated[str, typer.Option("--to", metavar="URI", help="the one that gets what it lacks")],
+    source: Annotated[str, typer.Option("--from", metavar="URI", help="the result database to read")],
+    destination: Annotated[str, typer.Option("--to", metavar="URI", help="the result database to add to")],
     tasks: Annotated[
         list[str] | None,
         typer.Argument(metavar="TASK", help="such as task1; default: all", callback=each_once),
     ] = None,
 ) -> None:
-    """Copy the runs of tasks into another result database, with all they logged, and compare them there.
+    """Copy the runs of tasks into another result database with everything they logged, and verify the copies.
 
-    What is there already is skipped, so that an interrupted copy goes on, and results of several machines can be
-    brought together. URI is sqlite:///path/to/mlflow.db, http://host:port or postgresql+psycopg://user:password@host/db.
+    Runs that exist there are skipped, so an interrupted copy can be resumed and the results of several machines merged.
+    URI is sqlite:///path/to/mlflow.db, http://host:port or postgresql+psycopg://user:password@host/db.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     try:
         differs = _copy(source, destination, tasks or [])
     except KeyboardInterrupt:
-        print("Error: interrupted; the same command goes on", file=sys.stderr)
+        print("Error: interrupted; repeat the command to go on", file=sys.stderr)
         raise typer.Exit(130) from None
     except StoreError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except Exception as error:
-        # a full disk or a store that went away; MLflow need not be imported for its exception's sake
+        # a full disk, or a store that went away (told by the module, since importing MLflow is slow)
         if not isinstance(error, OSError) and not type(error).__module__.startswith("mlflow"):
             raise
         reason = in_one_line(error)
-        print(f"Error: not all is copied ({reason}); repair that, and the same command goes on", file=sys.stderr)
+        print(f"Error: the copy is incomplete ({reason}); fix this and repeat the command to go on", file=sys.stderr)
         raise typer.Exit(1) from None
     raise typer.Exit(1 if differs else 0)
 
 
 def _copy(source: str, destination: str, tasks: list[str]) -> bool:
-    """Copy task after task, and return whether anything differs afterwards."""
+    """Copy the tasks, and return whether any copy differs from its source."""
     with _option("--from"):
         origin = open_store(source)
     with _option("--to"):
         if check_uri(destination).rstrip("/") == origin.uri.rstrip("/"):
             raise StoreError(f"--from and --to are both {origin.label}")
-    there = origin.tasks()
-    chosen = tasks or there
+    chosen = tasks or origin.tasks()
     if missing := [task for task in chosen if origin.experiment_id(task) is None]:
         raise StoreError(f"there are no runs of {', '.join(missing)} in {origin.label}")
     if not chosen:
         raise StoreError(f"there are no runs in {origin.label}")
     with _option("--to"):
         target = open_store(destination, create=True)
-    reports = [_copy_task(origin, target, task) for task in chosen]
-    differences = [line for report in reports for line in report.differences]
+    differences = [line for task in chosen for line in _copy_task(origin, target, task)]
     print_differences(differences)
     return bool(differences)
 
 
-def _copy_task(source: Store, destination: Store, task: str) -> "Report":
-    """Copy a task with a bar, and say what became of it."""
+def _copy_task(source: Store, destination: Store, task: str) -> list[str]:
+    """Copy a task with a progress bar, print a summary, and return the differences."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tracking.copying import copy_task
 
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-    ) as bar:
+    time_left = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+    with Progress(TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), time_left) as bar:
         row = bar.add_task(task, total=None)
         report = copy_task(source, destination, task, lambda done, total: bar.update(row, completed=done, total=total))
     print(f"{task}: {report.summary()}")
     if report.outdated:
         names = "; ".join(report.outdated)
-        print(f"{task}: {names} had other splits, too; their summary is right after the next experiments/{task}.py")
-    return report
+        print(f"{task}: {names} had other splits; run experiments/{task}.py to update the summary")
+    return report.differences
 
 
 @contextlib.contextmanager
 def _option(name: str) -> Iterator[None]:
-    """Let what is wrong with a URI be said of the option that it was given in."""
+    """Name this option instead of --tracking-uri in errors."""
     try:
         yield
     except StoreError as error:

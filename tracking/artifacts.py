@@ -1,4 +1,4 @@
-"""Where a run's files are now: a SQLite database may have been moved together with its artifacts."""
+"""Locating and copying the files of runs, also after a SQLite database was moved together with its artifacts."""
 
 import hashlib
 import shutil
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Artifacts:
-    """The files of an experiment's runs, wherever the store keeps them."""
+    """The files of an experiment's runs, on this machine or on a server."""
 
     def __init__(self, store: Store, experiment: "MlflowExperiment") -> None:
         self._client = store.client
@@ -26,7 +26,7 @@ class Artifacts:
         self._moved = moved_artifacts({experiment.name: experiment.artifact_location}, store.database)
 
     def fetch(self, run: "MlflowRun", scratch: Path) -> Path:
-        """Return the folder of a run's files, which may be missing where there are none; a server's are downloaded."""
+        """Return the folder of a run's files, downloading them from a server. A run without files may have none."""
         if (folder := self.folder(run.info.artifact_uri)) is not None:
             return folder
         scratch.mkdir()
@@ -40,7 +40,7 @@ class Artifacts:
         return Path(persist(lambda: download_artifacts(model, **where)))
 
     def upload(self, run: "MlflowRun", files: Path, into: str = "") -> None:
-        """Copy the files of a folder to a run's, or to a folder in them."""
+        """Copy the files of a folder to a run's artifacts, or to a folder in them."""
         if (folder := self.folder(run.info.artifact_uri)) is None:
             self._client.log_artifacts(run.info.run_id, str(files), into or None)
         else:
@@ -54,12 +54,12 @@ class Artifacts:
             _copy(files, folder)
 
     def folder(self, uri: str) -> Path | None:
-        """Return where a run's or a model's files are on this machine; None where they are a server's."""
+        """Return the local folder of an artifact URI, or None if a server keeps the files."""
         return local_path(relocated(uri, self._moved))
 
 
 def _copy(files: Path, folder: Path) -> None:
-    """Copy what is in a folder to another one; MLflow itself would write to where that was moved from."""
+    """Copy a folder's files; MLflow itself would write to the place that a moved store came from."""
     for path in filter(Path.is_file, files.rglob("*")):
         target = folder / path.relative_to(files)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def _copy(files: Path, folder: Path) -> None:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file in a folder, by its path there; of none where there is no folder."""
+    """SHA-256 of each file in a folder, by its path there; empty if the folder does not exist."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -76,19 +76,19 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def moved_artifacts(locations: Mapping[str, str], database: Path | None) -> dict[str, str]:
-    """Find the artifacts that are not where the store says, but beside a database that was moved.
+    """Find the artifact folders that were moved together with a SQLite database.
 
     Parameters
     ----------
     locations : mapping of str to str
-        Where experiments' artifacts were at first, as URIs, by the experiments' names.
+        Recorded artifact URI of each experiment, by name.
     database : pathlib.Path or None
-        The SQLite file; of other stores nothing is found.
+        The SQLite file; None, for any other store, gives an empty result.
 
     Returns
     -------
     dict of str to str
-        Where they are now, by where they were.
+        Current URI of each moved folder, by its recorded URI.
     """
     if database is None:
         return {}
@@ -101,7 +101,7 @@ def moved_artifacts(locations: Mapping[str, str], database: Path | None) -> dict
 
 
 def relocated(uri: str, moved: Mapping[str, str]) -> str:
-    """Return the URI of a run's artifacts as it is now, by what `moved_artifacts` found."""
+    """Translate a recorded artifact URI by the result of `moved_artifacts`."""
     for old, new in moved.items():
         if uri.startswith(f"{old}/"):
             return new + uri.removeprefix(old)
@@ -109,7 +109,7 @@ def relocated(uri: str, moved: Mapping[str, str]) -> str:
 
 
 def local_path(uri: str) -> Path | None:
-    """Return the folder that a URI names on this machine; None where it is a server's."""
+    """Return the local folder that a URI names, or None if a server keeps the files."""
     parts = urlsplit(uri)
     if parts.scheme == "file":
         return Path(url2pathname(parts.path))

@@ -1,4 +1,4 @@
-"""Checkpoints: weights with what rebuilds their model; and resume files, from which an interrupted split goes on."""
+"""Checkpoints hold weights and the arguments that rebuild their model; resume files hold an interrupted training."""
 
 import hashlib
 import io
@@ -12,34 +12,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The best epoch of a split.
+    """The best epoch of a split."""
 
-    Attributes
-    ----------
-    model : str
-        Name in `models.MODELS`.
-    arguments : dict
-        Of `models.build`, but for the name.
-    epoch : int
-        From 1.
-    score : float
-        Validation loss of that epoch, by which it was chosen.
-    mean, std : Tensor of float32, shape (channels,)
-        Of the training images' pixels (0 to 255), which the model's input is normalised with.
-    state_dict : dict of str to Tensor
-        On the CPU.
-    """
-
-    model: str
-    arguments: dict[str, int]
-    epoch: int
-    score: float
-    mean: Tensor
-    std: Tensor
-    state_dict: dict[str, Tensor]
+    model: str  # name in `models.MODELS`
+    arguments: dict[str, int]  # of `models.build`, without the name
+    epoch: int  # from 1
+    score: float  # validation loss of that epoch, which chose it
+    mean: Tensor  # float32, shape (channels,): of the training pixels (0 to 255), normalises the model's input
+    std: Tensor  # likewise
+    state_dict: dict[str, Tensor]  # on the CPU
 
     def save(self, path: Path) -> None:
-        """Write the file. An `OSError` says why where that fails (torch itself would say something else)."""
+        """Write the file; an `OSError` gives the reason if that fails (torch itself would hide it)."""
         buffer = io.BytesIO()
         torch.save({field.name: getattr(self, field.name) for field in fields(self)}, buffer)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,15 +31,14 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
-        """Read a file back, onto the CPU; nothing in it is executed."""
+        """Read a file onto the CPU without executing anything in it."""
         return cls(**torch.load(path, map_location="cpu", weights_only=True))
 
 
 def save_resume_file(path: Path, content: dict[str, Any]) -> None:
-    """Put what a split needs to go on (tensors, numbers, text, and lists and dicts of them) in place of the last.
+    """Replace the resume file of a split: tensors, numbers, text, and lists and dicts of them.
 
-    The digest in front makes a file that a power cut left incomplete known as such; against a killed process the
-    rename suffices.
+    The leading digest exposes a file that a power cut left incomplete; the rename protects against a killed process.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -66,12 +49,12 @@ def save_resume_file(path: Path, content: dict[str, Any]) -> None:
             file.write(buffer.getbuffer())
         partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)  # on a full disk it would only be in the way
+        partial.unlink(missing_ok=True)  # it would fill a full disk further
         raise
 
 
 def load_resume_file(path: Path) -> dict[str, Any] | None:
-    """Read a resume file back, onto the CPU; None where there is none or it is not whole."""
+    """Read a resume file onto the CPU; None if it is missing or incomplete."""
     try:
         digest, payload = (content := path.read_bytes())[:32], memoryview(content)[32:]
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Copying a task's runs from one result database to another, which may be interrupted and repeated.
+"""Copying a task's runs from one result database to another; a copy may be interrupted and repeated.
 
-A run there is the same run where it has the same fingerprint and start; of a parent the fingerprint is enough. What is
-being copied belongs to this process, as if it trained it. A run's status and end are written last, once the copy has
-been compared with its source, so that a run which has them is complete.
+Runs are the same if they have the same fingerprint and start; for parents the fingerprint suffices. While a run is
+copied, this process owns it, as in training. Status and end of a copy are written last, after the copy has been
+compared with its source, so that a run with an end is complete.
 """
 
 import contextlib
@@ -24,75 +24,38 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
     from mlflow.entities import Run as MlflowRun
 
-METRICS_A_CALL, OTHERS_A_CALL = 1000, 100  # the most that MLflow takes
-# A digest of the ids that runs have at the source. Left out, it says what is true at the destination: no figures have
-# been drawn of its runs yet; the next command of the task draws them. Those of the source are there until then.
-NOT_COPIED = "figures_of"
+METRICS_A_CALL, OTHERS_A_CALL = 1000, 100  # MLflow's limits
+NOT_COPIED = "figures_of"  # has the run ids of the source; without it, the task's next command draws the figures anew
 
 
 @dataclasses.dataclass
 class Report:
-    """What became of a task's runs, parents among them.
-
-    Attributes
-    ----------
-    copied, there : int
-        Runs that were copied, and those that were there already.
-    running : int
-        Left out, since they are still running at the source.
-    elsewhere : int
-        Left out, since another process is at work on them at the destination.
-    verified : collections.Counter
-        What was compared with the source after it had been written, and how much of it.
-    differences : list of str
-        One sentence for each kind of thing in a run that did not arrive as it is at the source.
-    outdated : list of str
-        Parents at the destination that had splits of their own: with those that came, their summary is another one.
-    """
+    """Numbers of runs of a task, parents included, and the result of the verification."""
 
     copied: int = 0
-    there: int = 0
-    running: int = 0
-    elsewhere: int = 0
-    verified: Counter[str] = dataclasses.field(default_factory=Counter)
-    differences: list[str] = dataclasses.field(default_factory=list)
+    there: int = 0  # before
+    running: int = 0  # at the source, so not copied
+    elsewhere: int = 0  # being written at the destination by another process, so not copied
+    verified: Counter[str] = dataclasses.field(default_factory=Counter)  # compared with the source, by kind
+    differences: list[str] = dataclasses.field(default_factory=list)  # a sentence for each run and kind
+    # names of the parents at the destination that had other splits, so that their summary is outdated
     outdated: list[str] = dataclasses.field(default_factory=list)
 
     def summary(self) -> str:
-        """Say it in one line."""
-        parts = [
-            f"{self.copied:,} copied",
-            f"{self.there:,} already there",
-            f"{self.running:,} left out (still running)",
-        ]
-        if self.elsewhere:
-            parts.append(f"{self.elsewhere:,} left to another process")
-        verified = ", ".join(f"{count:,} {what}" for what, count in self.verified.items())
-        return ", ".join(parts) + f"; verified: {verified or 'nothing'}"
+        """Describe the report in one line."""
+        others = f", {self.elsewhere:,} left to another process" if self.elsewhere else ""
+        verified = ", ".join(f"{count:,} {kind}" for kind, count in self.verified.items()) or "nothing"
+        runs = f"{self.copied:,} copied, {self.there:,} already there, {self.running:,} left out (still running)"
+        return f"{runs}{others}; verified: {verified}"
 
 
 def copy_task(
     source: Store, destination: Store, task: str, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Report:
-    """Copy a task's runs that have ended, and the parents of those splits; what is there already is not touched.
+    """Copy the finished runs of a task and the parents of those splits; existing copies are skipped.
 
-    Parameters
-    ----------
-    source, destination : Store
-        The source is only read.
-    task : str
-        The source has its experiment.
-    progress : callable
-        Is told how many runs have been looked at, and of how many.
-
-    Returns
-    -------
-    Report
-
-    Raises
-    ------
-    StoreError, OSError, mlflow.exceptions.MlflowException
-        One of the two cannot be used (any more). As after an interrupt, a second call goes on.
+    The source, which must have the task's experiment, is only read. `progress` is called with the numbers of runs that
+    are done and of all runs. After an error of one of the stores, or an interrupt, a second call goes on.
     """
     experiment = source.experiment_id(task)
     assert experiment is not None
@@ -105,13 +68,13 @@ def copy_task(
     except BaseException:
         with contextlib.suppress(Exception):  # the store itself may be what failed
             for run_id in list(copy.begun):
-                copy.give_up(run_id, "it has not been copied completely")
+                copy.give_up(run_id, "it was not copied completely")
         raise
     return copy.report
 
 
 class _Side:
-    """A task's experiment in one of the two databases."""
+    """The task's experiment in one of the two databases."""
 
     def __init__(self, store: Store, experiment_id: str) -> None:
         self.store = store
@@ -119,11 +82,11 @@ class _Side:
         self.experiment = experiment_id
         experiment = persist(lambda: self.client.get_experiment(experiment_id))
         self.name: str = experiment.name
-        self.tags: dict[str, str] = experiment.tags  # of the experiment: its description and views, and others
+        self.tags: dict[str, str] = experiment.tags  # description and views, among others
         self.artifacts = Artifacts(store, experiment)
 
     def runs(self, query: str = "") -> "list[MlflowRun]":
-        """All that are not deleted."""
+        """All runs that are not deleted."""
         found: list[MlflowRun] = []
         token = None
         while token != "":
@@ -133,13 +96,13 @@ class _Side:
         return found
 
     def alike(self, run: "MlflowRun") -> "list[MlflowRun]":
-        """Those with the fingerprint of a run; where that has none, as one made by hand, those of the same start."""
+        """Runs with the fingerprint of a run, or with its start if it was made by hand and has none."""
         fingerprint = run.data.tags.get("fingerprint")
         query = f"tags.fingerprint = '{fingerprint}'" if fingerprint else f"start_time = {run.info.start_time}"
         return [other for other in self.runs(query) if other.data.tags.get("fingerprint") == fingerprint]
 
     def points(self, run: "MlflowRun") -> "dict[str, list[Metric]]":
-        """All that was logged, by metric."""
+        """All points of each metric."""
         read = self.client.get_metric_history
         return {key: persist(functools.partial(read, run.info.run_id, key)) for key in run.data.metrics}
 
@@ -154,46 +117,43 @@ class _Copy:
         self.signs = functools.partial(owners.signs_of_life, destination.store.command)
         self.report = Report()
         self.runs = {run.info.run_id: run for run in runs}  # of the source
-        self.begun: set[str] = set()  # at the destination, by this process, and without an end
-        self.ids: dict[str, str] = {}  # what stands at the destination for a run of the source
+        self.begun: set[str] = set()  # incomplete copies of this process
+        self.ids: dict[str, str] = {}  # id at the destination, by id at the source
         self.known = {_identity(run) for run in runs}
-        self.grown: set[str] = set()  # parents at the destination that got a split
+        self.grown: set[str] = set()  # parents at the destination with new splits
         self.children = [run for run in runs if PARENT in run.data.tags and run.info.status != "RUNNING"]
         needed = {run.data.tags[PARENT] for run in self.children}
-        self.parents = [
-            run
-            for run in runs
-            if PARENT not in run.data.tags and (run.info.status != "RUNNING" or run.info.run_id in needed)
-        ]
+        parents = [run for run in runs if PARENT not in run.data.tags]
+        self.parents = [run for run in parents if run.info.status != "RUNNING" or run.info.run_id in needed]
         self.report.running = len(runs) - len(self.children) - len(self.parents)
         self.total = len(self.parents) + len(self.children)
 
     def steps(self) -> Iterable[int]:
-        """Copy, and yield after each run how many there have been."""
+        """Copy, and yield the number of runs after each."""
         from mlflow.exceptions import MlflowException
 
         for key in self.source.tags.keys() - self.destination.tags.keys():
             tag = self.destination.experiment, key, self.source.tags[key]
-            with contextlib.suppress(MlflowException):  # a server may let us write runs only; the UI explains less then
+            with contextlib.suppress(MlflowException):  # a server may permit to write runs only
                 persist(functools.partial(self.client.set_experiment_tag, *tag), SHORT)
         for run in self.parents:
             self.ids[run.info.run_id] = persist(functools.partial(self._find_or_make_parent, run))
-        # what superseded a run comes before it, so that its id is known
+        # newer runs first, so that the id of the run that superseded another is known
         for done, run in enumerate(sorted(self.children, key=self._times_superseded), 1):
             self._copy_child(run)
             yield done
-        for done, run in enumerate(self.parents, 1 + len(self.children)):  # once what they summarise is there
+        for done, run in enumerate(self.parents, 1 + len(self.children)):  # after the runs that they summarise
             self._copy_parent(run)
             yield done
 
     def give_up(self, run_id: str, reason: str) -> None:
-        """End what is incomplete as such; it is completed by another attempt."""
+        """End an incomplete copy, which another attempt completes."""
         self.client.set_tag(run_id, "failure", reason)
         self.client.set_terminated(run_id, "KILLED")
         self.begun.discard(run_id)
 
     def _times_superseded(self, run: "MlflowRun") -> int:
-        """How often a split was done again after this run, as the marks say."""
+        """Count the runs that superseded a run one after the other."""
         times, mark = 0, run.data.tags.get("superseded_by")
         while mark in self.runs and times < len(self.runs):
             times, mark = times + 1, self.runs[mark].data.tags.get("superseded_by")
@@ -219,7 +179,7 @@ class _Copy:
             persist(lambda: self._supersede(run, found))
 
     def _find_or_make(self, run: "MlflowRun") -> tuple[str, str]:
-        """Return the run that stands for a split's, and whether it is `there`, `elsewhere`, or `ours` to be filled."""
+        """Return the id of a split's copy, and whether it is `there`, written `elsewhere`, or `ours` to fill."""
         with self.destination.store.lock():
             found = self.destination.alike(run)
             for other in found:
@@ -230,7 +190,7 @@ class _Copy:
                         return other.info.run_id, "there"
                     self._take(other.info.run_id)
                     return other.info.run_id, "ours"
-            for other in found:  # the split was done there, too
+            for other in found:  # trained at the destination as well
                 counts = other.info.status == "FINISHED" and other.data.tags.get("superseded_by") in (None, AGAIN)
                 if counts and _identity(other) not in self.known:
                     return other.info.run_id, "there"
@@ -244,7 +204,7 @@ class _Copy:
         if copy_id in self.begun:
             self._fill(run, copy_id)
         elif any(_identity(child) not in own for child in below):
-            self.report.there += 1  # the source's summary is not one of these splits
+            self.report.there += 1  # the source's summary does not cover all these splits
             if copy_id in self.grown:
                 self.report.outdated.append(copy.info.run_name)
         elif self._is_others(copy):
@@ -272,23 +232,22 @@ class _Copy:
         self.begun.add(run_id)
 
     def _tags(self, run: "MlflowRun") -> dict[str, str]:
-        """A run's tags as they are at the destination."""
+        """Translate a run's tags to the destination; ids of deleted runs are kept."""
         tags = {key: value for key, value in run.data.tags.items() if key != NOT_COPIED}
-        # one that was deleted is named as it was: nothing has that id at either place
         mapped = {key: self.ids.get(tags[key], tags[key]) for key in (PARENT, "superseded_by") if key in tags}
         return tags | mapped
 
     def _supersede(self, run: "MlflowRun", copy_id: str) -> None:
-        """Let a run be superseded that was superseded at the source after it had been copied."""
+        """Mark a copy as superseded if its source was superseded later."""
         newer = self.runs.get(run.data.tags.get("superseded_by", ""))
         if newer is not None and self.ids.get(newer.info.run_id, copy_id) != copy_id:
             newer_id = self.ids[newer.info.run_id]
             marks = [self.client.get_run(run_id).data.tags.get("superseded_by") for run_id in (copy_id, newer_id)]
-            if marks == [None, self._tags(newer).get("superseded_by")]:  # else something else was decided there
+            if marks == [None, self._tags(newer).get("superseded_by")]:  # else the destination decided otherwise
                 self.client.set_tag(copy_id, "superseded_by", newer_id)
 
     def _fill(self, run: "MlflowRun", copy_id: str) -> None:
-        """Write all of a run, compare, and give it its end; a second time changes nothing."""
+        """Write a run, compare it with its source, and end it. Repeating this changes nothing."""
         with owners.heartbeat(self.destination.store, copy_id), self.destination.store.scratch() as scratch:
             points, files = self.source.points(run), self.source.artifacts.fetch(run, Path(scratch) / "from")
             tags = {key: value for key, value in self._tags(run).items() if key not in self.signs()}
@@ -302,15 +261,14 @@ class _Copy:
                 "data sets": (dict.fromkeys(_datasets(run), True), dict.fromkeys(_datasets(copy), True)),
                 "files": (file_digests(files) | _noted(run), file_digests(arrived)),
             }
-        differs = False
-        for what, (expected, found) in pairs.items():
-            counts = (len(value) if isinstance(value, list) else 1 for value in expected.values())
-            self.report.verified[what] += sum(counts)
+        differences = []
+        for kind, (expected, found) in pairs.items():
+            self.report.verified[kind] += sum(len(v) if isinstance(v, list) else 1 for v in expected.values())
             if wrong := sorted(key for key, value in expected.items() if found.get(key) != value):
                 title = f"{run.info.run_name} ({run.info.run_id})"
-                self.report.differences.append(f"{title}: {what} are not those of the source: {', '.join(wrong)}")
-                differs = True
-        if differs:
+                differences.append(f"{title}: {kind} differ from the source: {', '.join(wrong)}")
+        self.report.differences += differences
+        if differences:
             persist(lambda: self.give_up(copy_id, "its copy differs from the source"))
         else:
             persist(lambda: self._end(run, copy_id))
@@ -318,12 +276,7 @@ class _Copy:
             self.report.copied += 1
 
     def _write(
-        self,
-        run: "MlflowRun",
-        copy: "MlflowRun",
-        points: "Mapping[str, list[Metric]]",
-        tags: Mapping[str, str],
-        files: Path,
+        self, run: "MlflowRun", copy: "MlflowRun", points: "dict[str, list[Metric]]", tags: dict[str, str], files: Path
     ) -> None:
         from mlflow.entities import Param, RunTag
 
@@ -331,7 +284,7 @@ class _Copy:
         for metrics in _parts([point for of_key in points.values() for point in of_key], METRICS_A_CALL):
             persist(functools.partial(log, metrics=metrics))
         lacking = [Param(key, value) for key, value in run.data.params.items() if key not in copy.data.params]
-        for params in _parts(lacking, OTHERS_A_CALL):  # MLflow refuses to change one
+        for params in _parts(lacking, OTHERS_A_CALL):  # MLflow refuses to change a param
             persist(functools.partial(log, params=params))
         for part in _parts([RunTag(*tag) for tag in tags.items()], OTHERS_A_CALL):
             persist(functools.partial(log, tags=part))
@@ -341,7 +294,7 @@ class _Copy:
             persist(lambda: self.destination.artifacts.upload(copy, files))
 
     def _end(self, run: "MlflowRun", copy_id: str) -> None:
-        """Give a copy the tags that its source has, and no others, and its end; a running one has none."""
+        """Give a copy exactly the tags of its source, and its end unless that is running."""
         from mlflow.entities import RunTag
 
         tags = self._tags(run)
@@ -366,11 +319,8 @@ def _parts(entities: list[Any], size: int) -> Iterable[list[Any]]:
 
 
 def _comparable(points: "Mapping[str, list[Metric]]") -> dict[str, list[tuple[int, int, str]]]:
-    """Points as they compare: NaN is no number, and equals nothing."""
-    return {
-        key: sorted((point.step, point.timestamp, repr(point.value)) for point in of_key)
-        for key, of_key in points.items()
-    }
+    """Points with their values as text, since NaN does not equal itself."""
+    return {key: sorted((p.step, p.timestamp, repr(p.value)) for p in of_key) for key, of_key in points.items()}
 
 
 def _datasets(run: "MlflowRun") -> "dict[str, DatasetInput]":
@@ -379,7 +329,7 @@ def _datasets(run: "MlflowRun") -> "dict[str, DatasetInput]":
 
 
 def _noted(run: "MlflowRun") -> dict[str, str]:
-    """Digests of a split's files when they were written: what was lost or damaged since then differs from them."""
+    """Digests of a split's files when they were written, which expose files lost or damaged since then."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
         return dict(json.loads(run.data.tags["file_digests"]))
     return {}

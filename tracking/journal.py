@@ -1,10 +1,9 @@
-"""The journal: what a finished split leaves is on this machine's disk first, and is sent to the store from there.
+"""The journal keeps the results of a finished split on this machine's disk until the store has them.
 
-An entry is a folder in the store's state folder, named by the split's fingerprint. It appears whole or not at all, and
-goes when everything is in the store. All that is sent can be sent twice without harm, so a process that is killed, or a
-store that goes away, in the middle leaves an entry that is sent again: by the process that wrote it, at the end of its
-command, or by the next command that opens the store. (What a split that is not finished has logged so far is kept in
-its resume file, likewise before it is sent.)
+An entry is a folder in the store's state folder, named by the split's fingerprint. It appears atomically and is removed
+once the store has everything. Sending is idempotent: an entry that an outage or a killed process left behind is sent
+again at the end of the command or by the next command that opens the store. (Epochs of unfinished splits are likewise
+kept in the resume file before they are sent.)
 """
 
 import json
@@ -24,42 +23,18 @@ ENTRY, RECORD, FILES = ".journal", "record.json", "files"
 
 
 class Results(NamedTuple):
-    """What a finished split leaves beside its files.
+    """The results of a finished split, except its files."""
 
-    Attributes
-    ----------
-    dataset : tuple of str
-        Name, digest and profile, as of `Run.log_dataset`.
-    history : sequence of mapping
-        As of `Run.log_epochs`.
-    metrics : mapping of str to float
-        The final ones. They are logged at the last epoch's time, so that a second attempt changes nothing.
-    tags : mapping of str to str
-        The run's own, beside those that it was claimed with.
-    """
-
-    dataset: tuple[str, str, str]
-    history: Sequence[Mapping[str, Any]]
-    metrics: Mapping[str, float]
-    tags: Mapping[str, str]
+    dataset: tuple[str, str, str]  # name, digest and profile, as in `Run.log_dataset`
+    history: Sequence[Mapping[str, Any]]  # as in `Run.log_epochs`
+    metrics: Mapping[str, float]  # final ones, logged at the last epoch's time so that sending them twice is harmless
+    tags: Mapping[str, str]  # set at the end, beside those of the claim
 
 
 def write(store: Store, claimed: Claim, results: Results, folder: Path) -> Path:
-    """Write an entry.
+    """Make a folder of the store's state folder an entry and return its path.
 
-    Parameters
-    ----------
-    store : Store
-    claimed : Claim
-        Of the split.
-    results : Results
-    folder : pathlib.Path
-        In the store's state folder; what lies in its subfolder FILES becomes the run's artifacts. The folder is moved.
-
-    Returns
-    -------
-    pathlib.Path
-        The entry.
+    The folder is moved. The files in its subfolder FILES become the run's artifacts.
     """
     record = {
         "run": claimed.run._asdict(),
@@ -71,19 +46,19 @@ def write(store: Store, claimed: Claim, results: Results, folder: Path) -> Path:
     entry = entry_path(store, claimed.run.tags["fingerprint"])
     with store.lock():
         if entry.exists() and owners.is_others(_read(entry)["signs"], store.command):
-            entry = entry.with_name(f"{entry.stem}-{os.getpid()}{ENTRY}")  # done by both while the store was away
+            entry = entry.with_name(f"{entry.stem}-{os.getpid()}{ENTRY}")  # both trained it while the store was away
         shutil.rmtree(entry, ignore_errors=True)
         folder.rename(entry)
     return entry
 
 
 def entry_path(store: Store, fingerprint: str) -> Path:
-    """Where the entry of the split with this fingerprint is."""
+    """Return the path of a split's entry."""
     return store.state / f"{fingerprint}{ENTRY}"
 
 
 def send(store: Store, entry: Path, patience: float | None = None, known: Run | None = None) -> None:
-    """Send an entry to the store, give its run its end, and remove the entry.
+    """Send an entry to the store, end its run, and remove the entry; on an error the entry stays.
 
     Parameters
     ----------
@@ -92,17 +67,12 @@ def send(store: Store, entry: Path, patience: float | None = None, known: Run | 
     patience : float, optional
         Seconds to wait for a store that is away (`persist`).
     known : Run, optional
-        The entry's run where it is open: what it has sent already is not sent again.
-
-    Raises
-    ------
-    Exception
-        What the store says; the entry stays.
+        The entry's open run, which knows the epochs that it has sent already.
     """
     try:
         record = _read(entry)
     except FileNotFoundError:
-        return  # it was sent
+        return  # already sent
     claimed, results = NewRun(**record["run"]), Results(**record["results"])
     run_id: str | None = known.id if known else ""
     if run_id == "":
@@ -115,19 +85,19 @@ def send(store: Store, entry: Path, patience: float | None = None, known: Run | 
         run.log_files(entry / FILES)
         for key, value in results.tags.items():
             run.set_tag(key, value)
-        # last, so that a run with final scores has the files that they follow from
+        # last, so that a run with final scores has its files
         run.log_metrics(results.metrics, timestamp=results.history[-1]["time"])
         run.finish()
     resume_path(store, claimed.tags).unlink(missing_ok=True)
-    (entry / RECORD).unlink(missing_ok=True)  # first, so that nobody takes what is left for an entry
+    (entry / RECORD).unlink(missing_ok=True)  # first: a folder without a record is no entry
     shutil.rmtree(entry, ignore_errors=True)
 
 
 def _find_or_make(store: Store, run: NewRun, run_id: str, history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the run that an entry goes into; None where the split has its result, be it from this entry."""
-    run = run._replace(experiment=store.make_experiment(run.tags["task"]))  # ids are those of one database
+    """Return the run that an entry goes into; None if the split has its result, which may be this one."""
+    run = run._replace(experiment=store.make_experiment(run.tags["task"]))  # the id belongs to one database
     with store.lock():
-        # what a living process of another command does is left to it: both results will be there, and the later counts
+        # runs of living processes of other commands are left to them: both results are kept, and the later one counts
         found = [
             other
             for other in same_split(store, run)
@@ -142,18 +112,14 @@ def _find_or_make(store: Store, run: NewRun, run_id: str, history: Sequence[Mapp
 
 
 def send_all(store: Store) -> tuple[int, dict[str, str]]:
-    """Send what processes of this command, or such as are gone, have left in the journal, oldest first.
+    """Send the entries of this command and of dead processes, oldest first. A store that is away raises its error.
 
     Returns
     -------
-    tuple of int and dict of str to str
-        How many entries were sent; and a sentence for each one that the store refused, or that cannot be read, by its
-        split's fingerprint.
-
-    Raises
-    ------
-    Exception
-        The store is away; the entries that were not sent stay.
+    sent : int
+        Number of entries sent.
+    refused : dict of str to str
+        A sentence for each unreadable or refused entry, by its split's fingerprint.
     """
     sent, refused = 0, {}
     for entry in sorted(store.state.glob(f"*{ENTRY}"), key=_age):
@@ -161,7 +127,7 @@ def send_all(store: Store) -> tuple[int, dict[str, str]]:
             if take(store, entry):
                 send(store, entry)
                 sent += 1
-        except Exception as error:  # MLflow's, those of requests, OSError, what a damaged file makes its reader say
+        except Exception as error:  # MLflow's, those of requests, OSError, those of reading a damaged file
             if passes(error):
                 raise
             reason = in_one_line(error)
@@ -177,7 +143,7 @@ def _read(entry: Path) -> dict[str, Any]:
 
 
 def try_to_send(store: Store, entry: Path, patience: float | None, known: Run | None = None) -> bool:
-    """Send an entry, but for a store that is away: then it stays, and False is returned."""
+    """Send an entry; return False, with a message, if the store is away."""
     sent = attempt(lambda: send(store, entry, patience, known))
     if not sent:
         print("the result database is away; results are kept for it, and training goes on", file=sys.stderr)
@@ -189,13 +155,13 @@ def _age(entry: Path) -> float:
 
 
 def take(store: Store, entry: Path) -> bool:
-    """Make an entry this process's to send; False where there is none, or another process is at it."""
+    """Make this process the owner of an entry; return False if it is gone or belongs to a living process."""
     path = entry / RECORD
     with store.lock():  # two commands may come here at once
         try:
             record = _read(entry)
         except FileNotFoundError:
-            shutil.rmtree(entry, ignore_errors=True)  # of a process that was killed as it removed it
+            shutil.rmtree(entry, ignore_errors=True)  # of a process that was killed while removing it
             return False
         if owners.is_others(record["signs"], store.command):
             return False

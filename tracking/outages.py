@@ -1,4 +1,4 @@
-"""Riding out a store that is away for a while: which failures pass, and waiting for them to."""
+"""Retrying while the store is away: which errors are temporary, and how long to wait."""
 
 import contextlib
 import sys
@@ -10,22 +10,22 @@ from typing import TypeVar
 from tracking.store import StoreAwayError, in_one_line
 
 T = TypeVar("T")
-PATIENCE = 300.0  # seconds that a store may be away when there is nothing else to do but wait for it
-SHORT = 15.0  # seconds, where there is: as long as another process may hold a database, and a server may restart
+PATIENCE = 300.0  # seconds to wait for a store if there is nothing else to do
+SHORT = 15.0  # seconds otherwise: enough for a locked database or a server's restart
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between attempts, doubled after each
 LASTING = ("readonly", "read-only", "is full", "unable to open", "malformed", "no such table")  # SQLite's words
 
-# What SQLite and PostgreSQL say where two processes enter the same data set, say, in the same moment: MLflow looks
-# whether it is there, and enters it if it is not. A second attempt finds it
+# SQLite's and PostgreSQL's errors if two processes enter the same data set at once: MLflow first looks for it, then
+# inserts it. A second attempt finds it.
 COLLISION = ("UNIQUE constraint failed", "duplicate key value")
-COLLISIONS = 5  # that are tried again
+COLLISIONS = 5  # retries
 
-_hurry = threading.Event()  # set while nobody is to wait
+_hurry = threading.Event()  # set while no thread may wait
 
 
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
-    """Let `persist`, in whatever thread, raise what went wrong at once."""
+    """Let `persist` raise errors at once, in every thread."""
     _hurry.set()
     try:
         yield
@@ -34,7 +34,7 @@ def impatient() -> Iterator[None]:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether what went wrong may be right again by itself: a server that is away or too busy, a locked database."""
+    """Whether an error is temporary: a server that is away or too busy, or a locked database."""
     if isinstance(error, StoreAwayError):
         return True
     from mlflow.exceptions import MlflowException
@@ -43,25 +43,25 @@ def passes(error: BaseException) -> bool:
     if isinstance(error, RequestException):  # of an upload of files
         status = error.response.status_code if error.response is not None else 503
     elif isinstance(error, MlflowException):
-        status = error.get_http_status_code()  # type: ignore[no-untyped-call]  # MLflow gives every error one, be it from a server or not
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]  # every MLflow error has one
     else:
         return False
     return (status >= 500 or status == 429) and not any(word in str(error) for word in LASTING)
 
 
 def persist(action: Callable[[], T], patience: float | None = None) -> T:
-    """Do what can be done twice without harm, again and again while the store is away.
+    """Repeat an idempotent action while the store is away.
 
     Parameters
     ----------
     action : callable
     patience : float, optional
-        Seconds to try; `PATIENCE` unless given.
+        Seconds to keep trying. Default: `PATIENCE`.
 
     Raises
     ------
     Exception
-        The action's own, where it does not pass, or when patience is at an end.
+        The action's own, if it is not temporary or patience has run out.
     """
     patience = PATIENCE if patience is None else patience
     deadline = time.monotonic() + patience
@@ -84,7 +84,7 @@ def persist(action: Callable[[], T], patience: float | None = None) -> T:
 
 
 def attempt(action: Callable[[], object]) -> bool:
-    """Do what can be done later as well; False where it could not be done now, because the store is away."""
+    """Try an action once; return False if the store is away."""
     try:
         action()
     except Exception as error:  # MLflow's, those of requests, our own

@@ -1,4 +1,4 @@
-"""MLflow's model registry: under each task's name its best network so far, which the alias `champion` points to."""
+"""MLflow's model registry: one model for each task, whose alias `champion` points to the best network so far."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,31 +15,30 @@ class Champion(NamedTuple):
     """A registered version."""
 
     version: str
-    run_id: str  # of the split whose weights it has
-    reason: str  # why it took the place of the one before
+    run_id: str  # of the split that trained the weights
+    reason: str  # why it replaced the version before
     has_files: bool
 
 
 class NewVersion(NamedTuple):
-    """What is to be registered."""
+    """A version to register."""
 
-    run_id: str  # the split whose weights it has
+    run_id: str  # of the split that trained the weights
     name: str  # of the logged model, in the UI
-    folder: Path  # what MLflow saved
-    about: str  # the task's registered model, where it is new; Markdown, as the next
+    folder: Path  # that MLflow saved
+    about: str  # description of a new registered model; Markdown, like the next
     description: str
     reason: str
 
 
 def read_champion(store: Store, task: str) -> Champion | None:
-    """Look up the champion of a task; None where none is registered."""
+    """Look up the champion of a task; None if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
         found = store.client.get_model_version_by_alias(task, CHAMPION)
     except MlflowException as error:
-        # MLflow's codes for a model and for an alias that is not there
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
             return None
         raise
     version = str(found.version)
@@ -47,9 +46,9 @@ def read_champion(store: Store, task: str) -> Champion | None:
 
 
 def register_champion(store: Store, task: str, new: NewVersion) -> str:
-    """Log a model, register it under the task's name, and let the alias point to it; return the version.
+    """Log and register a model under the task's name, point the alias to it, and return the version.
 
-    A version of the same run that is there already, from a command that was killed, is taken instead.
+    A version of the same run, left by a command that was killed, is used instead.
     """
     from mlflow.entities import LoggedModelOutput
 
@@ -68,7 +67,7 @@ def register_champion(store: Store, task: str, new: NewVersion) -> str:
         Artifacts(store, experiment).upload_model(model, new.folder)
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(new.run_id, [LoggedModelOutput(model.model_id, step=0)])
-        # with the id, a database would look for it where MLflow's global tracking URI points to; a server wants it
+        # a database would resolve the id against MLflow's global tracking URI; a server wants it
         source = f"models:/{model.model_id}" if store.uri.startswith("http") else model.artifact_location
         made = client.create_model_version(
             task, source, new.run_id, {REASON: new.reason}, description=new.description, model_id=model.model_id
@@ -79,18 +78,18 @@ def register_champion(store: Store, task: str, new: NewVersion) -> str:
 
 
 def describe_champion(store: Store, task: str, champion: Champion, description: str) -> None:
-    """Let a version say this of itself."""
+    """Set the description of a version."""
     if store.client.get_model_version(task, champion.version).description != description:
         store.client.update_model_version(task, champion.version, description)
 
 
 def fetch_champion(store: Store, task: str, champion: Champion, scratch: Path) -> Path:
-    """Return the folder of a version's files; a server's are downloaded to `scratch`.
+    """Return the folder of a version's files, downloading them from a server to `scratch`.
 
     Raises
     ------
     StoreError
-        They are not there.
+        The files are missing.
     """
     if not champion.has_files:
         raise StoreError(
@@ -103,7 +102,7 @@ def fetch_champion(store: Store, task: str, champion: Champion, scratch: Path) -
 
 
 def _has_files(store: Store, task: str, version: str) -> bool:
-    """Whether a version's files are where they should be; of a server's it is believed."""
+    """Whether a version's files exist; assumed for a server's."""
     location = store.client.get_model_version_download_uri(task, version)
     folder = Artifacts(store, _experiment(store, task)).folder(location)
     return folder is None or (folder / "MLmodel").is_file()
@@ -111,5 +110,5 @@ def _has_files(store: Store, task: str, version: str) -> bool:
 
 def _experiment(store: Store, task: str) -> "Experiment":
     experiment = store.experiment(task)
-    assert experiment is not None  # it has the run that the champion comes from
+    assert experiment is not None  # the champion's run is in it
     return experiment

@@ -1,7 +1,7 @@
-"""The registry of scores: name, direction, unit, and how much each image adds to the score.
+"""The registry of scores: name, label, unit, direction, and the contribution of each image.
 
 Training computes them, the store keeps them as `<part>/<name>`, and tables, figures and tests look up here how to show
-and compare them. A score that is not registered is refused everywhere.
+and compare them. Scores that are not registered are refused.
 """
 
 import difflib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PARTS = {  # prefix of the scores of a finished split
     "best_val": "validation at the best epoch: optimistic, since these images chose the epoch",
     "last_val": "validation at the last epoch",
-    "test": "test part at the best epoch: images that chose nothing",
+    "test": "test part at the best epoch: these images chose nothing",
 }
 
 
@@ -27,41 +27,29 @@ class UnknownScoreError(ValueError):
 
 @dataclass(frozen=True)
 class Score:
-    """A score of a classifier on a set of images.
+    """A score of a classifier on a set of images."""
 
-    Attributes
-    ----------
-    name : str
-        In keys and options.
-    label : str
-        In tables and figures.
-    unit : str
-        "%" for a share in [0, 1], which is shown in per cent, and its differences in points; else the unit itself.
-    higher_is_better : bool
-    per_image : callable or None
-        Maps true and predicted classes, int64 of shape (n,), to values of shape (n,) whose mean is the score and whose
-        variance over n is its sampling variance. None where it does not follow from the predicted classes.
-    """
-
-    name: str
-    label: str
-    unit: str
+    name: str  # in keys and options
+    label: str  # in tables and figures
+    unit: str  # "%" for a share in [0, 1], shown in per cent and its differences in points; else the unit itself
     higher_is_better: bool
+    # Maps true and predicted classes, int64 of shape (n,), to values of shape (n,) whose mean is the score and whose
+    # variance over n is its sampling variance. None if the score does not follow from the predicted classes.
     per_image: "PerImage | None"
 
     @property
     def sign(self) -> int:
-        """1 where higher is better, else -1."""
+        """1 if higher is better, else -1."""
         return 1 if self.higher_is_better else -1
 
     @property
     def is_share(self) -> bool:
-        """Whether it lies in [0, 1] and is shown in per cent."""
+        """Whether values lie in [0, 1] and are shown in per cent."""
         return self.unit == "%"
 
     @property
     def scale(self) -> float:
-        """Factor from a value to the number that is shown."""
+        """Factor from a value to the displayed number."""
         return 100.0 if self.is_share else 1.0
 
     @property
@@ -71,12 +59,12 @@ class Score:
 
 
 def correct(true: "np.ndarray", predicted: "np.ndarray") -> "np.ndarray":
-    """1 for each image whose class was predicted, else 0: what accuracy is the mean of."""
+    """1 for each correctly predicted image, else 0; the mean is the accuracy."""
     return (true == predicted).astype(float)  # type: ignore[no-any-return]
 
 
 def macro_f1_values(true: "np.ndarray", predicted: "np.ndarray") -> "np.ndarray":
-    """Divide macro-F1 among the images: values with macro-F1 as mean and its sampling variance as variance over n.
+    """Values of the images whose mean is macro-F1 and whose variance over n is its sampling variance.
 
     F1 of class k is F_k = 2 TP_k / D_k, with D_k = 2 TP_k + FP_k + FN_k the times that k occurs as truth or as
     prediction, a ratio of two means. To first order (delta method) image i of n with truth t and prediction p adds
@@ -104,7 +92,7 @@ def macro_f1_values(true: "np.ndarray", predicted: "np.ndarray") -> "np.ndarray"
     Takahashi, Yamamoto, Kuchiba and Koyama (2022). Confidence interval for micro-averaged F1 and macro-averaged F1
     scores. Applied Intelligence 52, 4961-4972. Their variance is that of these values over n.
     """
-    import numpy as np  # late: --help does without
+    import numpy as np  # late: --help needs none
 
     true, predicted = np.asarray(true), np.asarray(predicted)
     if true.ndim != 1 or true.shape != predicted.shape or not len(true):
@@ -122,7 +110,7 @@ SCORES: dict[str, Score] = {
     score.name: score
     for score in (
         Score("accuracy", "accuracy", "%", True, correct),
-        Score("f1_micro", "micro-F1", "%", True, correct),  # equals accuracy where each image has one label
+        Score("f1_micro", "micro-F1", "%", True, correct),  # equals accuracy if each image has one label
         Score("f1_macro", "macro-F1", "%", True, macro_f1_values),
         Score("loss", "loss", "nats", False, None),
     )
@@ -131,7 +119,7 @@ METRICS: tuple[str, ...] = tuple(f"{part}/{name}" for part in PARTS for name in 
 
 
 def score_of(metric: str) -> Score:
-    """Return the score that a metric such as `test/accuracy` is of.
+    """Look up the score of a metric such as `test/accuracy`.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""The settings of a training: options of the scripts, params of a run, and which of them make runs comparable.
+"""The settings of a training, which are options of the scripts and params of a run.
 
-`TrainingConfig` is the single source. Its fields become params and columns (`tracking.keys`), and those declared with
-`compared` divide runs into comparison groups. A setting that does not say whether it does is an error at import.
+`TrainingConfig` is the single source. Its fields become params and columns (`tracking.keys`). Fields declared with
+`compared` divide runs into comparison groups; a field declared with neither function is an error at import.
 """
 
 import dataclasses
@@ -13,23 +13,16 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 LARGEST_SEED = 2**32 - 1
+DEVICE_MEMORY = 0.5  # share of a device's memory that images may take before they are streamed from the host
 
 
 class SettingError(ValueError):
-    """A setting has a value that it cannot have.
-
-    Attributes
-    ----------
-    option : str
-        The command-line option of the setting, such as `--lr`.
-    reason : str
-        What is wrong with the value, as one clause.
-    """
+    """A setting has an invalid value."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # the arguments, so that it can travel between processes
+        super().__init__(name, reason)  # both, so that the error can be pickled
         self.option = f"--{name.replace('_', '-')}"
-        self.reason = reason
+        self.reason = reason  # a clause that follows the option
 
     def __str__(self) -> str:
         return f"{self.option}: {self.reason}"
@@ -44,27 +37,22 @@ def compared(
     above: float = -math.inf,
     choices: Sequence[str] = (),
 ) -> T:
-    """Declare a setting that decides results: runs that differ in it are never in one comparison group.
+    """Declare a setting that decides results: runs with different values are never in one comparison group.
 
-    `low` and `high` are the ends of the allowed range, `above` is a bound that is not allowed itself, and `choices`
-    are the allowed texts.
+    Values lie in [low, high] and are greater than `above`; texts are among `choices`.
     """
     limits = {"low": low, "high": high, "above": above, "choices": tuple(choices)}
-    return _setting(default, meaning, is_compared=True, limits=limits)
-
-
-def not_compared(default: T, meaning: str) -> T:
-    """Declare a setting in which runs of one comparison group may differ."""
-    return _setting(default, meaning, is_compared=False, limits={})
-
-
-def _setting(default: T, meaning: str, is_compared: bool, limits: dict[str, Any]) -> T:
-    metadata = {"compared": is_compared, "meaning": meaning, **limits}
+    metadata = {"compared": True, "meaning": meaning, **limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def not_compared(default: T, meaning: str) -> T:
+    """Declare a setting that may differ within a comparison group."""
+    return dataclasses.field(default=default, metadata={"compared": False, "meaning": meaning})
+
+
 def require_declarations(cls: type[T]) -> type[T]:
-    """Refuse a settings dataclass with a field that is declared by neither `compared` nor `not_compared`."""
+    """Raise a `TypeError` if a field of a dataclass is declared with neither `compared` nor `not_compared`."""
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if "compared" not in field.metadata:
             raise TypeError(
@@ -75,7 +63,7 @@ def require_declarations(cls: type[T]) -> type[T]:
 
 
 def check_range(name: str, value: Any, limits: Any) -> None:
-    """Raise a `SettingError` where a value is not finite, out of its range, or none of its choices."""
+    """Raise a `SettingError` if a value is not finite, out of range, or not among its choices."""
     if limits.get("choices"):
         if value not in limits["choices"]:
             raise SettingError(name, f"{value!r} is not one of {', '.join(limits['choices'])}")
@@ -95,26 +83,26 @@ def check_range(name: str, value: Any, limits: Any) -> None:
 @require_declarations
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything about training that decides a result. Each field is an option, a logged param and a column.
+    """The settings of a training. Each field is an option, a logged param and a column.
 
     Raises
     ------
     SettingError
-        A value is out of its range.
+        A value is out of range.
     """
 
     lr: float = compared(1e-3, "learning rate of AdamW at the start", above=0)
     weight_decay: float = compared(0.01, "decoupled weight decay of AdamW", low=0)
-    batch_size: int = compared(128, "training images per step, at most: batches are made equal", low=2)
-    epochs: int = compared(30, "most epochs, and the length of the cosine schedule", low=1)
+    batch_size: int = compared(128, "largest number of training images per step; batches have equal sizes", low=2)
+    epochs: int = compared(30, "largest number of epochs, and length of the cosine schedule", low=1)
     patience: int = compared(7, "epochs without a lower validation loss before stopping", low=1)
     augment: bool = compared(False, "whether to flip and shift training images at random")
     precision: Precision = compared(
         "auto",
-        "precision of convolutions and matrix products; auto: bf16 where the hardware has it, fp16 on older GPUs",
+        "precision of convolutions and matrix products; auto: bf16 if the hardware has it, fp16 on older GPUs",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    # the kind of device is compared as well (see analysis.groups); which of several GPUs is not
+    # analysis.groups compares the kind of device, but not its number
     device: str = not_compared("auto", "auto, cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
     split_seed: int = compared(0, "seed of the splits", low=0, high=LARGEST_SEED)
     train_seed: int = compared(0, "seed of weights, batches and augmentation", low=0, high=LARGEST_SEED)
@@ -126,7 +114,4 @@ class TrainingConfig:
 
 MEANINGS: dict[str, str] = {field.name: field.metadata["meaning"] for field in dataclasses.fields(TrainingConfig)}
 COMPARED: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TrainingConfig) if f.metadata["compared"])
-TYPES: dict[str, type] = {
-    field.name: type(field.default)  # of the column in which the param is read back
-    for field in dataclasses.fields(TrainingConfig)
-}
+TYPES: dict[str, type] = {f.name: type(f.default) for f in dataclasses.fields(TrainingConfig)}  # of columns

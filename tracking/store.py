@@ -27,8 +27,18 @@ if TYPE_CHECKING:
 
 MLRUNS = Path(__file__).resolve().parent.parent / "mlruns"
 SCRATCH = "scratch-"  # prefix of folders in a store's state folder; process id and host follow
-UI_ADDRESS = "http://127.0.0.1:5000"  # where `make ui` serves the default store
+UI_ADDRESS = "http://127.0.0.1:5000"  # of `make ui` on the default store
 OF_TRAINING = "workflowType=machine_learning"  # in a link; without it the UI opens on a page of language models
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # tracking.outages retries and says so; MLflow is silent for four minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # with a server, it would print between our own lines
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # files go through the server: clients may have no access to its S3
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+}
 
 
 class StoreError(Exception):
@@ -36,36 +46,25 @@ class StoreError(Exception):
 
 
 class UnknownTaskError(StoreError):
-    """There is neither a script nor an experiment of a task; the message names those that there are."""
+    """A task has neither a script nor an experiment; the message lists those that have."""
 
 
 class StoreAwayError(StoreError):
-    """The server does not answer, or the database is locked, which may pass."""
+    """The server does not answer or the database is locked; both may be temporary."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """An open result database.
+    """An open result database."""
 
-    Attributes
-    ----------
-    uri : str
-        Absolute MLflow tracking URI.
-    client : MlflowClient
-    state : pathlib.Path
-        Folder of locks, resume files, journal and scratch folders: beside a SQLite file, else in mlruns/.
-    command : str
-        The process whose command all this is done for (`this_process` there); it may be on another machine.
-    """
-
-    uri: str
+    uri: str  # absolute MLflow tracking URI
     client: "MlflowClient"
-    state: Path
-    command: str
+    state: Path  # folder of locks, resume files, journal and scratch folders: beside a SQLite file, else in mlruns/
+    command: str  # process (`this_process`) of the command that this process works for, maybe on another machine
 
     @property
     def label(self) -> str:
-        """The URI without a password, for the eye."""
+        """The URI without a password."""
         return without_password(self.uri)
 
     @property
@@ -74,38 +73,38 @@ class Store:
         return sqlite_path(self.uri)
 
     def lock(self) -> FileLock:
-        """Keep the other processes of this machine from deciding at the same time who does what."""
+        """Lock the store for the other processes of this machine."""
         return _lock(self.state)
 
     def scratch(self) -> "tempfile.TemporaryDirectory[str]":
-        """Make a folder for files on their way into the store; its name has the process, so that strays are known."""
+        """Make a temporary folder whose name tells its process, so that strays are recognised."""
         self.state.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}@{host()}@", dir=self.state)
 
     @property
     def ui_command(self) -> str:
-        """The command that serves the UI on this store; empty where it is a server itself."""
+        """The command that serves the UI on this store; empty for a server."""
         if self.uri.startswith("http"):
             return ""
         return f"python -m tracking ui{self.option}" if self.option else "make ui"
 
     @property
     def option(self) -> str:
-        """What commands need to find this store, with a space in front; empty where they do without."""
+        """The option that names this store, with a leading space; empty for the default store."""
         return "" if self.database == MLRUNS / "mlflow.db" else f" --tracking-uri {self.label}"
 
     def experiment_id(self, task: str) -> str | None:
-        """Return the id of a task's experiment, or None where nothing has been run yet."""
+        """Return the id of a task's experiment; see `experiment`."""
         experiment = self.experiment(task)
         return None if experiment is None else str(experiment.experiment_id)
 
     def experiment(self, task: str) -> "MlflowExperiment | None":
-        """Look up the experiment of a task; None where there is none.
+        """Look up the experiment of a task; None if there is none.
 
         Raises
         ------
         StoreError
-            It was deleted.
+            The experiment was deleted.
         """
         from mlflow.entities import ViewType
 
@@ -122,23 +121,23 @@ class Store:
         return None
 
     def tasks(self) -> list[str]:
-        """Names of the tasks that have an active experiment, sorted."""
+        """Sorted names of the tasks that have an active experiment."""
         experiments = self.client.search_experiments()
         owners = (e.tags.get(TASK) or UNTAGGED_EXPERIMENTS.get(e.name) for e in experiments)
         return sorted({owner for owner in owners if owner})
 
     def make_experiment(self, task: str, name: str = "") -> str:
-        """Return the id of a task's experiment; one that is missing is made with this name, or the task's."""
+        """Return the id of a task's experiment, making it if it is missing. Its name defaults to the task's."""
         existing = self.experiment_id(task)
         if existing is not None:
             return existing
         name = name or next((name for name, owner in UNTAGGED_EXPERIMENTS.items() if owner == task), task)
         if self.database is None:
-            # a server has a place of its own; to a database alone, MLflow's would be below the working directory
+            # a server chooses the place; for a bare database MLflow would use the working directory
             place = None if self.uri.startswith("http") else (MLRUNS / "artifacts" / name).as_uri()
             return self._create_experiment(task, name, place)
         with self.lock():  # two processes may come here at once
-            # a relative location would be resolved against each reader's working directory
+            # absolute, since a relative location is resolved against each reader's working directory
             place = (self.database.parent / "artifacts" / name).as_uri()
             return self.experiment_id(task) or self._create_experiment(task, name, place)
 
@@ -148,17 +147,17 @@ class Store:
         try:
             return str(self.client.create_experiment(name, artifact_location=place, tags={TASK: task}))
         except MlflowException:
-            if made := self.experiment_id(task):  # by another process, between the two calls
+            if made := self.experiment_id(task):  # by another process in the meantime
                 return made
-            there = self.client.get_experiment_by_name(name)
-            if there is None:
+            if self.client.get_experiment_by_name(name) is None:
                 raise
             raise StoreError(
-                f"{self.label} has an experiment {name!r} that is not of {task}; give the task another experiment name"
+                f"{self.label} has an experiment {name!r} that does not belong to {task}; give the task another "
+                "experiment name"
             ) from None
 
     def describe_experiment(self, task: str, description: str) -> None:
-        """Give a task's experiment its tag, the view that `runs_link` opens, and a description, unless it has one."""
+        """Set a task's tag, the view that `runs_link` opens, and a description unless there is one."""
         experiment = self.client.get_experiment(self.make_experiment(task))
         tags = {TASK: task, NOTE: experiment.tags.get(NOTE, description), VIEWS + VIEW: shared_view()}
         for key, value in tags.items():
@@ -166,15 +165,15 @@ class Store:
                 self.client.set_experiment_tag(experiment.experiment_id, key, value)
 
     def runs_link(self, task: str, address: str = UI_ADDRESS) -> str:
-        """The link that opens a task's runs in the UI, which `address` serves unless the store is a server itself."""
+        """Return the link to a task's runs in the UI, which is served at `address` unless the store is a server."""
         experiment = self.experiment(task)
-        # else the UI would say that there is no such view, and open another page
+        # the UI opens another page if the view is missing
         has_view = experiment is not None and VIEWS + VIEW in experiment.tags
         view = f"&viewStateShareKey={VIEW}" if has_view else ""
         return f"{self._runs_page(experiment, address)}?{OF_TRAINING}{view}"
 
     def run_links(self, task: str, run_ids: Iterable[str], address: str = UI_ADDRESS) -> dict[str, str]:
-        """The link that opens each of some runs, likewise."""
+        """Return the link to each run, by its id; see `runs_link`."""
         base = self._runs_page(self.experiment(task), address)
         return {run_id: f"{base}/{run_id}?{OF_TRAINING}" for run_id in run_ids}
 
@@ -184,17 +183,17 @@ class Store:
 
 
 def check_uri(uri: str | None = None) -> str:
-    """Return the absolute tracking URI that will be used, after a quick look at whether it can be.
+    """Return the absolute tracking URI after a quick check.
 
     Parameters
     ----------
     uri : str, optional
-        MLflow tracking URI; else MLFLOW_TRACKING_URI; else SQLite in `mlruns/` of this repository.
+        MLflow tracking URI. Default: MLFLOW_TRACKING_URI, or SQLite in `mlruns/` of this repository.
 
     Raises
     ------
     StoreError
-        It is no database and no server, or the server does not answer.
+        The URI is that of no database and no server, or the server does not answer.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{MLRUNS / 'mlflow.db'}"
     if uri.startswith("sqlite"):
@@ -206,11 +205,8 @@ def check_uri(uri: str | None = None) -> str:
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
     elif "://" not in uri or uri.startswith("file:"):
-        folder = uri.removeprefix("file://")
-        raise StoreError(
-            f"--tracking-uri {uri} is a plain folder, which MLflow does not write any more; "
-            f"use sqlite:///{folder}/mlflow.db"
-        )
+        example = f"sqlite:///{uri.removeprefix('file://')}/mlflow.db"
+        raise StoreError(f"--tracking-uri {uri} is a plain folder, which MLflow no longer supports; use {example}")
     return uri
 
 
@@ -228,21 +224,18 @@ def open_store(
     uri : str, optional
         See `check_uri`.
     create : bool
-        Make a SQLite database that is not there yet.
-    command, state
-        Of the store of the command that this process works for; it works for itself unless given. On a machine that
-        cannot have that folder it is one in its own mlruns/.
+        Make a missing SQLite database.
+    command : str, optional
+        The `Store.command` that this process works for. Default: this process.
+    state : pathlib.Path, optional
+        The `Store.state` of that command. If this machine cannot use it, the default applies.
     look : bool
-        Look whether a server, or a database of one, is there.
-
-    Returns
-    -------
-    Store
+        Check that a server or its database answers.
 
     Raises
     ------
     StoreError
-        It is not there, cannot be opened, or does not answer.
+        The store is missing, cannot be opened, or does not answer.
     """
     if look or uri is None or uri.startswith("sqlite"):
         uri = check_uri(uri)
@@ -256,13 +249,11 @@ def open_store(
             _connect_once(uri)
         client = _client(uri)
         if look:
-            client.search_experiments(max_results=1)  # the first use is what finds a store that cannot be opened
+            client.search_experiments(max_results=1)  # MLflow opens a store at its first use
     except Exception as error:  # noqa: BLE001 - MLflow's, SQLAlchemy's, a missing driver's, OSError
         reason = in_one_line(getattr(error, "orig", None) or error)
-        if "out-of-date database schema" in reason:  # MLflow's words for any other schema, be it newer
-            reason = (
-                "another version of MLflow made it; install that version, or let the newer one upgrade a copy of it"
-            )
+        if "out-of-date database schema" in reason:  # MLflow says so of newer schemas, too
+            reason = "another version of MLflow made it; install that version, or let the newer one upgrade a copy"
         raise StoreError(f"cannot open the result database {without_password(uri)}: {reason}") from None
     return Store(uri, client, _usable(state) or _own_state(uri), command or this_process())
 
@@ -282,43 +273,36 @@ def _own_state(uri: str) -> Path:
 
 
 def check_exists(database: Path) -> None:
-    """Raise a `StoreError` where there is no SQLite file yet."""
+    """Raise a `StoreError` if the SQLite file is missing."""
     if not database.exists():
         raise StoreError(f"there is no result database at {database}; run a task first, or name one in --tracking-uri")
 
 
 def without_password(text: str) -> str:
-    """Return a URI, or a text that quotes some, with the passwords hidden."""
+    """Hide the passwords of URIs in a text."""
     return re.sub(
         r"(://[^:/@\s]*):[^@\s]*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}:***@" if m[1] else f"{m[2]}***", text
     )
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says, without line breaks and passwords, and not more than fits a sentence."""
+    """Return the text of an error without line breaks and passwords, at most 300 characters."""
     return without_password(" ".join(str(error).split()))[:300] or error.__class__.__name__
 
 
 def _client(uri: str) -> "MlflowClient":
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    # a server that is away is waited for in tracking.outages, which says so; MLflow would be silent for four minutes
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # with a server, lines between our own
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # files go through the server: its S3, which the client would ask itself where there is one, may be closed to us
-    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
-    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
-    for name in ("mlflow", "alembic"):  # otherwise each table that is made is announced
+    for name in ("mlflow", "alembic"):  # both announce each table
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what is raised as well
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the traceback of a raised error
     return MlflowClient(uri, registry_uri=uri)
 
 
 def host() -> str:
-    """Name this machine; a container that numbers its processes on its own is one, even if it shares the name."""
+    """Name this machine; a container with process numbers of its own counts as a machine."""
     name = socket.gethostname()
     with contextlib.suppress(OSError):
         namespace = str(Path("/proc/self/ns/pid").readlink())  # Linux: "pid:[4026531836]" outside of containers
@@ -327,17 +311,17 @@ def host() -> str:
 
 
 def this_process() -> str:
-    """Name this process: its machine, its number there, and when it started (Unix time)."""
+    """Name this process by machine, number and start (Unix time)."""
     return f"{host()} {os.getpid()} {psutil.Process().create_time():.0f}"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of a SQLite URI; None of any other."""
+    """Return the file of a SQLite URI, else None."""
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
 def state_folder(database: Path) -> Path:
-    """Folder of locks and other local state beside a SQLite database."""
+    """Return the folder of locks and other local state beside a SQLite database."""
     return database.parent / f"{database.stem}.state"
 
 
@@ -347,16 +331,15 @@ def _lock(state: Path) -> FileLock:
 
 
 def _create_sqlite(path: Path) -> None:
-    """Make the database beside its place and rename it there, so that nobody ever opens half of one.
+    """Make the database under another name and rename it, so that no process opens an incomplete one.
 
-    WAL mode, which persists in the file, lets readers and a writer work at once and makes a write three times as
-    fast.
+    WAL mode, which persists in the file, allows readers beside a writer and makes a write three times as fast.
     """
     state = state_folder(path)
     with _lock(state):
         if path.exists():  # another process was first
             return
-        for stray in state.glob("new.db*"):  # of one that was killed here, with its log
+        for stray in state.glob("new.db*"):  # of a killed process
             stray.unlink()
         partial = state / "new.db"
         with _without_waiting_for_the_disk():
@@ -371,10 +354,7 @@ def _create_sqlite(path: Path) -> None:
 
 @contextlib.contextmanager
 def _without_waiting_for_the_disk() -> Iterator[None]:
-    """Let what is written to SQLite meanwhile reach the disk when the system likes.
-
-    MLflow's migrations would wait for it a thousand times.
-    """
+    """Do not sync SQLite's writes, since MLflow's migrations would sync a thousand times."""
     from sqlalchemy import Engine, event
 
     def configure(connection: sqlite3.Connection, _: object) -> None:
@@ -388,12 +368,12 @@ def _without_waiting_for_the_disk() -> Iterator[None]:
 
 
 def _check_sqlite(path: Path) -> None:
-    """Look into the file, if there is one: MLflow itself would retry for minutes before it says anything."""
+    """Read an existing file once, since MLflow would retry for minutes before it reports an error."""
     if path.is_dir():
         raise StoreError(f"cannot open the result database {path}: it is a folder; write sqlite:///{path}/mlflow.db")
     try:
         if path.exists():
-            # read-only: else what a killed writer left in the log would be folded into a file that was only looked at
+            # read-only, so that the log of a killed writer is not folded into a file that is only checked
             with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
                 connection.execute("PRAGMA schema_version").fetchone()
     except (OSError, sqlite3.Error) as error:
@@ -401,23 +381,23 @@ def _check_sqlite(path: Path) -> None:
 
 
 def _connect_once(uri: str) -> None:
-    """See whether PostgreSQL lets us in: MLflow would try for two minutes, with a wrong password, too."""
+    """Connect to PostgreSQL once, since MLflow would retry a wrong password for two minutes."""
     from sqlalchemy import NullPool, create_engine
 
     create_engine(uri, poolclass=NullPool).connect().close()
 
 
 def sqlite_error(error: Exception) -> type[StoreError]:
-    """The kind of what SQLite says: another process may hold the database for a moment."""
+    """Return the class for an error of SQLite; a lock is temporary."""
     return StoreAwayError if "locked" in str(error) else StoreError
 
 
 def _check_server(uri: str) -> None:
-    """Ask the server once, for the same reason."""
+    """Ask the server once, since MLflow would retry."""
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
     except urllib.error.HTTPError:
-        pass  # it answers; whether we may use it shows at the first call
+        pass  # it answers; the first call shows whether access is allowed
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise StoreAwayError(
