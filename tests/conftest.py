@@ -1,10 +1,18 @@
-"""What the tests share: a real SQLite store, folders of drawn images, and the scripts run as a user runs them."""
+"""Fixtures of all tests: a real SQLite store, folders of drawn images, and the commands run as a user runs them."""
 
+import contextlib
+import gc
+import io
+import json
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +26,37 @@ for name in ("DATA_DIR", "CACHE_DIR", "MLFLOW_TRACKING_URI"):  # a user's own se
     os.environ.pop(name, None)
 # tests run a process a core; in a network that uses several, too, threads would wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a server is on this machine, and one that is away stays away: MLflow waits for it before it says so
+for name in ("MAX_RETRIES", "BACKOFF_FACTOR", "BACKOFF_JITTER"):
+    os.environ[f"MLFLOW_HTTP_REQUEST_{name}"] = "0"
 REAL_DATA = ROOT.parent / "shared" / "data"
 NETWORKS = ("-m", "lenet5", "-m", "vggnet", "--epochs", "3")
-THREE_SPLITS = ("--no-baselines", "-m", "lenet5", "--n-splits", "3", "--epochs", "30", "--patience", "30")
+THREE_SPLITS = ("--no-baselines", "-m", "lenet5", "--n-splits", "3", "--epochs", "5", "--patience", "5")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(shared_folder: Path) -> None:
+    """Decode each data set once for all tests, and leave the cache of the checkout alone."""
+    os.environ["CACHE_DIR"] = str(shared_folder / "cache")
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all processes of a test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def empty_database(shared_folder: Path) -> Path:
     """A database made once: MLflow's migrations take seconds."""
     from tracking import open_store
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_store(f"sqlite:///{path}", create=True)
+    path = shared_folder / "empty" / "mlflow.db"
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(f"{path.parent}.lock"):
+        if not path.exists():
+            open_store(f"sqlite:///{path}", create=True)
     return path
 
 
@@ -55,12 +82,15 @@ def image_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script or module of the repository from another working directory, or from the root for `-m`."""
+    """Run a script or module of the repository from another working directory, or from the root for `-m`.
+
+    It starts a process, which imports torch and MLflow for seconds: `run_here` gives the same output.
+    """
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         cwd = ROOT if arguments[0] == "-m" else tmp_path
         script = arguments if arguments[0] == "-m" else (str(ROOT / arguments[0]), *arguments[1:])
-        inherited = os.environ | {"CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "120"}
+        inherited = os.environ | {"COLUMNS": "120"}
         return subprocess.run(
             [sys.executable, *script], cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=400
         )
@@ -68,22 +98,122 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
     return run
 
 
-@pytest.fixture(scope="session")
-def finished_task3(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of a store as `run_task3` leaves it, of NETWORKS and the baselines. It is not changed."""
-    return made_once(empty_database, tmp_path_factory, "finished_task3", NETWORKS)
+@pytest.fixture
+def run_here(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command like `run_command`, but in this process: for tests of its output and of the store."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        cwd = ROOT if arguments[0] == "-m" else tmp_path
+        return call_command(arguments, cwd, os.environ | {"COLUMNS": "120"} | environment)
+
+    return run
+
+
+def call_command(
+    arguments: tuple[str, ...], cwd: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Execute a script, or a module after -m, as `__main__` in this process, and undo its effects on the process."""
+    out, err = io.StringIO(), io.StringIO()
+    code: object = 0
+    with undone(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        os.chdir(cwd)
+        replace_environment(environment)
+        try:
+            if arguments[0] == "-m":
+                sys.argv = list(arguments[1:])
+                runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv = [str(ROOT / arguments[0]), *arguments[1:]]
+                runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as error:
+            code = error.code or 0
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def undone() -> Iterator[None]:
+    """Restore the settings of this process that a command changes."""
+    import torch
+
+    environment, argv, path, cwd = dict(os.environ), sys.argv, [*sys.path], Path.cwd()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    collection, threads = gc.get_threshold(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        gc.set_threshold(*collection)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.chdir(cwd)
+        sys.argv, sys.path[:] = argv, path
+        replace_environment(environment)
+
+
+def replace_environment(environment: Mapping[str, str]) -> None:
+    """Set the variables of this process to these, and remove all others."""
+    os.environ.update(environment)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The place where trainings in other processes wait (`tests.disturb`); `environment` sends them there."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def wait_for(self, count: int, process: "subprocess.Popen[str]") -> list[int]:
+        """Wait until trainings of so many processes are at the closed gate; return the ids of the processes."""
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            waiting = [int(path.name) for path in self.folder.iterdir()]
+            if len(waiting) >= count:
+                return waiting
+            time.sleep(0.05)
+        process.kill()
+        raise AssertionError(process.communicate(timeout=10))
+
+    def open(self) -> None:
+        """Let all pass, now and later."""
+        (self.folder / "open").touch()
+
+    def close(self) -> None:
+        """Let nobody pass, and forget who waited."""
+        for path in self.folder.iterdir():
+            path.unlink()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    """A closed gate behind the second epoch of a training."""
+    (tmp_path / "gate").mkdir()
+    return Gate(tmp_path / "gate", disturbed(tmp_path, gate=str(tmp_path / "gate"), after=2))
+
+
+def disturbed(folder: Path, **settings: object) -> dict[str, str]:
+    """The environment of processes that `tests.disturb` disturbs."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text("from tests import disturb\n\ndisturb.install()\n")
+    return {"PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}", "DISTURB": json.dumps(settings)}
 
 
 @pytest.fixture(scope="session")
-def three_splits(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of a store where one process did THREE_SPLITS of task 3, one after the other. It is not changed."""
-    return made_once(empty_database, tmp_path_factory, "three_splits", THREE_SPLITS)
+def finished_task3(empty_database: Path, shared_folder: Path) -> str:
+    """The URI of a store that `run_task3` filled with NETWORKS and the baselines. No test changes it."""
+    return made_once(empty_database, shared_folder, "finished_task3", NETWORKS)
 
 
-def made_once(database: Path, factory: pytest.TempPathFactory, name: str, options: tuple[str, ...]) -> str:
-    """Run task 3 in a new store, once for all the processes that share the tests; return the store's URI."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+@pytest.fixture(scope="session")
+def three_splits(empty_database: Path, shared_folder: Path) -> str:
+    """The URI of a store where one process did THREE_SPLITS of task 3 one by one. No test changes it."""
+    return made_once(empty_database, shared_folder, "three_splits", THREE_SPLITS)
+
+
+def made_once(database: Path, shared: Path, name: str, options: tuple[str, ...]) -> str:
+    """Run task 3 in a new store of the shared folder, once for all processes; return the store's URI."""
+    folder = shared / name
     done = Path(f"{folder}.done")  # it stays where it was made: MLflow itself does not find a moved store's files
     with FileLock(f"{folder}.lock"):
         if not done.exists():

@@ -1,8 +1,11 @@
-"""Which package may import which, and whose `datasets` it is."""
+"""Which package and which room of experiments/ may import which, and whose `datasets` it is."""
 
 import ast
 import re
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +22,12 @@ ALLOWED = {
 }
 
 
-def imported(path) -> set[str]:
+# each room of experiments/ imports only rooms after it; rooms of one line do not import each other
+ROOMS = (("command_line",), ("run",), ("champion", "verification"), ("jobs",), ("provenance",), ("training",))
+FLAT = {"__init__", "__main__", "request", "task"}  # beside the scripts of the tasks
+
+
+def imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -35,6 +43,73 @@ def test_packages_import_only_what_they_may(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         ours = imported(path) & set(PACKAGES) - {package}
         assert ours <= ALLOWED[package], path
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def sources() -> dict[str, Path]:
+    """The files of the five packages by the names of their modules."""
+    return {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imports_of(path: Path, modules: dict[str, Path], at_import: bool = False) -> Iterator[str]:
+    """Our modules that a file imports: everywhere in it but below TYPE_CHECKING, or only as it is imported itself."""
+    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+        elif not (at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+            todo += ast.iter_child_nodes(node)
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            # `from package import module` needs the module only; `from package import name` needs the package
+            names = [name if name in modules else node.module for name in names]
+        yield from (name for name in names if name in modules)
+
+
+def room_of(module: str) -> int | None:
+    """Number of the floor of a module of a room; None outside of them."""
+    parts = module.split(".")
+    floors = [floor for floor, rooms in enumerate(ROOMS) if parts[0] == "experiments" and {*parts[1:2]} & {*rooms}]
+    return floors[0] if floors else None
+
+
+def test_each_room_imports_only_rooms_below_it() -> None:
+    modules = sources()
+    rooms = {path.parent.name for path in (ROOT / "experiments").glob("*/*.py")}
+    assert rooms == {room for floor in ROOMS for room in floor}
+    for module, path in modules.items():
+        if (floor := room_of(module)) is not None:
+            for name in imports_of(path, modules):
+                below, same_room = room_of(name), module.split(".")[:2] == name.split(".")[:2]
+                assert below is None or below > floor or same_room, f"{module} imports {name}"
+                assert name != "experiments", f"{module} imports the package that imports it"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    modules = sources()
+    TopologicalSorter(
+        {name: set(imports_of(path, modules, at_import=True)) for name, path in modules.items()}
+    ).prepare()
+
+
+def test_only_tasks_and_their_request_lie_flat_in_experiments() -> None:
+    flat = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+    assert {name for name in flat if not re.fullmatch(r"task\d+", name)} == FLAT
+    for name in flat - FLAT:
+        assert "TASK = Task(" in (ROOT / "experiments" / f"{name}.py").read_text()
+
+
+def test_only_known_places_import_by_name() -> None:
+    # datasets/ cannot import experiments/, but its command takes the name of a task; models/ finds its own files
+    dynamic = {name for name, path in sources().items() if "import_module(" in path.read_text(encoding="utf-8")}
+    assert dynamic <= {"datasets.__main__", "experiments.task", "models.registry"}
 
 
 def test_datasets_is_ours() -> None:
