@@ -1,4 +1,4 @@
-"""What the README promises: its links, its numbers, and the lines of code for a model and a task of one's own."""
+"""The promises of the README: its links, its numbers, and its example files of a model and a task."""
 
 import os
 import re
@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, new_store
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PUBLISHED = sorted((ROOT / "results").glob("task*"))
@@ -67,12 +68,27 @@ def test_what_is_published_holds_no_photograph() -> None:
             assert "most_confused" not in path.read_text(encoding="utf-8")
 
 
-def test_a_model_and_a_task_of_ones_own_in_the_lines_that_it_gives(image_folder: Path, tmp_path: Path) -> None:
+# Each process imports for 5 s; so one process runs all commands, as if each were started by itself
+IN_ONE_PROCESS = """
+import runpy, shlex, sys
+for command in sys.argv[1:]:
+    print("$", command, flush=True)
+    sys.argv = shlex.split(command)
+    try:
+        if sys.argv[0] == "-m":
+            runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (command, end.code)
+"""
+
+
+def test_a_model_and_a_task_are_one_file_each(empty_database: Path, image_folder: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (model,) = (block for block in blocks if "class TwoLayers" in block)
+    (model,) = (block for block in blocks if "class TwoConvolutions(nn.Module)" in block)
     (task,) = (block for block in blocks if "TASK =" in block)
-    assert max(len(re.findall(r"^.*\S", block, re.MULTILINE)) for block in (model, task)) < 10
-    entries = re.findall(r'`("\w+":\s[^`]+)`', README)
+    assert max(len(re.findall(r"^.*\S", block, re.MULTILINE)) for block in (model, task)) <= 15
     copy = tmp_path / "copy"
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -80,23 +96,36 @@ def test_a_model_and_a_task_of_ones_own_in_the_lines_that_it_gives(image_folder:
     for name in tracked.stdout.split():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes((ROOT / name).read_bytes())
-    (copy / "models" / "twolayers.py").write_text(model)
-    (copy / "experiments" / "task4.py").write_text(task)
-    places = {"models/__init__.py": ("MODELS", "from models.twolayers import TwoLayers\n"),
-              "datasets/__init__.py": ("SOURCES", ""), "tracking/keys.py": ("EXPERIMENTS", "")}  # fmt: skip
-    assert len(entries) == len(places)
-    for entry, (place, (dictionary, line)) in zip(entries, places.items(), strict=True):
-        assert dictionary in README
-        source = (copy / place).read_text()
-        source = re.sub(rf"^({dictionary}\b.*= {{.*)$", rf"{line}\1\n    {entry},", source, flags=re.MULTILINE)
-        (copy / place).write_text(source)
-    command = [sys.executable, str(copy / "experiments" / "task4.py"), "--data-dir", str(image_folder)]
+    for file, block in (("models/twoconvolutions.py", model), ("experiments/task4.py", task)):
+        assert f"`{file}`" in README and not (copy / file).exists()
+        (copy / file).write_text(block)  # and no other file
+    new_store(empty_database, copy / "mlruns")
+    (copy / "data").symlink_to(ROOT / "data")  # the sample is drawn once for all tests
+    image_folder.rename(tmp_path / "flowers")
+    commands = [
+        "experiments/task4.py -m twoconvolutions -m lenet5 --epochs 1 --n-splits 2 --no-baselines",
+        "experiments/task3.py --sample --n-splits 1 --split 0 --epochs 1 -m twoconvolutions --no-baselines",
+        "-m analysis table task4",
+        "-m datasets info task4",
+        "-m experiments verify task4",
+        f"-m experiments predict task4 {tmp_path / 'flowers' / 'test' / 'light' / '00.png'}",
+        "-m pytest -p no:cacheprovider tests/test_models.py -k 'twoconvolutions and (forward or torch_counts)'",
+    ]
     result = subprocess.run(
-        [*command, "-m", "twolayers", "-m", "lenet5", "--epochs", "1", "--n-splits", "2"],
-        cwd=tmp_path, env=os.environ | {"CACHE_DIR": str(tmp_path / "cache")}, capture_output=True, text=True,
-        timeout=400,
+        [sys.executable, "-c", IN_ONE_PROCESS, *commands], cwd=copy, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"HOME": str(tmp_path), "CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": "",
+                          "MPLCONFIGDIR": matplotlib.get_configdir(), "COLUMNS": "120"},
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "Rose or tulip?" in result.stdout
-    assert re.search(r"^twolayers\W+2/2 ", result.stdout, re.MULTILINE)
-    assert "champion" in result.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    answers = re.split(r"^\$ .*\n", result.stdout, flags=re.MULTILINE)[1:]
+    assert len(answers) == len(commands)
+    trained, garments, table, info, verified, predicted, checked = answers
+    assert "Rose or tulip?" in trained and "champion" in trained
+    assert re.search(r"128x128x3.*dark.*light", trained + info, re.DOTALL)
+    assert re.search(r"^twoconvolutions\W+2/2 ", trained, re.MULTILINE)
+    assert re.search(r"28x28x1.*^twoconvolutions\W+1/1 ", garments, re.DOTALL | re.MULTILINE)
+    assert re.search(r"^twoconvolutions\W+2/2 ", table, re.MULTILINE)
+    assert "task4: flowers, 128x128x3" in info
+    assert " 0 differences" in verified
+    assert re.search(r"00.png +[\d.]+%  (dark|light)", predicted)
+    assert "8 passed" in checked
