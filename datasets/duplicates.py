@@ -1,12 +1,11 @@
-"""Near duplicates: the same picture more than once, recompressed, resized, brightened or slightly edited.
+"""Near duplicates: recompressed, resized, brightened or slightly edited copies of a picture.
 
 Two images are near duplicates if their perceptual hashes (64-bit dHash, Krawetz 2013) are close and their pixels
-agree. The hash alone reports coincidences: two trousers, or two cakes on white. Mirrored, turned and cropped copies
+agree. The hash alone reports coincidences: two trousers, or two cakes on white. Mirrored, rotated and cropped copies
 are not found.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.images import DATA_DIR, DatasetError, ImageData, building
+from datasets.images import DatasetError, ImageData, building, cache_dir
 
 PAIRS = "pairs.npz"  # file of a cache entry
-METHOD = 1  # part of the cache's key, like the limits: raise it when the method changes
+METHOD = 1  # part of the cache's key, as are the limits: raise it when the method changes
 
 
 class Limits(NamedTuple):
@@ -27,27 +26,27 @@ class Limits(NamedTuple):
     correlation: float  # of the gray pixels, averaged down to at most 32x32, at least
 
 
-# Calibrated by eye on the three published data sets, on pairs found by correlation alone as well as by the hash.
+# Calibrated by eye on the three published data sets, on pairs found by correlation alone and by the hash.
 #
-# Photographs. Cats and dogs: 35 pairs correlate by 0.995 or more, all the same picture, at distance 0 to 4; no other
-# pair reaches 0.8. Muffins, within distance 8: 397 pairs from 0.995, 4 from 0.975 to 0.991 and 5 from 0.949 to 0.952,
-# at distance 0 to 7, all the same picture (recompressed, watermarked, stretched, retouched). Below the limit true and
-# false mix: 0.941 and 0.940 (the same under a watermark), 0.933 (two masks on white), 0.923 (a print on a blue and on
-# a black shirt), 0.909 (two muffins on white). Beyond distance 8 two cupcakes of one series reach 0.956.
+# Photographs. Cats and dogs: 35 pairs correlate by 0.995 or more, all of one picture, at distance 0 to 4; no other pair
+# reaches 0.8. Muffins, within distance 8: 397 pairs from 0.995, 4 from 0.975 to 0.991 and 5 from 0.949 to 0.952, at
+# distance 0 to 7, all of one picture (recompressed, watermarked, stretched, retouched). Below the limit true and false
+# pairs mix: 0.941 and 0.940 (one picture under a watermark), 0.933 (two masks on white), 0.923 (a print on a blue and
+# on a black shirt), 0.909 (two muffins on white). Beyond distance 8 two cupcakes of one series reach 0.956.
 PHOTOGRAPHS = Limits(distance=8, correlation=0.945)
-# Small images, such as Fashion-MNIST. Garments in the same place on black correlate by more than 0.99 without being
-# the same, so the limit is close to 1. From 0.9995 there are 27 pairs, at distance 0 to 2: the same photograph, some
-# lighter or darker. Of the 15 down to 0.999, some are the same photograph with another print or stripe; below 0.998,
-# other trousers and bags begin. No two images are equal in all pixels.
+# Small images, such as Fashion-MNIST. Different garments in one place on black correlate by more than 0.99, so the
+# limit is close to 1. From 0.9995 there are 27 pairs, at distance 0 to 2, each of one photograph, some lighter or
+# darker. Of the 15 down to 0.999, some are one photograph with another print or stripe; below 0.998 come different
+# trousers and bags. No two images have equal pixels.
 SMALL_IMAGES = Limits(distance=4, correlation=0.9995)
 SMALL = 64  # pixels: images with a shorter side below this are small
-THUMBNAIL = 32  # pixels: the side at which pixels are compared, where images are not smaller
-BLOCK = 64  # hashes that are compared with all others at once: few enough for the cache of a core
+THUMBNAIL = 32  # pixels: largest side at which pixels are compared
+BLOCK = 64  # hashes compared with all others at once: they fit the cache of a core
 CHUNK = 4096  # pairs whose pixels are compared at once: 32 MB
 
 
 class NearDuplicates(NamedTuple):
-    """Pairs of near duplicates; of images with equal pixels, each is paired with the first only."""
+    """Pairs of near duplicates; an image with equal pixels is paired only with the first such image."""
 
     pairs: np.ndarray  # int64, shape (P, 2): indices of images, the smaller first, in order
     distance: np.ndarray  # uint8, shape (P,): differing bits of the hashes
@@ -55,22 +54,19 @@ class NearDuplicates(NamedTuple):
 
 
 def limits(image_shape: tuple[int, ...]) -> Limits:
-    """The limits for images of shape (height, width, channels)."""
+    """Return the limits for images of shape (height, width, channels)."""
     return SMALL_IMAGES if min(image_shape[:2]) < SMALL else PHOTOGRAPHS
 
 
 def duplicate_groups(data: ImageData) -> np.ndarray:
-    """Group the images of a data set that are near duplicates of each other, directly or through others.
+    """Group the images of both published parts that are near duplicates, directly or through other images.
 
-    Parameters
-    ----------
-    data : ImageData
-        Both published parts are searched. The result is kept in the cache folder.
+    The cache folder keeps the result.
 
     Returns
     -------
     numpy.ndarray of int64, shape (N,)
-        For each image the index of the first image of its group, which is its own if it has no near duplicate.
+        Index of the first image of each image's group: its own index if it has no near duplicate.
 
     Raises
     ------
@@ -81,33 +77,23 @@ def duplicate_groups(data: ImageData) -> np.ndarray:
 
 
 def leaking(groups: np.ndarray, train: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return those of the indices `others` of which a near duplicate is among the indices `train`.
+    """Return the indices of `others` that have a near duplicate among the indices `train`, in the order of `others`.
 
-    Parameters
-    ----------
-    groups : numpy.ndarray of int64, shape (N,)
-        As `duplicate_groups` returns them.
-    train, others : numpy.ndarray of int64
-        Indices of images.
-
-    Returns
-    -------
-    numpy.ndarray of int64
-        In the order of `others`.
+    `groups` (int64, shape (N,)) is the result of `duplicate_groups`.
     """
     return others[np.isin(groups[others], groups[train])]
 
 
 def near_duplicates(data: ImageData) -> NearDuplicates:
     """Find all pairs of near duplicates, or read them from the cache; see `duplicate_groups` for the errors."""
-    folder = Path(os.environ.get("CACHE_DIR") or DATA_DIR / "cache")
+    folder = cache_dir()
     limit = limits(data.images.shape[1:])
     entry = folder / f"near-duplicates-{METHOD}-{limit.distance}-{limit.correlation}-{data.digest[:32]}"
     if (known := _read_entry(entry)) is not None:
         return known
     try:
         with building(entry) as partial:
-            if (known := _read_entry(entry)) is not None:  # by another process, which this one waited for
+            if (known := _read_entry(entry)) is not None:  # built while this process waited
                 return known
             found = _search(data.images, limit)
             np.savez(partial / PAIRS, **found._asdict())
@@ -120,7 +106,7 @@ def near_duplicates(data: ImageData) -> NearDuplicates:
 
 
 def connect(pairs: np.ndarray, n_images: int) -> np.ndarray:
-    """Return for each of `n_images` images the smallest index that pairs (int64, shape (P, 2)) connect it with."""
+    """Return the smallest index that `pairs` (int64, shape (P, 2)) connect each of `n_images` images with."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -132,7 +118,7 @@ def connect(pairs: np.ndarray, n_images: int) -> np.ndarray:
 
 
 def equal_pixels(images: np.ndarray) -> np.ndarray:
-    """Return for each of the images (uint8, shape (N, height, width, channels)) the first with the same pixels."""
+    """Return the first image with the same pixels for each of `images` (uint8, shape (N, height, width, channels))."""
     first: dict[bytes, int] = {}
     digests = (hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images)
     return np.fromiter((first.setdefault(digest, i) for i, digest in enumerate(digests)), np.int64, len(images))
@@ -155,7 +141,7 @@ def _search(images: np.ndarray, limit: Limits) -> NearDuplicates:
 
 
 def _describe(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (uint64, shape (N,)), and small gray pixels (float32, (N, P)) with mean 0 and length 1."""
+    """Return hashes (uint64, shape (N,)) and small gray pixels (float32, (N, P)) with mean 0 and norm 1."""
     import imagehash
 
     side = min(THUMBNAIL, *images.shape[1:3])
@@ -166,12 +152,12 @@ def _describe(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         hashes[row] = np.packbits(imagehash.dhash(gray).hash).view(np.uint64)[0]
         pixels[row] = np.asarray(gray.resize((side, side), Image.Resampling.BOX)).ravel()
     pixels -= pixels.mean(axis=1, keepdims=True)
-    pixels /= np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)  # an even image correlates with none
+    pixels /= np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)  # a uniform image correlates with none
     return hashes, pixels
 
 
 def _candidates(hashes: np.ndarray, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield all pairs of rows within the distance, and the distances, a block of rows at a time."""
+    """Yield all pairs of rows within the distance `limit`, and their distances, one block of rows at a time."""
     ones = np.bitwise_count(hashes)
     order = np.argsort(ones, kind="stable")
     ones = ones[order]
@@ -195,7 +181,7 @@ def _correlate(pixels: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 
 def _read_entry(entry: Path) -> NearDuplicates | None:
     try:
-        with np.load(entry / PAIRS, allow_pickle=False) as file:  # a zip file: its checksums are compared
+        with np.load(entry / PAIRS, allow_pickle=False) as file:  # a zip file, whose checksums are verified
             return NearDuplicates(*(file[name] for name in NearDuplicates._fields))
-    except Exception:  # noqa: BLE001 - absent or damaged, on which zipfile and NumPy raise whatever they trip over
+    except Exception:  # noqa: BLE001 - absent or damaged: zipfile and NumPy raise many errors
         return None

@@ -12,11 +12,11 @@ import numpy as np
 from datasets.images import DatasetError, ImageData, building
 
 FOLDER = "FashionMNIST"
-TIMEOUT = 30.0  # seconds without an answer, or without a byte of it
+TIMEOUT = 30.0  # seconds without an answer or a further byte
 
 
 def raw_files(root: Path) -> list[Path]:
-    """The four idx files in `root/raw`, unpacked or as published (.gz); fewer where the set is not whole."""
+    """List the four idx files in `root/raw`, unpacked or as published (.gz); fewer if some are missing."""
     found = []
     for part in ("train", "t10k"):
         for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
@@ -26,7 +26,7 @@ def raw_files(root: Path) -> list[Path]:
 
 
 def read(root: Path, name: str) -> ImageData:
-    """Read the four files below `root`; packed ones are unpacked elsewhere.
+    """Read the four files below `root`; packed files are unpacked to a temporary folder.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def read(root: Path, name: str) -> ImageData:
     if len(files) < 4:
         raise DatasetError(f"{root / 'raw'} lacks {4 - len(files)} of the 4 files of Fashion-MNIST")
     with tempfile.TemporaryDirectory() as scratch:
-        # torchvision unpacks beside the packed files, where it may not be allowed to write
+        # torchvision unpacks beside the packed files, in a folder that may be read-only
         raw = Path(scratch) / FOLDER / "raw"
         raw.mkdir(parents=True)
         checksums = dict(FashionMNIST.resources)
@@ -66,14 +66,14 @@ def read(root: Path, name: str) -> ImageData:
 
 
 def download(root: Path) -> None:
-    """Fetch the published files into `root`, which appears only when it is whole.
+    """Download the published files into `root`, which appears only when complete.
 
     Raises
     ------
     DatasetError
-        No network, or a file that is not the published one.
+        There is no network, or a file is not the published one.
     OSError
-        The folder that holds `root` cannot be written, or the disk is full.
+        The parent of `root` cannot be written, or the disk is full.
     """
     from torchvision.datasets import FashionMNIST
 

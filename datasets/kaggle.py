@@ -1,4 +1,4 @@
-"""Download of public Kaggle data sets, with or without credentials, and their unpacking."""
+"""Download and unpack public Kaggle data sets, with or without credentials."""
 
 import contextlib
 import functools
@@ -17,12 +17,11 @@ from datasets.images import NO_ROOM, DatasetError, building, list_folder
 PAGES = "https://www.kaggle.com/datasets"
 CREDENTIALS = "KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, or ~/.kaggle"
 MAX_UNPACKED = 8 * 2**30  # bytes; the larger of the two sets has half a GiB
-MAX_RATIO = 100  # unpacked to packed; photographs hardly shrink, a zip bomb does
+MAX_RATIO = 100  # unpacked to packed size: photographs hardly shrink, zip bombs do
 MAX_MEMBERS = 100_000
-TIMEOUT = 30.0  # seconds without an answer, or without a byte of it
+TIMEOUT = 30.0  # seconds without an answer or a further byte
 CHUNK = 2**20  # bytes
-# What Kaggle's refusals mean here, and what to do.
-REFUSALS = {
+REFUSALS = {  # HTTP status, and its meaning and remedy
     401: f"the credentials are missing or not valid; set, renew or remove them in {CREDENTIALS}",
     403: f"access is refused; accept the data set's rules on its page, or use another account in {CREDENTIALS}",
     404: "there is no such data set any more, or these credentials may not see it; look at its page",
@@ -31,14 +30,14 @@ REFUSALS = {
 
 
 def download(slug: str, target: Path) -> None:
-    """Fetch `owner/name` from Kaggle and unpack it as the folder `target`, which appears only when it is whole.
+    """Download the data set `owner/name` and unpack it to the folder `target`, which appears only when complete.
 
     Raises
     ------
     DatasetError
-        No network, a refusal by Kaggle, or an archive that is damaged, unsafe or not the data set.
+        There is no network, Kaggle refuses, or the archive is damaged, unsafe or not the data set.
     OSError
-        The folder that holds `target` cannot be written, or the disk is full.
+        The parent of `target` cannot be written, or the disk is full.
     """
     with building(target) as partial:
         if target.is_dir():
@@ -57,22 +56,22 @@ def download(slug: str, target: Path) -> None:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a zip file from elsewhere into `target`.
+    """Unpack an untrusted zip file into `target`.
 
     Raises
     ------
     DatasetError
-        The archive is damaged, would write outside `target`, holds links, or unpacks to an absurd size.
+        The archive is damaged, would write outside `target`, holds links, or unpacks to an implausible size.
     OSError
         The disk is full.
     """
     try:
         with zipfile.ZipFile(archive) as file:
             _check_members(file, archive, target)
-            file.extractall(target)  # which reads no more of a member than its header says, and checks its CRC
+            file.extractall(target)  # reads only the size in a member's header, and checks its CRC
     except DatasetError:
         raise
-    except Exception as error:  # zipfile trips over a damaged file in a dozen ways
+    except Exception as error:  # zipfile raises a dozen errors for damaged files
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise
         reason = " ".join(str(error).split())[:200] or error.__class__.__name__
@@ -97,22 +96,22 @@ def _check_members(file: zipfile.ZipFile, archive: Path, target: Path) -> None:
 
 
 def _fetch(slug: str, archive: Path) -> None:
-    """Ask for the data set through Kaggle's client, and write what comes.
+    """Download the archive through Kaggle's client.
 
-    Nothing that client or server say is passed on: both may quote the credentials. The client's own download is
-    left aside, since it repeats a failed one for more than a minute, be it for a full disk.
+    Messages of client and server are never shown, since they may quote the credentials. The client's own download
+    function repeats a failed download for more than a minute, even for a full disk, so it is not used.
     """
-    what = f"cannot download {PAGES}/{slug}"
+    failed = f"cannot download {PAGES}/{slug}"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             response = _ask(slug)
-    except (Exception, SystemExit) as error:  # its own, those of requests, of http.client
+    except (Exception, SystemExit) as error:  # of the client, requests or http.client
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the client keeps a folder for its settings
-        raise DatasetError(f"{what}: {_reason(error)}") from None
+            raise  # the file system's: the client has a folder for its settings
+        raise DatasetError(f"{failed}: {_reason(error)}") from None
     with response:
         if "html" in response.headers.get("Content-Type", ""):
-            raise DatasetError(f"{what}: a web page came instead; log in to this network, if it asks, and run again")
+            raise DatasetError(f"{failed}: a web page came instead; log in to this network if required, and run again")
         length = response.headers.get("Content-Length", "")
         total = -(-int(length) // CHUNK) if length.isdecimal() else None  # chunks
         try:
@@ -121,20 +120,20 @@ def _fetch(slug: str, archive: Path) -> None:
                     file.write(chunk)
         except OSError as error:
             if error.errno is not None:
-                raise  # the disk's: those of requests have no number
-            raise DatasetError(f"{what}: the connection broke off before all of it had come; run again") from None
+                raise  # the disk's: errors of requests have no number
+            raise DatasetError(f"{failed}: the connection broke off before the end of the archive; run again") from None
 
 
 def _ask(slug: str) -> Any:
-    """Return the client's response (of requests), whose body is the archive and has not been read yet."""
-    import kaggle  # asks the server about a token, and prints advice where there are no credentials
+    """Return the response of requests; its body, the archive, is still unread."""
+    import kaggle  # asks the server about a token, and prints advice without credentials
     from kaggle.api.kaggle_api_extended import ApiDownloadDatasetRequest
 
     request = ApiDownloadDatasetRequest()
     request.owner_slug, request.dataset_slug = slug.split("/")
     with kaggle.api.build_kaggle_client() as client:
         session = client.http_client()._session
-        session.send = functools.partial(session.send, timeout=TIMEOUT)  # the client would wait for ever
+        session.send = functools.partial(session.send, timeout=TIMEOUT)  # the client sets none
         return client.datasets.dataset_api_client.download_dataset(request)
 
 
@@ -143,6 +142,6 @@ def _reason(error: BaseException) -> str:
     if status is not None:
         return f"HTTP {status}, {REFUSALS.get(status, 'which says nothing more; try again later')}"
     kind = error.__class__.__name__
-    if isinstance(error, OSError) and not isinstance(error, ValueError):  # as all of requests that the network causes
+    if isinstance(error, OSError) and not isinstance(error, ValueError):  # requests' network errors
         return f"no network, or Kaggle does not answer ({kind}); check the connection and run again"
     return f"its client fails ({kind}); check the proxy's address, and the credentials in {CREDENTIALS}"

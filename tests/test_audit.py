@@ -11,9 +11,11 @@ from PIL import Image
 import datasets
 from datasets import DatasetError
 from datasets.audit import MAX_GROUPS, audit, draw_contact_sheet, to_text
+from experiments import task1, task2, task3
 from tests.conftest import REAL_DATA, snapshot
 from tests.test_duplicates import picture
 
+DATA = {module.TASK.name: module.TASK.data for module in (task1, task2, task3)}
 KEYS = {
     "task", "dataset", "folder", "digest", "refusal", "parts", "original_size", "undecodable", "exact_duplicate_groups",
     "exact_duplicates", "near_duplicate_groups", "near_duplicate_images", "two_label_groups", "across_parts_groups",
@@ -48,11 +50,11 @@ def files(images: list[dict]) -> list[str]:
 def test_every_fault_is_found_and_nothing_else(folder: Path) -> None:
     (folder / "test" / "cats" / "broken (1).jpg").write_bytes(b"\xff\xd8 no photograph")
     before = snapshot(folder)
-    report, data = audit("task1", folder)
+    report, data = audit("task1", DATA["task1"], folder)
     assert snapshot(folder) == before
     assert set(report) == KEYS and json.loads(json.dumps(report)) == report
     assert report["dataset"] == "pets" and report["refusal"] is None
-    assert report["digest"] == data.digest == datasets.load("task1", folder).digest
+    assert report["digest"] == data.digest == datasets.load(DATA["task1"], folder).digest
     assert report["parts"] == {"train": {"cats": 16, "dogs": 16}, "test": {"cats": 9, "dogs": 9}}
     assert report["original_size"]["width"] == {"min": 120, "median": 220.5, "max": 245}
     assert report["original_size"]["height"] == {"min": 80, "median": 150, "max": 150}
@@ -79,7 +81,7 @@ def test_every_fault_is_found_and_nothing_else(folder: Path) -> None:
 
 
 def test_test_images_in_training_are_counted_twice_over(folder: Path) -> None:
-    report, _ = audit("task1", folder)
+    report, _ = audit("task1", DATA["task1"], folder)
     assert [(leak["test"], leak["train"]) for leak in report["leaks"]] == [
         ("test/cats/05 [red] equal.png", ["train/cats/05.png"]),
         ("test/dogs/04 small.jpg", ["train/dogs/04.png"]),
@@ -93,7 +95,7 @@ def test_test_images_in_training_are_counted_twice_over(folder: Path) -> None:
 
 
 def test_clean_data_have_no_findings(image_folder: Path) -> None:
-    report, data = audit("task1", image_folder)
+    report, data = audit("task1", DATA["task1"], image_folder)
     assert not any(report[key] for key in KEYS if key.endswith(("groups", "duplicates", "train", "leaks", "able")))
     draw_contact_sheet(report, data, image_folder.parent / "new" / "sheet.png")
     assert "0 of 12" in to_text(report)
@@ -103,7 +105,7 @@ def test_broken_files_are_named_where_a_run_refuses_the_data(folder: Path, run_c
     for number in range(0, 30, 4):
         (folder / "train" / "dogs" / f"{number:02d}.png").write_bytes(b"nothing")
     with pytest.raises(DatasetError, match="do not decode"):
-        datasets.load("task1", folder)
+        datasets.load(DATA["task1"], folder)
     result = run_command("-m", "datasets", "audit", "task1", "--data-dir", str(folder), "--format", "json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
@@ -121,7 +123,7 @@ def test_broken_files_are_named_where_a_run_refuses_the_data(folder: Path, run_c
 def test_nothing_decodes_at_all(image_folder: Path) -> None:
     for path in image_folder.rglob("*.png"):
         path.write_bytes(b"nothing")
-    report, _ = audit("task1", image_folder)
+    report, _ = audit("task1", DATA["task1"], image_folder)
     assert len(report["undecodable"]) == 52 and report["parts"]["train"] == {"dark": 0, "light": 0}
     assert report["original_size"] == {"width": None, "height": None}
     text = to_text(report)
@@ -131,7 +133,7 @@ def test_nothing_decodes_at_all(image_folder: Path) -> None:
 def test_refusals_for_another_reason_stay_errors(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHE_DIR", str(image_folder / "train" / "dark" / "00.png" / "cache"))
     with pytest.raises(DatasetError, match="CACHE_DIR"):
-        audit("task1", image_folder)
+        audit("task1", DATA["task1"], image_folder)
 
 
 def test_text_json_file_and_contact_sheet_of_the_command(folder: Path, tmp_path: Path, run_command) -> None:
@@ -152,7 +154,7 @@ def test_text_json_file_and_contact_sheet_of_the_command(folder: Path, tmp_path:
     written = run_command(*command, "--out", str(out))
     assert written.returncode == 0 and written.stdout.strip() == str(out)
     assert json.loads(out.read_text())["two_label_groups"] == 1
-    assert json.loads(out.read_text()) == audit("task1", folder)[0]
+    assert json.loads(out.read_text()) == audit("task1", DATA["task1"], folder)[0]
 
 
 def test_wrong_input_is_one_sentence(image_folder: Path, run_command) -> None:
@@ -176,7 +178,7 @@ def test_images_without_files_are_named_by_part_and_number(tmp_path: Path) -> No
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, *chosen.shape) + chosen.tobytes())
         labels = bytes(number % 10 for number in range(len(chosen)))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, len(chosen)) + labels)
-    report, _ = audit("task3", tmp_path)
+    report, _ = audit("task3", DATA["task3"], tmp_path)
     (group,) = report["near_duplicates"]
     assert group["images"] == [
         {"index": 7, "part": "train", "class": "Sneaker", "file": "train/7"},
@@ -187,7 +189,7 @@ def test_images_without_files_are_named_by_part_and_number(tmp_path: Path) -> No
 
 
 def test_contact_sheet_shows_the_worst_groups_and_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
-    report, data = audit("task1", folder)
+    report, data = audit("task1", DATA["task1"], folder)
     report["near_duplicates"] *= 40
     draw_contact_sheet(report, data, tmp_path / "many.png")
     report["near_duplicates"] = report["near_duplicates"][: MAX_GROUPS // 2]
@@ -205,7 +207,7 @@ def test_contact_sheet_shows_the_worst_groups_and_says_what_is_missing(folder: P
     ("task", "also", "near", "pictures", "images"), [("task1", 7, 11, 35, 70), ("task2", 78, 128, 393, 792)]
 )
 def test_real_pictures_that_are_in_train_and_test(task: str, also: int, near: int, pictures: int, images: int) -> None:
-    report, _ = audit(task, REAL_DATA)
+    report, _ = audit(task, DATA[task], REAL_DATA)
     assert report["test_images_also_in_train"] == also
     assert report["test_images_with_near_duplicate_in_train"] == near == len(report["leaks"])
     assert (report["near_duplicate_groups"], report["near_duplicate_images"]) == (pictures, images)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance
 
-import datasets
 from datasets import DatasetError, ImageData, duplicate_groups, duplicates, leaking
 
 
@@ -176,7 +175,7 @@ def test_answer_is_kept_and_a_damaged_one_made_again(cache: Path, monkeypatch: p
 
 def test_cache_is_in_the_data_folder_unless_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CACHE_DIR")
-    monkeypatch.setattr(datasets, "DATA_DIR", tmp_path / "data")
+    monkeypatch.setattr("datasets.images.DATA_DIR", tmp_path / "data")
     duplicate_groups(collect(picture(0), picture(1)))
     assert len(list((tmp_path / "data" / "cache").glob("near-duplicates-*"))) == 1
 
