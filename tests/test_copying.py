@@ -6,10 +6,8 @@ import itertools
 import json
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,19 @@ from typer.testing import CliRunner
 
 import analysis
 import tracking
-from tests.conftest import ROOT, help_and_modules, new_store, run_task3, snapshot
+from analysis.__main__ import app as analysis_app
+from tests.conftest import help_and_modules, new_store, run_task3, snapshot
 from tests.servers import tracking_server
-from tests.test_tracking import HISTORY, TAGS, claim, do, open_parent, own_tags, scores
+from tests.test_tracking import EARLIER, HISTORY, TAGS, at_once, claim, do, earlier_store, open_parent, own_tags, scores
 from tracking import keys, owners
 from tracking.__main__ import app
 from tracking.artifacts import file_digests
 from tracking.copying import Report, copy_task
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 @pytest.fixture(autouse=True)
@@ -128,10 +132,13 @@ def test_a_copy_gives_the_same_table_and_verifies(finished: str, tmp_path: Path,
     assert [entry["tags"]["superseded_by"] in contents(destination) for entry in superseded] == [True]
 
     copied = everything(destination)
-    result = run_command("-m", "tracking", "copy", "--from", finished, "--to", destination, "task3")
+    result = command("--from", finished, "--to", destination, "task3")
+    assert result.exit_code == 0 and result.stderr == ""
     assert "task3: 0 copied, 7 already there, 0 left out (still running); verified: nothing" in result.stdout
     assert everything(destination) == copied
-    tables = [run_command("-m", "analysis", "table", "task3", "--tracking-uri", uri) for uri in (finished, destination)]
+    table = ("table", "task3", "--tracking-uri")
+    tables = [CliRunner().invoke(analysis_app, [*table, uri]) for uri in (finished, destination)]
+    assert [result.exit_code for result in tables] == [0, 0]
     assert tables[0].stdout == tables[1].stdout and "lenet5" in tables[0].stdout
     options = ("--tracking-uri", destination)
     result = run_command("-m", "experiments", "verify", "task3", *options, CACHE_DIR="", OMP_NUM_THREADS="1")
@@ -188,6 +195,41 @@ def test_the_experiments_tags_arrive_where_there_are_none(store_uri: str, other_
     tags = destination.client.get_experiment(destination.experiment_id("task3")).tags
     assert tags[keys.NOTE] == "theirs"
     assert tags.keys() == source.client.get_experiment(source.experiment_id("task3")).tags.keys()
+
+
+def test_a_store_of_an_earlier_version_is_copied_as_before(store_uri: str, other_uri: str) -> None:
+    earlier_store(store_uri)
+    before = everything(store_uri)
+    assert counts(copy(store_uri, other_uri)) == (2, 0, 0, 0)
+    assert everything(store_uri) == before
+    copied = tracking.open_store(other_uri)
+    assert copied.client.get_experiment(copied.experiment_id("task3")).name == EARLIER["task3"]
+    assert contents(other_uri) == contents(store_uri)
+    assert counts(copy(store_uri, other_uri)) == (0, 2, 0, 0)
+
+
+def test_a_copy_goes_into_an_earlier_store_beside_its_runs(store_uri: str, other_uri: str) -> None:
+    make(store_uri)
+    ids, old = earlier_store(other_uri)
+    before = contents(other_uri)
+    assert counts(copy(store_uri, other_uri)) == (3, 0, 0, 0)
+    after = contents(other_uri)
+    assert {key: after[key] for key in before} == before and len(after) == 5
+    assert tracking.open_store(other_uri).experiment_id("task3") == ids["task3"]
+
+
+def test_the_experiment_keeps_its_name_and_a_foreign_one_is_left_alone(store_uri: str, other_uri: str) -> None:
+    source, destination = (tracking.open_store(uri) for uri in (store_uri, other_uri))
+    source.make_experiment("task3", "garments")
+    make(store_uri)
+    foreign = destination.client.create_experiment("garments", tags={"team": "theirs"})
+    result = command("--from", store_uri, "--to", other_uri)
+    assert result.exit_code == 1 and result.stderr.startswith("Error: sqlite:///") and result.stderr.count("\n") == 1
+    assert "has an experiment 'garments' that does not belong to task3" in result.stderr
+    assert destination.client.search_runs([foreign]) == []
+    destination.client.set_experiment_tag(foreign, keys.TASK, "task3")  # now it does
+    assert command("--from", store_uri, "--to", other_uri).exit_code == 0
+    assert destination.experiment_id("task3") == foreign and len(destination.client.search_runs([foreign])) == 3
 
 
 def test_running_and_deleted_runs_stay(store_uri: str, other_uri: str) -> None:
@@ -287,10 +329,8 @@ def test_an_interrupted_copy_goes_on(after: bool, store_uri: str, other_uri: str
 
 def test_copies_at_the_same_time_make_each_run_once(store_uri: str, other_uri: str) -> None:
     make(store_uri, (0, 1, 2, 3))
-    command = [sys.executable, "-m", "tracking", "copy", "--from", store_uri, "--to", other_uri]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [process.communicate(timeout=200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
+    ended = at_once(2, command_in_process, "--from", store_uri, "--to", other_uri)
+    assert [code for code, _ in ended] == [0, 0], ended
     assert counts(copy(store_uri, other_uri))[2:] == (0, 0)
     assert contents(other_uri) == contents(store_uri)
 
@@ -328,7 +368,7 @@ def test_what_differs_is_said_and_does_not_count(store_uri: str, other_uri: str)
     path.write_text("other weights")
     result = command("--from", store_uri, "--to", other_uri)
     assert result.exit_code == 1
-    assert f"split 0 ({row['run_id']}): files are not those of the source: checkpoint/best.pt" in result.stdout
+    assert f"split 0 ({row['run_id']}): files differ from the source: checkpoint/best.pt" in result.stdout
     assert analysis.load_runs(["task3"], other_uri)["status"].tolist() == ["KILLED", "FINISHED"]
     path.write_text(weights)
     assert command("--from", store_uri, "--to", other_uri).exit_code == 0
@@ -340,7 +380,7 @@ def test_what_does_not_arrive_is_noticed(store_uri: str, other_uri: str, monkeyp
     monkeypatch.setattr("shutil.copyfile", lambda _, target: target.write_text("nothing of it"))
     result = command("--from", store_uri, "--to", other_uri)
     assert result.exit_code == 1
-    assert "files are not those of the source: checkpoint/best.pt, history.json" in result.stdout
+    assert "files differ from the source: checkpoint/best.pt, history.json" in result.stdout
     monkeypatch.undo()
     assert command("--from", store_uri, "--to", other_uri).exit_code == 0
     assert contents(other_uri) == contents(store_uri)
@@ -348,6 +388,11 @@ def test_what_does_not_arrive_is_noticed(store_uri: str, other_uri: str, monkeyp
 
 def command(*options: str) -> Any:
     return CliRunner().invoke(app, ["copy", *options])
+
+
+def command_in_process(*options: str) -> tuple[int, str]:
+    result = command(*options)
+    return result.exit_code, result.output
 
 
 @pytest.mark.parametrize(("source", "destination", "tasks", "code", "sentence"), [
@@ -375,16 +420,33 @@ def test_what_cannot_be_done_is_one_sentence(
     assert "secret" not in result.output and not (tmp_path / "new.db").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
-def test_a_full_disk_is_one_sentence(store_uri: str, other_uri: str) -> None:
-    # A limit on file sizes stands in for the full disk.
+@pytest.fixture
+def four_megabytes() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Limit the size of files while a block runs, as a disk that is full would."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextlib.contextmanager
+    def limited() -> Iterator[None]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_096_000, limits[1]))  # Python ignores SIGXFSZ
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    yield limited
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.skipif(resource is None, reason="needs a limit on the size of files")
+def test_a_full_disk_is_one_sentence(store_uri: str, other_uri: str, four_megabytes) -> None:
     make(store_uri, (0,))
     row = analysis.load_runs(["task3"], store_uri).iloc[0]
     analysis.local_artifact(row, keys.CHECKPOINT, store_uri).with_name("large").write_bytes(bytes(5_000_000))
-    line = f"ulimit -f 4000; trap '' XFSZ; exec {sys.executable} -m tracking copy --from {store_uri} --to {other_uri}"
-    result = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert result.returncode == 1
-    assert "Error: not all is copied ([Errno 27] File too large" in result.stderr and result.stderr.count("\n") == 1
+    with four_megabytes():
+        result = command("--from", store_uri, "--to", other_uri)
+    assert result.exit_code == 1
+    assert "Error: the copy is incomplete ([Errno 27] File too large" in result.stderr
+    assert result.stderr.count("\n") == 1
     assert analysis.load_runs(["task3"], other_uri)["status"].tolist() == ["KILLED"]
     assert counts(copy(store_uri, other_uri)) == (2, 0, 0, 0)
 
@@ -397,7 +459,7 @@ def test_an_interrupt_says_how_to_go_on(store_uri: str, other_uri: str, monkeypa
 
     monkeypatch.setattr("shutil.copyfile", interrupt)
     result = command("--from", store_uri, "--to", other_uri)
-    assert result.exit_code == 130 and result.stderr == "Error: interrupted; the same command goes on\n"
+    assert result.exit_code == 130 and result.stderr == "Error: interrupted; repeat the command to go on\n"
     monkeypatch.undo()
     assert command("--from", store_uri, "--to", other_uri).exit_code == 0
     assert contents(other_uri) == contents(store_uri)
