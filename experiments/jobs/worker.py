@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,13 @@ def do_job(context: JobContext, job: Job) -> Result:
         return Result("failed", f"{job.title}: {tracking.in_one_line(error)}", again=True)
 
 
+def _innermost(error: BaseException) -> str:
+    """Name the innermost line of our source, such as that of a model, in which an error was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename.removeprefix(f"{sources.ROOT}/"), frame.lineno) for frame in frames]
+    return next((f"{file}, line {line}" for file, line in reversed(places) if file in sources.TEXTS), "no line of ours")
+
+
 @dataclass(frozen=True)
 class Attempt:
     """A job between its training and the recording of its results."""
@@ -106,25 +114,29 @@ class Worker:
             return self._train(job, claimed)
         except (TrainingDivergedError, ChangedSourceError) as error:
             reason = f"{job.title}: {error}"
-        except RuntimeError as error:
-            if not hardware.is_out_of_memory(error):
+        except (tracking.StoreError, OSError):
+            raise
+        except Exception as error:  # a model's own code may raise anything
+            if type(error).__module__.startswith("mlflow"):
                 raise
-            reason = f"{job.title} does not fit into {device}'s memory; lower --batch-size or --device-memory"
             self._state = None  # recordings take room
+            if isinstance(error, RuntimeError) and hardware.is_out_of_memory(error):
+                reason = f"{job.title} does not fit into {device}'s memory; lower --batch-size or --device-memory"
+            else:
+                reason = f"{job.title}: {type(error).__name__}: {tracking.in_one_line(error)} ({_innermost(error)})"
         return Attempt(job, result=Result("failed", reason))
 
     def record(self, attempt: Attempt) -> Result:
         """Write the results of an attempt to the store, and return the result of the job."""
         job, claimed = attempt.job, attempt.claimed
-        if attempt.trained is not None and claimed is not None and attempt.child is not None:
+        if attempt.trained and claimed and attempt.child:
             with attempt.open_run:
                 return self.recorder.record(job, claimed, attempt.child, attempt.trained)
-        if attempt.entry is not None and claimed is not None:
+        if attempt.entry and claimed:
             return self.recorder.record_entry(job, claimed, attempt.entry)
-        assert attempt.result is not None
-        return (
-            self.recorder.record_failure(job, attempt.result) if attempt.result.outcome == "failed" else attempt.result
-        )
+        result = attempt.result
+        assert result is not None
+        return self.recorder.record_failure(job, result) if result.outcome == "failed" else result
 
     def _train(self, job: Job, claimed: Claim) -> Attempt:
         config, name = job.config, job.card.name
