@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from experiments.baselines import PENALTIES, fit_baseline
 from sklearn.linear_model import LogisticRegression
 
 import models
 from datasets import ImageData, Split
-from experiments.training import DeviceImages, evaluate, initialise
+from experiments.training.baselines import PENALTIES, fit_baseline
+from experiments.training.evaluation import evaluate
+from experiments.training.images import DeviceImages
+from experiments.training.state import initialise
 from tracking import keys
 
 

@@ -1,9 +1,11 @@
 """The champion of a task: which model it is, that its program gives what the run did, and predicting photos with it."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -24,26 +26,32 @@ import analysis
 import datasets
 import tracking
 from datasets.images import decode
-from experiments import champion, fingerprint
+from experiments import main
 from experiments.__main__ import app
-from experiments.command_line import main
+from experiments.champion import crown as crown_best
+from experiments.champion import export, selection
+from experiments.provenance import fingerprint
 from experiments.task3 import TASK
-from tests.conftest import NETWORKS, new_store, run_task3
+from tests.conftest import NETWORKS
 from tests.servers import answers, free_port, running, wait_until
-from tests.test_comparison import TAGS, log_model
+from tests.test_comparison import TAGS, copy_of, log_model
 from tracking import keys, registry
 from tracking.registry import Champion
 
+PATHS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+         ("model_versions", "source"), ("model_versions", "storage_location"))  # fmt: skip
 WHOLE = {"n_splits": 4, "epochs": 2, "patience": 7}  # as test_comparison's settings
 
 
 @pytest.fixture(scope="module")
-def store(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> tracking.Store:
-    """A store with two networks and the baselines on two splits of the sample."""
-    folder = tmp_path_factory.mktemp("champion") / "store"
-    uri = new_store(empty_database, folder)
-    run_task3(folder, *NETWORKS)
-    return tracking.open_store(uri)
+def store(finished_task3: str, tmp_path_factory: pytest.TempPathFactory) -> tracking.Store:
+    """A copy of the shared store of two networks and the baselines, for tests that change it; it has its own paths."""
+    made, folder = Path(finished_task3.removeprefix("sqlite:///")).parent, tmp_path_factory.mktemp("champion") / "store"
+    shutil.copytree(made, folder, ignore=shutil.ignore_patterns("mlflow.*"))
+    with contextlib.closing(sqlite3.connect(copy_of(finished_task3, folder))) as connection, connection:
+        for table, column in PATHS:
+            connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(made), str(folder)))
+    return tracking.open_store(f"sqlite:///{folder / 'mlflow.db'}")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,7 @@ def test_the_program_needs_no_source_and_gives_what_the_run_predicted(
     runs = analysis.load_runs(["task3"], store.uri)
     run = runs[runs["run_id"] == registered.run_id].iloc[0]
     predicted = analysis.load_predictions(run).query("part == 'test'")
-    images = datasets.load("task3", sample=True).images[predicted["index"].to_numpy()]
+    images = datasets.load(TASK.data, sample=True).images[predicted["index"].to_numpy()]
     np.save(tmp_path / "images.npy", images)
     code = (
         "import sys, numpy, mlflow.pyfunc\n"
@@ -110,14 +118,14 @@ def test_what_the_model_says_of_itself(store: tracking.Store, registered: Champi
 
 
 def crown(store: tracking.Store) -> str:
-    """What the end of the fixture's command does, once more."""
+    """Choose the champion once more, as the end of the store's command did."""
     runs = analysis.load_runs(["task3"], store.uri)
     evidence = analysis.Evidence(analysis.choose_group(runs), store.uri)
-    return champion.crown(store, TASK, 10, datasets.load("task3", sample=True), runs, evidence)
+    return crown_best(store, TASK, datasets.load(TASK.data, sample=True), runs, evidence)
 
 
 def command_line(store: tracking.Store) -> list[str]:
-    """The fixture's, for `main` in this process."""
+    """The command that made the store, for `main` in this process."""
     return ["task3.py", "--sample", "--n-splits", "2", *NETWORKS, "--threads", "1", "--tracking-uri", store.uri]
 
 
@@ -169,7 +177,8 @@ def test_weights_are_not_put_into_other_source(
 ) -> None:
     store.client.delete_registered_model_alias("task3", keys.CHAMPION)
     with monkeypatch.context() as patched:
-        patched.setattr(fingerprint, "source_digest", lambda model: "of another network")
+        other = fingerprint.Source("of another network", frozenset())
+        patched.setattr(fingerprint, "source_of", lambda model: other)
         with pytest.raises(tracking.StoreError, match="cannot be exported: other source trained it"):
             crown(store)
     crown(store)
@@ -235,7 +244,7 @@ def test_predict_takes_photos_of_any_kind(store: tracking.Store, registered: Cha
         assert line.startswith(row["photo"])
         assert f"{row['probability']:.1%}" in line
         assert line.endswith(f"  {row['class']}")
-    program, about = champion.load(registry.fetch_champion(store, "task3", registered, tmp_path))
+    program, about = export.load(registry.fetch_champion(store, "task3", registered, tmp_path))
     images = torch.from_numpy(np.stack([decode(photo, 28, 1) for photo in photos]))
     with torch.inference_mode():
         probability, label = program(images).max(1)
@@ -294,7 +303,7 @@ def test_nothing_that_comes_with_a_model_is_executed(
             (model / "data" / "model.pth").write_bytes(b"")
             (model / "data" / "pickle_module_info.txt").write_text("evil_module_of_the_test")
     with pytest.raises(tracking.StoreError, match="holds no model that was registered by this program"):
-        champion.load(model)
+        export.load(model)
     assert not executed.exists()
 
 
@@ -328,7 +337,7 @@ def test_mlflow_serves_it(store: tracking.Store, registered: Champion, tmp_path:
         )
         with urllib.request.urlopen(request, timeout=60) as reply:
             served = json.load(reply)["predictions"]
-    program, _ = champion.load(registry.fetch_champion(store, "task3", registered, tmp_path))
+    program, _ = export.load(registry.fetch_champion(store, "task3", registered, tmp_path))
     with torch.inference_mode():
         assert np.array(served) == pytest.approx(program(torch.from_numpy(image[None].copy())).numpy(), abs=1e-5)
 
@@ -340,9 +349,9 @@ def decision(uri: str, held: str, **ours: object) -> tuple[bool, str]:
     for key, value in ours.items():
         chosen = chosen[chosen[key] == value]
     evidence = analysis.Evidence(analysis.choose_group(chosen), uri)
-    best = champion.best_split(evidence, "test/accuracy")
+    best = selection.best_split(evidence, "test/accuracy")
     assert best is not None
-    return champion.decide(WHOLE, runs, evidence, "test/accuracy", best, Champion("1", held, "", True))
+    return selection.decide(WHOLE, runs, evidence, "test/accuracy", best, Champion("1", held, "", True))
 
 
 def run_of(uri: str, **settings: object) -> str:
@@ -373,10 +382,10 @@ def test_an_unfinished_model_and_a_baseline_are_no_champions(store_uri: str, tmp
     log_model(store_uri, "linear", 0.99, tmp=tmp_path)
     log_model(store_uri, "vggnet", 0.95, splits=3, tmp=tmp_path)
     runs = analysis.load_runs(["task3"], store_uri)
-    assert champion.best_split(analysis.Evidence(analysis.choose_group(runs), store_uri), "test/accuracy") is None
+    assert selection.best_split(analysis.Evidence(analysis.choose_group(runs), store_uri), "test/accuracy") is None
     log_model(store_uri, "lenet5", 0.3, tmp=tmp_path)
     runs = analysis.load_runs(["task3"], store_uri)
-    best = champion.best_split(analysis.Evidence(analysis.choose_group(runs), store_uri), "test/accuracy")
+    best = selection.best_split(analysis.Evidence(analysis.choose_group(runs), store_uri), "test/accuracy")
     assert best is not None
     assert best["model"] == "lenet5"
 

@@ -14,9 +14,8 @@ from benchmarks.race import results
 from benchmarks.race.common import Prepared
 from benchmarks.race.preparation import prepare
 from benchmarks.race.works import CONTESTANTS, WORKS, Entry
-from experiments import protocol
 from experiments.task2 import TASK
-from experiments.training import initialise, split_seed
+from experiments.training.state import initialise, seed_of_split
 
 
 def raw(accuracies: dict[str, list[float]], seconds: dict[str, float]) -> dict[str, object]:
@@ -102,7 +101,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def test_peers_start_from_our_weights(prepared: Prepared) -> None:
-    ours = initialise(lambda: models.build("lenet5", **prepared.model_arguments), split_seed(0, 0), "cpu").eval()
+    ours = initialise(lambda: models.build("lenet5", **prepared.model_arguments), seed_of_split(0, 0), "cpu").eval()
     x = torch.randn(4, 3, 128, 128)
     torch.testing.assert_close(prepared.network("lenet5").eval()(x), ours(x))
 
@@ -110,8 +109,8 @@ def test_peers_start_from_our_weights(prepared: Prepared) -> None:
 def test_peers_have_our_split(prepared: Prepared) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_DIR", str(prepared.folder.parent / "cache"))
-        data = datasets.load("task2", prepared.data_root)
-    split = protocol.make_splits(TASK, data, 0)[0]
+        data = datasets.load(TASK.data, prepared.data_root)
+    split = datasets.draw_splits(TASK.protocol, data, 0)[0]
     for part, rows in split._asdict().items():
         np.testing.assert_array_equal(prepared.indices[part], rows)
     assert {part: len(images) for part, images in prepared.parts().items()} == {"train": 32, "val": 8}

@@ -2,26 +2,36 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix, f1_score
+from typer.testing import CliRunner
 
 import analysis
 import datasets
 import models
 import tracking
-from experiments import hardware, protocol, worker
-from experiments.task3 import TASK
-from experiments.training import EpochRecord, TrainingState, fit
+from analysis.__main__ import app
+from experiments import TrainingConfig, main, task1, task3
+from experiments.jobs import worker
+from experiments.request import Request
+from experiments.run import Plan, execute, make_plan, run
+from experiments.run.execute import open_store
+from experiments.task import find
+from experiments.training.fit import EpochRecord, fit
+from experiments.training.state import TrainingState
+from experiments.verification import verify
 from tests.conftest import ROOT, help_and_modules, new_store, snapshot
 from tracking import keys
 from tracking.checkpoints import Checkpoint
@@ -31,31 +41,79 @@ SCRIPTS = {
     "task2": ("lenet5", "vggnet", "resnetcnn", "efficientnet_lite", "efficientnet_b0"),
     "task3": ("lenet5", "vggnet", "resnetcnn", "seresnet"),
 }
-SMALL = ("--sample", "--epochs", "1", "--n-splits", "2", "-m", "lenet5")
+TWO_MODELS = {"task1": ("lenet5", "vggnet"), "task2": ("lenet5", "resnetcnn"), "task3": ("lenet5", "seresnet")}
+SMALL = ("--sample", "--epochs", "1", "--n-splits", "2", "--threads", "1", "-m", "lenet5")
+Script = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]:
-    """The three scripts on the sample, each from a folder elsewhere: the store's URI and what was printed."""
-    folder = tmp_path_factory.mktemp("scripts") / "finished"
-    uri = new_store(empty_database, folder)
+class Finished(NamedTuple):
+    """The store after the three scripts, their output, and the models of each."""
+
+    uri: str
+    printed: dict[str, str]
+    models: Mapping[str, tuple[str, ...]]
+
+
+def run_scripts(database: Path, folder: Path, chosen: Mapping[str, tuple[str, ...]]) -> Finished:
+    """Run the three scripts on the sample as processes, each from a folder elsewhere."""
+    uri = new_store(database, folder)
     printed = {}
-    for task in SCRIPTS:
-        options = ("--sample", "--epochs", "1", "--n-splits", "2", "--tracking-uri", uri)
+    for task, names in chosen.items():
+        options = ["--sample", "--epochs", "1", "--n-splits", "2", "--tracking-uri", uri]
+        if names != SCRIPTS[task]:
+            options += [part for name in names for part in ("-m", name)]
         script = [sys.executable, str(ROOT / "experiments" / f"{task}.py"), *options]
-        result = subprocess.run(script, cwd=folder, capture_output=True, text=True, timeout=400)
+        result = subprocess.run(script, cwd=folder, capture_output=True, text=True, timeout=1000)
         assert result.returncode == 0, result.stderr
         printed[task] = result.stdout
     assert {path.name for path in folder.iterdir()} <= {
         "mlflow.db", "mlflow.db-shm", "mlflow.db-wal", "mlflow.state", "artifacts"
     }  # fmt: skip
-    return uri, printed
+    return Finished(uri, printed, chosen)
+
+
+@pytest.fixture(scope="module")
+def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The three scripts with two models each."""
+    return run_scripts(empty_database, tmp_path_factory.mktemp("scripts") / "finished", TWO_MODELS)
+
+
+@pytest.fixture
+def script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> Script:
+    """Run a task's script in this process; return exit code, stdout and stderr."""
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+    def run_here(task: str, *options: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{task}.py", *options])
+        with pytest.raises(SystemExit) as end:
+            main(find(task))
+        printed = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, printed.out, printed.err
+
+    return run_here
+
+
+@pytest.fixture
+def requested(script: Script, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Request]:
+    """Return the request that the options of task 3 make, without running it."""
+
+    def parse(*options: str) -> Request:
+        requests: list[Request] = []
+        with monkeypatch.context() as patched:
+            patched.setattr("experiments.run.run", lambda request: requests.append(request) or [])
+            assert script("task3", *options) == (0, "", "")
+        return requests[0]
+
+    return parse
 
 
 @pytest.mark.parametrize("task", SCRIPTS)
-def test_every_model_has_every_split(task: str, finished: tuple[str, dict[str, str]]) -> None:
-    uri, printed = finished
-    models = keys.BASELINES + SCRIPTS[task]
+def test_every_model_has_every_split(task: str, finished: Finished) -> None:
+    uri, printed, chosen = finished
+    models = keys.BASELINES + chosen[task]
     runs = analysis.load_runs([task], uri)
     assert runs["status"].eq("FINISHED").all()
     assert runs["lr"].eq(1e-3).all() and runs["epochs"].eq(1).all() and runs["augment"].eq(task != "task3").all()
@@ -68,17 +126,17 @@ def test_every_model_has_every_split(task: str, finished: tuple[str, dict[str, s
     assert "generated images" in printed[task] and "workflowType=machine_learning" in printed[task]
 
 
-def test_analysis_prints_the_same_table_from_the_store_alone(finished, run_command) -> None:
-    uri, printed = finished
-    result = run_command("-m", "analysis", "table", "task3", "--tracking-uri", uri, COLUMNS="80")
-    assert result.returncode == 0, result.stderr
-    at_the_end = printed["task3"][printed["task3"].index("task3:") : printed["task3"].index("numbers ")]
+def test_analysis_prints_the_same_table_from_the_store_alone(finished: Finished) -> None:
+    result = CliRunner().invoke(app, ["table", "task3", "--tracking-uri", finished.uri], env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.stderr
+    printed = finished.printed["task3"]
+    at_the_end = printed[printed.index("task3:") : printed.index("numbers ")]
     assert result.stdout.split() == at_the_end.split()
 
 
 @pytest.mark.parametrize("task", SCRIPTS)
-def test_parents_hold_what_the_table_says(task: str, finished) -> None:
-    uri, _ = finished
+def test_parents_hold_what_the_table_says(task: str, finished: Finished) -> None:
+    uri = finished.uri
     runs = analysis.load_runs([task], uri)
     table = analysis.comparison_table(runs, tracking_uri=uri)
     client = tracking.open_store(uri).client
@@ -98,8 +156,8 @@ def test_parents_hold_what_the_table_says(task: str, finished) -> None:
 
 
 @pytest.mark.parametrize("task", SCRIPTS)
-def test_all_keys_of_a_child_are_there(task: str, finished) -> None:
-    uri, _ = finished
+def test_all_keys_of_a_child_are_there(task: str, finished: Finished) -> None:
+    uri = finished.uri
     store = tracking.open_store(uri)
     run_id = analysis.load_runs([task], uri).iloc[-1]["run_id"]
     run = store.client.get_run(run_id)
@@ -107,7 +165,7 @@ def test_all_keys_of_a_child_are_there(task: str, finished) -> None:
     assert "auto" not in run.data.params.values()
     assert set(run.data.metrics) == set(keys.EPOCH_METRICS) | set(keys.FINAL_METRICS)
     assert set(keys.TAGS) - {"superseded_by", "failure", "figures_of"} <= set(run.data.tags)
-    data = datasets.load(task, sample=True)
+    data = datasets.load(find(task).data, sample=True)
     assert run.data.tags["dataset_digest"] == data.digest
     assert run.inputs.dataset_inputs[0].dataset.digest == data.digest[:36]
     parent = store.client.get_run(run.data.tags["mlflow.parentRunId"])
@@ -120,10 +178,10 @@ def test_all_keys_of_a_child_are_there(task: str, finished) -> None:
 
 
 @pytest.mark.parametrize("task", SCRIPTS)
-def test_numbers_follow_from_the_files_beside_them(task: str, finished, tmp_path: Path) -> None:
-    uri, _ = finished
+def test_numbers_follow_from_the_files_beside_them(task: str, finished: Finished, tmp_path: Path) -> None:
+    uri = finished.uri
     store = tracking.open_store(uri)
-    data = datasets.load(task, sample=True)
+    data = datasets.load(find(task).data, sample=True)
     runs = analysis.load_runs([task], uri)
     for model, run_id in runs.loc[runs["model"].isin(["lenet5", *keys.BASELINES]), ["model", "run_id"]].to_numpy():
         folder = Path(store.client.download_artifacts(run_id, "", str(tmp_path)))
@@ -153,18 +211,28 @@ def test_numbers_follow_from_the_files_beside_them(task: str, finished, tmp_path
         assert (folder / keys.CONFUSION_FIGURE).stat().st_size > 5_000
 
 
-def test_a_diverging_split_fails_and_the_protocol_goes_on(store_uri: str, run_command) -> None:
-    options = ("--sample", "--epochs", "1", "--n-splits", "2", "--lr", "1e30", "-m", "resnetcnn", "-m", "lenet5")
-    result = run_command("experiments/task3.py", *options, "--no-baselines", "--tracking-uri", store_uri)
-    assert result.returncode == 1
-    assert "resnetcnn split 1: the validation loss is nan in epoch 1" in result.stderr
-    assert "Traceback" not in result.stderr
+@pytest.mark.skipif("SWEEP" not in os.environ, reason="trains all models of all tasks for minutes; set SWEEP=1")
+def test_every_script_trains_all_its_models(empty_database: Path, tmp_path: Path) -> None:
+    finished = run_scripts(empty_database, tmp_path / "finished", SCRIPTS)
+    for task in SCRIPTS:
+        test_every_model_has_every_split(task, finished)
+        test_parents_hold_what_the_table_says(task, finished)
+        test_all_keys_of_a_child_are_there(task, finished)
+        test_numbers_follow_from_the_files_beside_them(task, finished, tmp_path)
+    test_analysis_prints_the_same_table_from_the_store_alone(finished)
+
+
+def test_a_diverging_split_fails_and_the_protocol_goes_on(store_uri: str, script: Script) -> None:
+    options = (*SMALL[:-2], "--lr", "1e30", "-m", "resnetcnn", "-m", "lenet5", "--no-baselines")
+    code, out, err = script("task3", *options, "--tracking-uri", store_uri)
+    assert code == 1
+    assert "resnetcnn split 1: the validation loss is nan in epoch 1" in err
     runs = analysis.load_runs(["task3"], store_uri)
     # tanh keeps LeNet-5 finite, whatever its weights
     assert runs["model"].tolist() == ["resnetcnn"] * 2 + ["lenet5"] * 2
     assert runs["status"].tolist() == ["FAILED"] * 2 + ["FINISHED"] * 2
     assert runs["failure"].iloc[:2].str.contains("in epoch 1").all()
-    assert "resnetcnn has 0 of 2 splits; missing: 0 (the validation loss is nan in epoch 1; " in result.stdout
+    assert "resnetcnn has 0 of 2 splits; missing: 0 (the validation loss is nan in epoch 1; " in out
 
 
 def test_a_split_that_does_not_fit_says_so_and_the_protocol_goes_on(store_uri: str, monkeypatch) -> None:
@@ -174,35 +242,97 @@ def test_a_split_that_does_not_fit_says_so_and_the_protocol_goes_on(store_uri: s
         yield from fit(state, *where)
 
     monkeypatch.setattr(worker, "fit", fit_greedily)
-    task = dataclasses.replace(
-        TASK, models=("vggnet", "lenet5"), baselines=(), protocol=dataclasses.replace(TASK.protocol, n_splits=1)
-    )
-    config = hardware.resolve(dataclasses.replace(TASK.training, epochs=1))
-    failures = protocol.run(task, config, protocol.ProtocolOptions([0]), sample=True, tracking_uri=store_uri)
-    reason = f"does not fit into {config.device}'s memory; lower --batch-size or --device-memory"
-    assert failures == [f"vggnet split 0 {reason}"]
+    config = dataclasses.replace(task3.TASK.training, epochs=1, device="cpu")
+    training = dict.fromkeys(("vggnet", "lenet5"), config)
+    failures = run(Request(task3.TASK, training, 1, (0,), sample=True, threads=1, tracking_uri=store_uri))
+    assert failures == ["vggnet split 0 does not fit into cpu's memory; lower --batch-size or --device-memory"]
     runs = analysis.load_runs(["task3"], store_uri)
     assert runs["status"].tolist() == ["FAILED", "FINISHED"]
     assert "allocate" in runs["failure"].iloc[0]
 
 
-def test_a_folder_of_ones_own_without_test_part_and_read_only(image_folder: Path, store_uri: str, run_command) -> None:
+def test_a_model_that_cannot_be_built_is_named_and_the_others_are_trained(
+    store_uri: str, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refuses(torch.nn.Module):
+        def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
+            raise ValueError("it needs 224 pixels")
+
+    monkeypatch.setitem(models.MODELS, "refuses", Refuses)
+    code, _, err = script("task3", *SMALL, "-m", "refuses", "--no-baselines", "--tracking-uri", store_uri)
+    assert code == 1 and "Traceback" not in err
+    reason = "cannot be built for 28x28 images of 1 channel and 10 classes (ValueError: it needs 224 pixels)"
+    assert [line for line in err.splitlines() if line.startswith("Error: ")] == [f"Error: refuses {reason}"]
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert runs["model"].tolist() == ["lenet5"] * 2 and runs["status"].eq("FINISHED").all()
+
+
+def test_seeds_of_splits_and_of_trainings(store_uri: str, requested: Callable[..., Request]) -> None:
+    def plan(*options: str) -> Plan:
+        one_split = ("--sample", "--epochs", "1", "--n-splits", "1", "--no-baselines", "-m", "lenet5", "--threads", "1")
+        return make_plan(requested(*one_split, *options, "--tracking-uri", store_uri))
+
+    def train(planned: Plan) -> None:
+        assert execute(planned, open_store(planned)).failures == []
+
+    both, apart = plan("--seed", "3"), plan("--split-seed", "3", "--train-seed", "3")
+    assert both.jobs[0].params == apart.jobs[0].params and both.jobs[0].tags == apart.jobs[0].tags
+    assert both.jobs[0].params["seed"] == 3
+    pairs = [(3, 1), (3, 2), (4, 1), (3, 3)]
+    for split_seed, train_seed in pairs:
+        train(plan("--split-seed", str(split_seed), "--train-seed", str(train_seed)))
+    train(both)  # which is there
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert sorted(zip(runs["split_seed"], runs["train_seed"], strict=True)) == sorted(pairs)
+    run_of = {(run["split_seed"], run["train_seed"]): run for _, run in runs.iterrows()}
+    hashes = {pair: run["split_hash"] for pair, run in run_of.items()}
+    assert hashes[3, 1] == hashes[3, 2] == hashes[3, 3] != hashes[4, 1]
+    weights = [
+        Checkpoint.load(analysis.local_artifact(run_of[pair], keys.CHECKPOINT, store_uri)).state_dict["layers.0.weight"]
+        for pair in ((3, 1), (3, 2), (3, 3))
+    ]
+    assert len({tuple(each.flatten().tolist()) for each in weights}) == 3
+    assert runs["fingerprint"].nunique() == len(pairs)
+    report = verify(task3.TASK, "cpu", tracking_uri=store_uri)
+    assert (report.runs, report.differences) == (len(pairs), [])
+
+
+def test_every_setting_of_a_training_is_an_option(requested: Callable[..., Request]) -> None:
+    usual, changed, options = task3.TASK.training, {"device": "cpu"}, ["--device", "cpu"]
+    for field in dataclasses.fields(TrainingConfig):
+        if field.name in changed:
+            continue
+        value, option = getattr(usual, field.name), field.name.replace("_", "-")
+        if isinstance(value, bool):
+            changed[field.name] = not value
+            options.append(f"--no-{option}" if value else f"--{option}")
+        else:
+            choices = [choice for choice in field.metadata["choices"] if choice != value]
+            changed[field.name] = choices[0] if choices else value + 1
+            options += [f"--{option}", str(changed[field.name])]
+    request = requested(*options)
+    assert request.training == dict.fromkeys(SCRIPTS["task3"], TrainingConfig(**changed))
+
+
+def test_a_folder_of_ones_own_without_test_part_and_read_only(
+    image_folder: Path, store_uri: str, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.rmtree(image_folder / "test")
     (image_folder / "train" / "dark").rename(image_folder / "train" / "어두움")
     (image_folder / "train" / "light" / "broken.jpg").write_bytes(b"nothing")
     for path in [*image_folder.rglob("*"), image_folder]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = snapshot(image_folder)
-    options = ("--epochs", "1", "--n-splits", "2", "-m", "lenet5", "--no-baselines", "--tracking-uri", store_uri)
-    result = run_command("experiments/task1.py", *options, DATA_DIR=str(image_folder))
-    assert result.returncode == 0, result.stderr
+    monkeypatch.setenv("DATA_DIR", str(image_folder))
+    code, out, err = script("task1", *SMALL[1:], "--no-baselines", "--tracking-uri", store_uri)
+    assert code == 0, err
     assert snapshot(image_folder) == before
-    assert "1 of 41 files do not decode: train/light/broken.jpg" in result.stdout
+    assert "1 of 41 files do not decode: train/light/broken.jpg" in out
     runs = analysis.load_runs(["task1"], store_uri)
     assert runs["dataset"].tolist() == ["photos"] * 2 and runs["n_test"].tolist() == [0, 0]
     assert runs["test/accuracy"].isna().all() and runs["best_val/accuracy"].notna().all()
     assert pd.api.types.is_float_dtype(runs["test/accuracy"])
-    assert "validation part at the best epoch, which it chose" in result.stdout
+    assert "validation part at the best epoch, which it chose" in out
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
@@ -211,7 +341,8 @@ def test_a_folder_of_ones_own_without_test_part_and_read_only(image_folder: Path
     (("--split", "-1"), "-1 is not one of 0 to 1"),
     (("--epochs", "-1"), "'--epochs'"),
     (("--epochs", "0"), "'--epochs'"),
-    (("--lr", "nan"), "--lr"),
+    (("--split-seed", "-1"), "'--split-seed'"),
+    (("--train-seed", "4294967296"), "'--train-seed'"),
     (("--batch-size", "x"), "'--batch-size'"),
     (("--device", "gpu"), "'gpu' is not a device that can be used here; there are auto, cpu"),
     (("--precision", "int8"), "'auto', 'fp32', 'bf16', 'fp16'"),
@@ -219,46 +350,65 @@ def test_a_folder_of_ones_own_without_test_part_and_read_only(image_folder: Path
     (("--data-dir", "nowhere"), "'--data-dir'"),
     (("--n-splits", "0"), "'--n-splits'"),
 ])  # fmt: skip
-def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, run_command, tmp_path: Path) -> None:
-    result = run_command("experiments/task3.py", *SMALL, *options, "--tracking-uri", f"sqlite:///{tmp_path}/new.db")
-    assert result.returncode == 2, result.stderr
-    assert sentence in " ".join(result.stderr.split())
-    assert "Traceback" not in result.stderr
+def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, script: Script, tmp_path: Path) -> None:
+    code, _, err = script("task3", *SMALL, *options, "--tracking-uri", f"sqlite:///{tmp_path}/new.db")
+    assert code == 2, err
+    assert sentence in " ".join(err.split())
     assert not (tmp_path / "new.db").exists()
 
 
-@pytest.mark.parametrize(("folder", "options", "sentence"), [
+def test_a_wrong_option_ends_the_process_with_a_sentence(run_command, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new.db"
+    result = run_command("experiments/task3.py", *SMALL, "--lr", "nan", "--tracking-uri", uri)
+    assert result.returncode == 2, result.stderr
+    assert "--lr" in " ".join(result.stderr.split()) and "Traceback" not in result.stderr
+    assert not (tmp_path / "new.db").exists()
+
+
+IMPOSSIBLE = [
     ("one", (), "holds only the class 'dark'"),
     ("few", ("--n-splits", "30"), "the smallest class has 20 images for 30 folds; lower --n-splits"),
     ("few", ("--tracking-uri", "http://127.0.0.1:9"), "does not answer"),
     ("few", ("--tracking-uri", "somewhere"), "plain folder"),
-])  # fmt: skip
+]
+
+
+@pytest.mark.parametrize(("folder", "options", "sentence"), IMPOSSIBLE)
 def test_what_cannot_be_done_is_one_sentence(
-    folder: str, options: tuple[str, ...], sentence: str, image_folder: Path, run_command, tmp_path: Path
+    folder: str, options: tuple[str, ...], sentence: str, image_folder: Path, script: Script, tmp_path: Path
 ) -> None:
     if folder == "one":
         shutil.rmtree(image_folder / "train" / "light")
     uri = ("--tracking-uri", f"sqlite:///{tmp_path}/new.db")
+    code, _, err = script("task2", "--data-dir", str(image_folder), "-m", "lenet5", *uri, *options)
+    assert code == 1, err
+    message = err[err.index("Error: ") :]
+    assert sentence in message and message.count("\n") == 1
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_in_a_process_it_is_one_sentence_too(image_folder: Path, run_command, tmp_path: Path) -> None:
+    _, options, sentence = IMPOSSIBLE[1]
+    uri = ("--tracking-uri", f"sqlite:///{tmp_path}/new.db")
     result = run_command("experiments/task2.py", "--data-dir", str(image_folder), "-m", "lenet5", *uri, *options)
     assert result.returncode == 1, result.stderr
-    message = result.stderr[result.stderr.index("Error: ") :]
-    assert sentence in message and message.count("\n") == 1
+    assert result.stderr[result.stderr.index("Error: ") :] == f"Error: {sentence}\n"
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "new.db").exists()
 
 
 def test_help_names_every_option_without_loading_torch_or_mlflow() -> None:
     printed, modules = help_and_modules("experiments/task1.py")
-    for option in ("--model", "--n-splits", "--split", "--epochs", "--patience", "--batch-size", "--lr", "--seed",
-                   "--weight-decay", "--augment", "--no-augment", "--precision", "--device", "--data-dir", "--sample",
+    settings = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainingConfig)]
+    for option in ("--model", "--n-splits", "--split", *settings, "--seed", "--no-augment", "--data-dir", "--sample",
                    "--tracking-uri", "--no-baselines", "--leak-free", "--fresh"):  # fmt: skip
         assert option in printed
     assert not {"torch", "mlflow"} & modules
 
 
-def test_k_fold_takes_two_splits(run_command) -> None:
-    result = run_command("experiments/task2.py", "--sample", "--n-splits", "1")
-    assert result.returncode == 2 and "k-fold takes at least 2 splits" in result.stderr
+def test_k_fold_takes_two_splits(script: Script) -> None:
+    code, _, err = script("task2", "--sample", "--n-splits", "1")
+    assert code == 2 and "k-fold takes at least 2 splits" in err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
@@ -266,7 +416,7 @@ def test_full_disk_is_one_sentence_and_the_run_has_failed(store_uri: str, tmp_pa
     # A limit on file sizes stands in for the full disk: the checkpoint is the first file that exceeds it.
     script = f"{sys.executable} {ROOT / 'experiments' / 'task1.py'} --sample --epochs 1 --n-splits 1 --no-baselines"
     command = f"ulimit -f 3000; trap '' XFSZ; exec {script} -m resnetcnn --tracking-uri {store_uri}"
-    datasets.load("task1", sample=True)  # drawn and cached before the limit
+    datasets.load(task1.TASK.data, sample=True)  # drawn and cached before the limit
     result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "the results cannot be written" in result.stderr and "Traceback" not in result.stderr

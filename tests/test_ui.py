@@ -19,7 +19,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 import tracking
-from experiments import labels
+from experiments.run import descriptions
 from experiments.task1 import TASK as TASK1
 from experiments.task2 import TASK as TASK2
 from experiments.task3 import TASK
@@ -167,12 +167,12 @@ def params(**changed: object) -> dict[str, Any]:
      "lenet5, my photos, lr 0.003, augmented, seed 1, leak-free"),
 ])  # fmt: skip
 def test_a_parent_is_called_by_what_is_unusual(changed: dict[str, Any], name: str) -> None:
-    assert labels.parent_name(TASK, 10, params(**changed)) == name
+    assert descriptions.parent_name(TASK, params(**changed)) == name
 
 
 @pytest.mark.parametrize("task", [TASK1, TASK2, TASK], ids=lambda task: task.name)
 def test_a_description_fits_its_task(task: Any) -> None:
-    text = labels.description(task, task.protocol.n_splits)
+    text = descriptions.description(task)
     first = text.partition("\n")[0]
     assert task.question in first and "parent" in first and "child" in first  # what is seen while it is folded up
     assert ("published test folder" in text) == (task.name != "task3")
@@ -192,13 +192,13 @@ def test_a_description_of_the_users_own_stays(store_uri: str) -> None:
     experiment = store.make_experiment("task3")
     plain = store.runs_link("task3")
     assert plain.endswith(f"/#/experiments/{experiment}/runs?workflowType=machine_learning")
-    labels.describe_experiment(store, TASK, 10)
+    descriptions.describe_experiment(store, TASK)
     tags = store.client.get_experiment(experiment).tags
-    assert tags[keys.NOTE] == labels.description(TASK, 10)
+    assert tags[keys.NOTE] == descriptions.description(TASK)
     assert store.runs_link("task3") == f"{plain}&viewStateShareKey={keys.VIEW}"
     for own in ("mine", ""):  # or none at all
         store.client.set_experiment_tag(experiment, keys.NOTE, own)
-        labels.describe_experiment(store, TASK, 10)
+        descriptions.describe_experiment(store, TASK)
         assert store.client.get_experiment(experiment).tags[keys.NOTE] == own
 
 
@@ -209,7 +209,7 @@ def test_a_store_that_refuses_a_description_does_without(store_uri: str, monkeyp
         raise MlflowException("Permission denied", PERMISSION_DENIED)
 
     monkeypatch.setattr(store.client, "set_experiment_tag", refuse)
-    labels.describe_experiment(store, TASK, 10)
+    descriptions.describe_experiment(store, TASK)
     assert capsys.readouterr().err == (
         "the experiment in the UI gets no description (Permission denied); the runs do without\n"
     )

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -20,9 +21,13 @@ from typer.testing import CliRunner
 import analysis
 from datasets import Split
 from experiments import __main__ as command
-from experiments import fingerprint, hardware, verify
+from experiments.provenance import fingerprint
 from experiments.task3 import TASK
-from tests.conftest import help_and_modules, new_store, run_task3
+from experiments.training import hardware
+from experiments.verification import Report, checks, verify
+from experiments.verification.stored_run import SplitRecord
+from tests.conftest import help_and_modules
+from tests.test_comparison import copy_of
 from tracking import StoreError, keys
 from tracking.artifacts import file_digests
 from tracking.checkpoints import Checkpoint
@@ -83,17 +88,30 @@ class Victim:
         """Make the digests those of the files as they are now, so that another check has to find the change."""
         self.set("tags", "file_digests", json.dumps(file_digests(self.files)))
 
-    def verify(self) -> verify.Report:
-        return verify.verify(TASK, "cpu", tracking_uri=self.uri)
+    def verify(self) -> Report:
+        return verify(TASK, "cpu", tracking_uri=self.uri)
 
 
 @pytest.fixture(scope="module")
-def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store of two splits of LeNet-5 and the baselines; it was moved since, and is not changed."""
-    folder = tmp_path_factory.mktemp("verify") / "made"
-    new_store(empty_database, folder)
-    run_task3(folder, "--epochs", "2", "-m", "lenet5")
-    return folder.rename(folder.with_name("moved"))
+def finished(finished_task3: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the shared store, of LeNet-5 and the baselines alone; it is not changed."""
+    folder = tmp_path_factory.mktemp("verify") / "moved"
+    folder.mkdir()
+    connection = sqlite3.connect(copy_of(finished_task3, folder))
+    with connection:
+        of_vggnet = "SELECT run_uuid FROM params WHERE key = 'model' AND value = 'vggnet'"
+        connection.execute(f"UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid IN ({of_vggnet})")
+    connection.close()
+    made = Path(finished_task3.removeprefix("sqlite:///")).parent
+    runs = analysis.load_runs(["task3"], f"sqlite:///{folder / 'mlflow.db'}")
+    shutil.copytree(made / "artifacts", folder / "artifacts", ignore=all_but(runs))
+    return folder
+
+
+def all_but(runs: pd.DataFrame) -> Callable[[str, list[str]], set[str]]:
+    """For `copytree`: pass over the folders of other runs."""
+    kept = {*runs["run_id"], *runs["parent_id"]}
+    return lambda _, names: {name for name in names if re.fullmatch("[0-9a-f]{32}", name)} - kept
 
 
 @pytest.fixture
@@ -299,8 +317,8 @@ CHANGES: list[tuple[Callable[[Victim], None], str, int, list[str]]] = [
     (rename_a_class, "linear", 1, ["the classes in confusion.json are not those of the data"]),
     (change_the_history, "linear", 0, ["train/loss of epoch 1 is "]),
     (shorten_the_history, "lenet5", 1, [
-        "val/loss of epoch 2 is ", "missing in history.json",
-        "epochs_run is 2.0 in the database, 1 from history.json"]),
+        "val/loss of epoch 3 is ", "missing in history.json",
+        "epochs_run is 3.0 in the database, 2 from history.json"]),
     (log_an_epoch_twice, "majority", 1, ["val/f1_macro of epoch 1 was logged 2 times"]),
     (drop_an_epoch, "lenet5", 0, ["lr of epoch 1 is missing in the database, 0.001 in history.json"]),
     (change_the_latest_value, "lenet5", 1, ["test/f1_micro is 0.5 as the latest value, "]),
@@ -403,7 +421,7 @@ def test_a_run_is_verified_unless_another_superseded_it(victim: Victim) -> None:
 
 def test_elsewhere_a_model_may_differ_a_little(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     change_a_probability(victim)
-    monkeypatch.setattr(verify, "_has_threads", lambda count: False)
+    monkeypatch.setattr(checks, "_has_threads", lambda count: False)
     report = victim.verify()
     assert report.differences == [] and (report.exact, report.near) == (0, 6)
     assert "(loss within 0.001 and 99.9% of predictions: other device, threads or versions)" in report.summary()
@@ -423,7 +441,7 @@ def test_of_data_that_are_not_there_all_else_is_checked(
     for model in ("lenet5", "linear"):
         change_a_count(replace(victim, model=model))
     (tmp_path / "empty").mkdir()
-    differences = "\n".join(verify.verify(TASK, "cpu", tmp_path / "empty", victim.uri).differences)
+    differences = "\n".join(verify(TASK, "cpu", tmp_path / "empty", victim.uri).differences)
     assert "1 run could not be evaluated: the data are sample/FashionMNIST with the digest 000000000000" in differences
     assert "1 run could not be evaluated: the data are FashionMNIST with the digest " in differences
     assert "holds neither FashionMNIST/ nor train/<class>/" in differences
@@ -434,9 +452,13 @@ def test_of_data_that_are_not_there_all_else_is_checked(
 
 def test_a_quick_look_takes_the_same_runs_of_all_models(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[str] = []
-    monkeypatch.setattr(verify, "_check_run", lambda run, parent, material: looked_at.append(run.findings.title))
+
+    def look(run: SplitRecord, *_: object) -> None:
+        looked_at.append(run.findings.title)
+
+    monkeypatch.setitem(verify.__globals__, "check_run", look)
     for _ in range(2):
-        report = verify.verify(TASK, "cpu", tracking_uri=victim.uri, sample_splits=4)
+        report = verify(TASK, "cpu", tracking_uri=victim.uri, sample_splits=4)
         assert report.summary().startswith("task3: 4 of 6 runs, ")
     assert looked_at[:4] == looked_at[4:] and len(set(looked_at)) == 4
     assert {title.split()[0] for title in looked_at} == {"lenet5", "linear", "majority"}
