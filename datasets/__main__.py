@@ -1,4 +1,4 @@
-"""`python -m datasets info|download|audit`: what the images of a task are, fetching them, what is wrong with them."""
+"""`python -m datasets info|download|audit`: describe, download and audit the images of a task."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from datasets.audit import audit as examine
 from datasets.audit import count_classes, count_table, draw_contact_sheet, to_text
 from datasets.images import one_sentence
 
-TASKS = "experiments.task"  # looked up by name, as a plug-in is: nothing in this package depends on it
+TASKS = "experiments.task"  # imported by name, like a plug-in: this package does not depend on it
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -52,13 +52,13 @@ def info(tasks: Tasks, data_dir: DataDir = None, sample: Sample = False) -> None
         console.print(f"{task}: {data.name}, {height}x{width}x{channels}", markup=False, soft_wrap=True)
         console.print(count_table(count_classes(data)))
         for reason in data.skipped:
-            console.print(f"left out: {reason}", markup=False, soft_wrap=True)
+            console.print(f"skipped: {reason}", markup=False, soft_wrap=True)
         console.print(f"digest {data.digest}\n", soft_wrap=True)
 
 
 @app.command()
 def download(tasks: Tasks) -> None:
-    """Fetch a task's published images into data/, unless they are there."""
+    """Download a task's published images into data/, unless they exist."""
     for task in tasks:
         print(f"{task}: {find(_source(task))}")
 
@@ -69,14 +69,14 @@ def audit(
     data_dir: DataDir = None,
     sample: Sample = False,
     form: Annotated[
-        Literal["text", "json"] | None, typer.Option("--format", help="text, or by the suffix of --out, unless given")
+        Literal["text", "json"] | None, typer.Option("--format", help="default: by the suffix of --out, else text")
     ] = None,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="write to this file")] = None,
     contact_sheet: Annotated[
         Path | None, typer.Option(dir_okay=False, help="draw near duplicates side by side into this PNG file")
     ] = None,
 ) -> None:
-    """Report broken files, pictures that are there twice or carry two labels, and test images that are in training."""
+    """Report broken files, duplicate pictures, pictures with two labels, and test images that are in training."""
     report, data = examine(task, _source(task), data_dir, sample)
     as_json = form == "json" or (form is None and out is not None and out.suffix.lower() == ".json")
     text = json.dumps(report, indent=2) + "\n" if as_json else to_text(report)

@@ -1,29 +1,29 @@
-"""What is wrong with a data set: broken files, pictures that are there twice, two labels, test images in training.
+"""Audit of a data set: broken files, duplicate pictures, pictures with two labels, test images in training.
 
-The report of `audit` is a dict for programs; `to_text` and `draw_contact_sheet` show the same to people. Its keys:
+`audit` returns a dict for programs; `to_text` and `draw_contact_sheet` present it to people. Its keys:
 
 =========================================  ============================================================================
-`task` `dataset` `folder` `digest`         what was audited; the digest is `ImageData.digest`
+`task` `dataset` `folder` `digest`         the audited data; the digest is `ImageData.digest`
 `refusal`                                  why a run refuses these data, or null
-`parts`                                    images that decode: `train` and `test`, each number by class
+`parts`                                    decodable images: `train` and `test`, each with counts by class
 `original_size`                            `width` and `height` of the files in pixels, each `min` `median` `max`
-`undecodable`                              `file` and `reason` of each file that does not decode
-`exact_duplicate_groups`                   number of pictures that are there more than once with equal pixels
-`exact_duplicates`                         their images, a list for each
-`near_duplicate_groups`                    number of pictures that are there more than once, equal or nearly so
+`undecodable`                              `file` and `reason` of each undecodable file
+`exact_duplicate_groups`                   number of pictures that occur more than once with equal pixels
+`exact_duplicates`                         a list of images for each of them
+`near_duplicate_groups`                    number of pictures that occur more than once, equal or nearly equal
 `near_duplicate_images`                    number of images in these groups
-`two_label_groups` `across_parts_groups`   how many of the groups hold two classes; images of both train and test
+`two_label_groups` `across_parts_groups`   number of groups with two classes; with images of both train and test
 `near_duplicates`                          the groups: `images`, the largest `distance` of two hashes (bits) and the
                                            smallest `correlation` of pixels that connect them, `two_labels`,
                                            `across_parts`
-`test_images_also_in_train`                number of test images whose picture, with the same hash, is in training
+`test_images_also_in_train`                number of test images with a near duplicate of equal hash in training
 `test_images_with_near_duplicate_in_train` number of test images with any near duplicate in training
 `leaks`                                    these test images: `test` file, `train` files, `same_hash`
 `method`                                   the hash, and the limits of `distance` and `correlation`
 =========================================  ============================================================================
 
-An image is given by `index` (in `ImageData`), `part`, `class` and `file`; an image of Fashion-MNIST, which has no file
-of its own, by part and number in the published order, such as `test/17`. Pixels are compared as models see them.
+An image has `index` (in `ImageData`), `part`, `class` and `file`. Images of Fashion-MNIST have no files: `file` is part
+and number in the published order, such as `test/17`. Pixels are compared as models see them.
 """
 
 import io
@@ -52,11 +52,11 @@ SHEET_WIDTH, THUMBNAIL, GAP, LINE = 1_420, 128, 12, 14  # pixels: five pairs a r
 
 
 class _Images(NamedTuple):
-    """What was read, also where a run refuses it."""
+    """All decodable images, even if a run refuses them."""
 
     folder: Path
     data: ImageData
-    files: list[str]  # one for each image
+    files: list[str]  # of length N
     sizes: np.ndarray  # (N, 2): width and height of the originals, in pixels
     undecodable: list[dict[str, str]]
     refusal: str | None
@@ -65,17 +65,16 @@ class _Images(NamedTuple):
 def audit(
     task: str, source: Source, data_dir: str | os.PathLike[str] | None = None, sample: bool = False
 ) -> tuple[Report, ImageData]:
-    """Examine the images of a task.
+    """Examine the images of a task; undecodable files are reported, never an error.
 
-    `task` is its name; other parameters and errors are those of `datasets.load`, but files that do not decode are no
-    error, however many.
+    Other parameters and errors are those of `datasets.load`.
 
     Returns
     -------
     report : dict
-        JSON values under the keys that the module's docstring lists.
+        JSON values; the module's docstring lists the keys.
     data : ImageData
-        The images that decode.
+        The decodable images.
     """
     with one_sentence():
         found = _read(source, data_dir, sample)
@@ -119,7 +118,7 @@ def count_classes(data: ImageData) -> dict[str, dict[str, int]]:
 
 
 def count_table(parts: Mapping[str, Mapping[str, int]]) -> Table:
-    """Lay out what `count_classes` returns as a table, one row a class."""
+    """Lay out the counts of `count_classes` as a table with one row per class."""
     table = Table("class", box=box.SIMPLE_HEAD)
     for part in parts:
         table.add_column(part, justify="right")
@@ -131,7 +130,7 @@ def count_table(parts: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def to_text(report: Report) -> str:
-    """Return the counts of a report, and a few examples of each finding."""
+    """Format the counts of a report and a few examples of each finding."""
     written = io.StringIO()
     console = Console(file=written, highlight=False)
     console.print(f"{report['task']}: {report['dataset']} in {report['folder']}", markup=False, soft_wrap=True)
@@ -149,26 +148,18 @@ def to_text(report: Report) -> str:
         console.print(f"\nA run refuses these data: {report['refusal']}", markup=False, soft_wrap=True)
     if report["near_duplicates"]:
         console.print(
-            "\nAll of them: --format json. To look at them: --contact-sheet FILE.png. To keep near duplicates together "
-            "in a run, and those of test images out of training: --leak-free.",
+            "\nTo list all: --format json. To view them: --contact-sheet FILE.png. To keep near duplicates together "
+            "in a run, and near duplicates of test images out of training: --leak-free.",
             soft_wrap=True,
         )
     return written.getvalue()
 
 
 def draw_contact_sheet(report: Report, data: ImageData, path: Path) -> None:
-    """Draw the groups of near duplicates as one PNG: two labels first, then across parts, then the least alike.
+    """Draw groups of near duplicates into one PNG: two labels first, then across parts, then by correlation.
 
-    Parameters
-    ----------
-    report, data
-        As `audit` returns them.
-    path : Path
-        The file to write; its folder is made.
-
-    Notes
-    -----
-    At most `MAX_GROUPS` groups are drawn; a line below them says how many are not.
+    `report` and `data` are results of `audit`. The folder of `path` is created. At most `MAX_GROUPS` groups are drawn;
+    a line below them counts the others.
     """
     order = sorted(
         report["near_duplicates"],
@@ -208,7 +199,7 @@ def _read(source: Source, data_dir: str | os.PathLike[str] | None, sample: bool)
     failures: list[str | None] = [None] * len(paths)
     if loaded is not None and not loaded.skipped:
         data = loaded
-    else:  # which files do not decode
+    else:  # find the undecodable files
         images, failures = decode_files(root, paths, source.image_size, source.channels)
         if refusal and not any(failures):
             raise DatasetError(refusal)
@@ -224,7 +215,7 @@ def _read(source: Source, data_dir: str | os.PathLike[str] | None, sample: bool)
 
 
 def _load(source: Source, data_dir: str | os.PathLike[str] | None, sample: bool) -> tuple[ImageData | None, str | None]:
-    """Return the images as a run gets them, or why it gets none."""
+    """Return the images of a run, or the reason why it refuses them."""
     try:
         return load(source, data_dir, sample), None
     except DatasetError as error:
@@ -232,10 +223,7 @@ def _load(source: Source, data_dir: str | os.PathLike[str] | None, sample: bool)
 
 
 def _keep_decoded(
-    name: str,
-    listed: Sequence[Mapping[str, Sequence[Path]]],
-    images: np.ndarray,
-    failures: Sequence[str | None],
+    name: str, listed: Sequence[Mapping[str, Sequence[Path]]], images: np.ndarray, failures: Sequence[str | None]
 ) -> ImageData:
     classes = tuple(listed[0])
     labels = np.array([classes.index(label) for part in listed for label, files in part.items() for _ in files])
@@ -263,7 +251,7 @@ def _range(spread: Mapping[str, float]) -> str:
 
 
 def _members(groups: np.ndarray) -> list[np.ndarray]:
-    """Indices of the images of each group of several, given a group's id for each image."""
+    """Return the indices of the images of each group of several, from the group id of each image."""
     order = np.argsort(groups, kind="stable")
     pieces = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
     return [piece for piece in pieces if len(piece) > 1]
@@ -271,20 +259,16 @@ def _members(groups: np.ndarray) -> list[np.ndarray]:
 
 def _describe(found: _Images, members: np.ndarray) -> list[dict[str, Any]]:
     data = found.data
+    parts = ["train" if index < data.n_pool else "test" for index in members]
     return [
-        {
-            "index": int(index),
-            "part": "train" if index < data.n_pool else "test",
-            "class": data.classes[data.labels[index]],
-            "file": found.files[index],
-        }
-        for index in members
+        {"index": int(index), "part": part, "class": data.classes[data.labels[index]], "file": found.files[index]}
+        for index, part in zip(members, parts, strict=True)
     ]
 
 
 def _describe_group(found: _Images, near: NearDuplicates, members: np.ndarray) -> dict[str, Any]:
     images = _describe(found, members)
-    inside = np.isin(near.pairs[:, 0], members)  # the other image of such a pair is in the group, too
+    inside = np.isin(near.pairs[:, 0], members)  # so is the other image of the pair
     return {
         "images": images,
         "distance": int(near.distance[inside].max()),
@@ -309,39 +293,25 @@ def _leaks(found: _Images, near: NearDuplicates, groups: np.ndarray) -> list[dic
 
 
 def _findings(report: Report) -> list[tuple[str, list[str]]]:
-    """The findings in words, each with its examples."""
+    """Return each finding in words, and its examples."""
     n_test = sum(report["parts"]["test"].values())
     duplicates = report["near_duplicates"]
     leaked = [f"{leak['test']} = {' = '.join(leak['train'])}" for leak in report["leaks"]]
-    leaked_whole = [line for line, leak in zip(leaked, report["leaks"], strict=True) if leak["same_hash"]]
+    same_hash = [line for line, leak in zip(leaked, report["leaks"], strict=True) if leak["same_hash"]]
+    undecodable = [f"{file['file']} ({file['reason']})" for file in report["undecodable"]]
+    exact = [_equation(images) for images in report["exact_duplicates"]]
+    near = [_equation(group["images"]) for group in duplicates]
+    two_labels = [_equation(group["images"]) for group in duplicates if group["two_labels"]]
+    counts = {key: f"{value:,}" for key, value in report.items() if isinstance(value, int)}
+    also, close = counts["test_images_also_in_train"], counts["test_images_with_near_duplicate_in_train"]
+    groups, images = counts["near_duplicate_groups"], counts["near_duplicate_images"]
     return [
-        (
-            f"Files that do not decode: {len(report['undecodable']):,}",
-            [f"{file['file']} ({file['reason']})" for file in report["undecodable"]],
-        ),
-        (
-            f"Pictures that are there more than once, with equal pixels: {report['exact_duplicate_groups']:,}",
-            [_equation(images) for images in report["exact_duplicates"]],
-        ),
-        (
-            f"Pictures that are there more than once, equal or nearly so: {report['near_duplicate_groups']:,}, "
-            f"as {report['near_duplicate_images']:,} images",
-            [_equation(group["images"]) for group in duplicates],
-        ),
-        (
-            f"Pictures that carry two labels: {report['two_label_groups']:,}",
-            [_equation(group["images"]) for group in duplicates if group["two_labels"]],
-        ),
-        (
-            f"Test images that are also in training, with the same hash: {report['test_images_also_in_train']:,} "
-            f"of {n_test:,}",
-            leaked_whole,
-        ),
-        (
-            "Test images that are also in training, equal or nearly so: "
-            f"{report['test_images_with_near_duplicate_in_train']:,} of {n_test:,}",
-            leaked,
-        ),
+        (f"Undecodable files: {len(undecodable):,}", undecodable),
+        (f"Pictures that occur more than once with equal pixels: {counts['exact_duplicate_groups']}", exact),
+        (f"Pictures that occur more than once, equal or nearly equal: {groups}, as {images} images", near),
+        (f"Pictures with two labels: {counts['two_label_groups']}", two_labels),
+        (f"Test images that are also in training with the same hash: {also} of {n_test:,}", same_hash),
+        (f"Test images that are also in training, equal or nearly equal: {close} of {n_test:,}", leaked),
     ]
 
 
@@ -350,7 +320,7 @@ def _equation(images: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _draw_group(group: Mapping[str, Any], images: np.ndarray) -> Image.Image:
-    """One group's images side by side, with what is known of them above and below."""
+    """Draw the images of one group side by side, between captions."""
     shown = group["images"][:MAX_THUMBNAILS]
     step = THUMBNAIL + GAP // 2
     tile = Image.new("RGB", (len(shown) * step, THUMBNAIL + 3 * LINE), "white")
@@ -372,7 +342,7 @@ def _draw_group(group: Mapping[str, Any], images: np.ndarray) -> Image.Image:
 
 
 def _shorten(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """Cut a text in its middle to the width of a thumbnail."""
+    """Shorten a text in its middle to the width of a thumbnail."""
     whole, kept = text, len(text)
     while font.getlength(text) > THUMBNAIL:
         kept -= 1

@@ -1,4 +1,4 @@
-"""Baselines: what a network has to beat before its score says anything. Fitted in experiments/baselines.py."""
+"""Baselines: scores that a network has to beat. experiments/training/baselines.py fits them."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from models.layers import LayerStack
 from models.registry import BASELINES, register
 
-LINEAR_SIZE = 32  # pixels; larger images are averaged over blocks down to about this size
+LINEAR_SIZE = 32  # pixels; larger images are averaged over blocks to about this size
 
 
 class ClassFrequencies(nn.Module):
@@ -27,8 +27,8 @@ class ClassFrequencies(nn.Module):
 class Majority(LayerStack):
     """The most frequent class, whatever the image shows.
 
-    What accuracy can be had without looking: 50 % with two classes of equal size, 54 % where one has 54 % of the
-    images. A score that is not clearly above it is no skill.
+    The accuracy without looking: 50 % with two classes of equal size, 54 % if one has 54 % of the images. A score
+    that is not clearly above it shows no skill.
 
     Its "probabilities" are the classes' shares of the training part, so its loss is their entropy.
     """
@@ -42,13 +42,13 @@ class Majority(LayerStack):
 class Linear(LayerStack):
     """Multinomial logistic regression on the pixels (Cox 1958, "The regression analysis of binary sequences").
 
-    One weight for each pixel and class, and nothing learned about shapes: what is right here was right without any
-    convolution. With few training images it can beat a network, and a table without it would hide that: 1,400
-    images of Fashion-MNIST give it about 81 %.
+    One weight for each pixel and class, and no knowledge of shapes: its score is possible without any convolution.
+    With few training images it can beat a network, which a table without it would hide: it reaches about 81 % from
+    1,400 images of Fashion-MNIST.
 
-    Images larger than 32 pixels are averaged over square blocks first (128 pixels become 32): neighbouring pixels
-    of a photograph tell it nothing new, and every weight less is one less to learn from few images. The strength of
-    its L2 penalty is what the validation part chooses, as it chooses a network's epoch.
+    Images larger than 32 pixels are averaged over square blocks first (128 pixels become 32): neighbouring pixels of a
+    photograph add little, and few images suffice only for few weights. The validation part chooses the strength of
+    the L2 penalty, as it chooses a network's epoch.
     """
 
     def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:

@@ -8,15 +8,10 @@ from models.registry import register
 
 
 class StochasticDepth(nn.Module):
-    """In training, drop a residual for some of the images (Huang et al. 2016, arXiv:1603.09382).
+    """Drop a residual for an image with probability `rate` in training (Huang et al. 2016, arXiv:1603.09382).
 
-    What is kept is scaled up, so that the mean stays. Where chance would drop it for the whole batch, all is kept,
-    so that every weight has a gradient at every step.
-
-    Parameters
-    ----------
-    rate : float
-        Probability of an image's being dropped.
+    The other residuals are scaled up to preserve the mean. If all images of a batch were dropped, all are kept, so
+    that every weight has a gradient at every step.
     """
 
     def __init__(self, rate: float) -> None:
@@ -33,21 +28,21 @@ class StochasticDepth(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck: C1x1 (expand) -> depthwise C -> SE -> C1x1 (project), plus the input where shapes allow.
+    """Inverted bottleneck: C1x1 (expand) -> depthwise C -> SE -> C1x1 (project), plus the input if shapes allow.
 
     From MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) with SE. The depthwise convolution does the spatial
-    work at one multiplication a pixel and channel, so it can afford many channels; the narrow ends carry the state.
+    work with one filter per channel, so it can afford many channels; the narrow ends carry the state.
 
     Parameters
     ----------
     in_channels, out_channels : int
-        At the narrow ends.
+        Width of the narrow ends.
     kernel, stride : int
         Of the depthwise convolution.
     expansion : int
-        Width inside, as a multiple of in_channels; 1 leaves the first convolution out.
+        Inner width as a multiple of in_channels; 1 omits the first convolution.
     drop : float
-        Probability that the block is skipped for an image in training (stochastic depth, Huang et al. 2016).
+        Probability of skipping the block for an image in training (`StochasticDepth`).
     """
 
     def __init__(
@@ -90,8 +85,8 @@ def _stages(rows: list[tuple[int, int, int, int, int]], in_channels: int, drop: 
 class EfficientNetLite(LayerStack):
     """A light EfficientNet: half of B0's depth, 3x3 only, no dropout (after Tan and Le 2019, arXiv:1905.11946).
 
-    Shows what the inverted bottleneck with SE buys at a fraction of B0's cost. 5x5 depthwise convolutions and
-    B0's 1x1 convolution to 1280 channels are what costs time on small machines, so they are left out.
+    It shows the benefit of the inverted bottleneck with SE at a fraction of B0's cost. It omits the 5x5 depthwise
+    convolutions and the 1x1 convolution to 1280 channels, which dominate B0's time on small machines.
 
     ======================  ================  ================
     stage                   28 x 28           128 x 128
@@ -108,7 +103,7 @@ class EfficientNetLite(LayerStack):
     ======================  ================  ================
 
     The columns are for 1 channel and 10 classes, and for 3 channels and 2 classes. Widths: B0's of the same
-    stages up to 80, then 128; expansion 4 instead of 6, since most of the time goes into the maps inside the blocks.
+    stages up to 80, then 128; expansion 4 instead of 6, since the maps inside the blocks take most of the time.
     """
 
     def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:

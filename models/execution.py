@@ -1,15 +1,13 @@
-"""How a network is executed: the same function as its `forward`, arranged for the processor.
+"""Fast execution of a network: the same function as its `forward`, with other operations.
 
-A model's `layers` say what it computes; here stands how that is done fast. `Training` and `Inference` walk over these
-layers with operations of their own for the blocks of this package, and call every other layer as it is, so a new model
-works before anybody has thought of its speed. Parameters and buffers are the model's own.
+`Training` and `Inference` walk over the `layers` of a model. They replace the blocks of this package by faster
+operations and call every other layer, so any model works. Parameters and buffers remain those of the model.
 
-On a CPU time goes into passes over memory more than into arithmetic. So: what follows a convolution is done in the same
-pass where oneDNN can do it (its "post-operations": bias, activation, sum), BatchNorm is one pass for the statistics
-and one for all the rest, and convolutions of few channels take or give four neighbouring pixels as channels. Gradients
-that oneDNN has only a reference implementation for in bf16 are put together from convolutions that it is fast at. What
-each is worth stands in benchmarks/README.md; the choice depends on the kind of layer and nothing else, so the same
-model gives the same bits.
+On a CPU passes over memory cost more time than arithmetic. So oneDNN fuses bias, activation and sum into the
+convolution before them ("post-operations"), BatchNorm takes one pass for the statistics and one for the rest, and
+convolutions with few channels treat four neighbouring pixels as channels. For some gradients in bf16 oneDNN has only a
+reference implementation; these are composed of fast convolutions. benchmarks/README.md has the gains. The choice
+depends only on the kind of layer, so the same model gives the same bits.
 """
 
 from abc import ABC, abstractmethod
@@ -18,27 +16,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - as everybody calls it
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from models.efficientnet import MBConv
 from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcitation
 from models.resnet import ResidualBlock
 
 CL = torch.channels_last
-ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "swish"}  # as oneDNN calls them
+ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "swish"}  # oneDNN's names
 FUSED = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 FUSED_BF16 = FUSED and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-MAX_FOLDED = 4  # channels of images, which `Folding` suits
+MAX_FOLDED = 4  # largest number of channels that `Folding` suits
 PACK = getattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", None)
 KNOWN = {ConvNorm, SqueezeExcitation, ResidualBlock, MBConv, GlobalAveragePool}
 KNOWN |= {nn.Sequential, nn.Conv2d, nn.Tanh, nn.MaxPool2d, nn.AvgPool2d}
 
 
 def is_known(layer: nn.Module) -> bool:
-    """Whether a layer does what is written here of its kind: no subclass, no hook, and in ConvNorm nothing unusual.
-
-    All others are called as they are, whatever they inherit from.
-    """
+    """Whether a layer has a fast operation: it is no subclass, has no hook, and if a ConvNorm, only standard parts."""
     if type(layer) not in KNOWN or _has_hooks(layer):
         return False
     if not isinstance(layer, ConvNorm):
@@ -56,7 +51,7 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 
 def _is_2x2(pool: nn.MaxPool2d | nn.AvgPool2d) -> bool:
-    """Whether a pooling is over 2x2 pixels, each once, and nothing else."""
+    """Whether a layer is plain pooling over 2x2 pixels."""
     if pool.kernel_size not in (2, (2, 2)) or pool.stride not in (2, (2, 2)) or pool.padding not in (0, (0, 0)):
         return False
     if isinstance(pool, nn.MaxPool2d):
@@ -65,7 +60,7 @@ def _is_2x2(pool: nn.MaxPool2d | nn.AvgPool2d) -> bool:
 
 
 class Geometry(NamedTuple):
-    """Stride, padding on all sides, and groups of a convolution that is executed."""
+    """Stride, padding on all sides, and groups of a convolution."""
 
     stride: int
     padding: int
@@ -73,13 +68,13 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "Geometry":
-        """As the layer says."""
+        """Return the geometry of a layer."""
         assert not isinstance(conv.padding, str)
         return cls(conv.stride[0], conv.padding[0], conv.groups)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
-    """Convolution, bias and activation in one pass where oneDNN is there."""
+    """Convolution, bias and activation, in one pass with oneDNN."""
     stride, padding, groups = geometry
     if _is_fused(x):
         operation = torch.ops.mkldnn._convolution_pointwise
@@ -91,9 +86,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
 
 
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor, activation: str = "none") -> Tensor:
-    """activation(scale * x + shift), one factor and summand a channel: a depthwise 1x1 convolution, so one pass.
+    """Compute activation(scale * x + shift) per channel in one pass, as a depthwise 1x1 convolution.
 
-    The factors are rounded to the type of x, as weights are.
+    The scale is rounded to the dtype of x, like weights.
     """
     if not _is_fused(x):
         return activate(torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)).to(x.dtype), activation)
@@ -119,41 +114,36 @@ def activate(x: Tensor, activation: str) -> Tensor:
 
 
 def activation_of(layer: ConvNorm) -> str:
-    """What follows the BatchNorm, as oneDNN calls it."""
+    """Return oneDNN's name of the activation."""
     return ACTIVATIONS[type(layer[2])] if len(layer) > 2 else "none"
 
 
 def pooled_weight(weight: Tensor) -> Tensor:
-    """Weights of the convolution with stride 2 that computes four neighbours of one with stride 1 as channels.
+    """Return weights of a stride-2 convolution whose channels are four neighbouring outputs at stride 1.
 
-    A convolution of 6 channels fills no vector of 16, one of 24 does. Weights of shape (C, in, k, k) become
-    (4 C, in, k + 1, k + 1), and average pooling over 2x2 pixels becomes a mean over four channels (`averaging_weight`).
+    6 channels do not fill a vector of 16; 24 do. Weights of shape (C, in, k, k) become (4 C, in, k + 1, k + 1), and
+    average pooling over 2x2 pixels becomes a mean over four channels (`averaging_weight`).
     """
     return torch.cat([F.pad(weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)])
 
 
 def averaging_weight(channels: int, like: Tensor) -> Tensor:
-    """1x1 convolution that takes the mean over the four neighbours of `pooled_weight`: (C, 4 C, 1, 1)."""
+    """Return weights (C, 4 C, 1, 1) of the mean over the four neighbours of `pooled_weight`."""
     return (torch.eye(channels, dtype=like.dtype, device=like.device).repeat(1, 4) / 4)[:, :, None, None]
 
 
 class Folding(NamedTuple):
-    """A convolution with stride 2 as one with stride 1 over 2x2 blocks of pixels, whose values are its channels.
+    """A stride-2 convolution as a stride-1 convolution over 2x2 blocks of pixels, with the pixels as channels.
 
-    Its few input channels, 1 or 3, fill no vector and make the gradient of the weights slow; 4 or 12 are better.
-
-    Attributes
-    ----------
-    kernel, padding : int
-        Of the convolution, in pixels.
+    1 or 3 input channels do not fill a vector and slow down the gradient of the weights; 4 or 12 are better.
     """
 
-    kernel: int
-    padding: int
+    kernel: int  # of the stride-2 convolution, in pixels
+    padding: int  # likewise
 
     @classmethod
     def of(cls, x: Tensor, kernel: int, geometry: Geometry) -> "Folding | None":
-        """The folding of a convolution; None where it does not suit."""
+        """Return the folding of a convolution, or None if it does not suit."""
         suits = geometry.stride == 2 and geometry.groups == 1 and x.shape[1] <= MAX_FOLDED and not x.requires_grad
         if not (suits and _is_fused(x)) or x.shape[2] % 2 or x.shape[3] % 2:
             return None
@@ -166,7 +156,7 @@ class Folding(NamedTuple):
 
     @property
     def shift(self) -> int:
-        """Zeros before each row and column of the kernel, so that it begins with a block."""
+        """Zeros before each row and column of the kernel, to align it with the blocks."""
         return 2 * self.front - self.padding
 
     @property
@@ -175,7 +165,7 @@ class Folding(NamedTuple):
         return (self.kernel + self.shift + 1) // 2
 
     def images(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) as (N, 4 C, blocks down, blocks across), as many as the kernel needs."""
+        """Fold images (N, C, H, W) to (N, 4 C, blocks down, blocks across)."""
         n, channels, *sides = x.shape
         down, across = ((side + 2 * self.padding - self.kernel) // 2 + self.blocks for side in sides)
         folded = x.new_zeros(n, down, across, 4 * channels)
@@ -187,7 +177,7 @@ class Folding(NamedTuple):
         return folded.permute(0, 3, 1, 2)
 
     def weight(self, weight: Tensor) -> Tensor:
-        """Weights (O, C, k, k) as (O, 4 C, blocks, blocks)."""
+        """Fold weights (O, C, k, k) to (O, 4 C, blocks, blocks)."""
         behind = 2 * self.blocks - self.shift - self.kernel
         padded = F.pad(weight, (self.shift, behind, self.shift, behind))
         places = [padded[:, :, down::2, right::2] for down in (0, 1) for right in (0, 1)]
@@ -195,15 +185,7 @@ class Folding(NamedTuple):
 
 
 class Execution(ABC):
-    """Walks over the layers of a model.
-
-    Parameters
-    ----------
-    model : nn.Module
-        In channels_last memory.
-    dtype : torch.dtype
-        Of convolutions and matrix products.
-    """
+    """Executes a model in channels_last memory, with convolutions and matrix products in `dtype`."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self.model = model
@@ -211,7 +193,7 @@ class Execution(ABC):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map images, shape (N, channels, H, W), to logits, shape (N, classes)."""
-        device = x.device.type  # layers without an operation here cast for themselves
+        device = x.device.type  # layers without a fast operation
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
             model = self.model
             if not isinstance(model, LayerStack) or type(model).forward is not LayerStack.forward or _has_hooks(model):
@@ -219,7 +201,7 @@ class Execution(ABC):
             return self.sequence(model.layers, x.to(self.dtype))
 
     def sequence(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
-        """Apply layers one after the other; some are done together."""
+        """Apply layers in order, some of them fused."""
         rest = list(layers)
         while rest:
             match rest:
@@ -254,7 +236,7 @@ class Execution(ABC):
         return layer(x)  # type: ignore[no-any-return]
 
     def residual_block(self, block: ResidualBlock, x: Tensor) -> Tensor:
-        """Add the shortcut in the pass of the last BatchNorm, unless squeeze-and-excitation stands between."""
+        """Add the shortcut in the pass of the last BatchNorm, unless squeeze-and-excitation follows it."""
         shortcut = x if isinstance(block.shortcut, nn.Identity) else self.layer(block.shortcut, x)
         *others, last = block.residual
         x = self.sequence(others, x)
@@ -262,11 +244,9 @@ class Execution(ABC):
             return self.conv_norm(last, x, shortcut)
         return F.relu_(self.layer(last, x) + shortcut)
 
-    # what the two kinds of execution do differently
-
     @abstractmethod
     def conv_norm(self, layer: ConvNorm, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Convolution, BatchNorm, and the activation; or, with `other`, the sum with it and ReLU."""
+        """Convolution, BatchNorm and activation; with `other`, its sum and ReLU instead of the activation."""
 
     @abstractmethod
     def conv_tanh_pool(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -287,9 +267,9 @@ class Execution(ABC):
 
 
 class Training(Execution):
-    """A model in training mode on a CPU: what autograd would do in a pass for each operation, done in fewer.
+    """A model in training mode on a CPU, in fewer passes than autograd takes.
 
-    Batch and running statistics and gradients are those of `model(x)` under autocast, but for rounding.
+    Batch and running statistics and gradients are those of `model(x)` under autocast, up to rounding.
     """
 
     def conv_norm(self, layer: ConvNorm, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -303,7 +283,7 @@ class Training(Execution):
     def conv_tanh_pool(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """See `Execution`."""
         geometry, x = Geometry.of(conv), x.to(self.dtype)
-        if x.requires_grad:  # not the first layer: the gradient of x takes twice as long through four neighbours
+        if x.requires_grad:  # not the first layer: four neighbours double the time of the gradient of x
             out: Tensor = _MeanOfFour.apply(_ConvTanh.apply(x, conv.weight, _bias(conv), geometry))
             return out
         x, weight, geometry = _folded_2x2(x, pooled_weight(conv.weight), geometry._replace(stride=2))
@@ -321,7 +301,7 @@ class Training(Execution):
 
 
 def _folded_2x2(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Geometry]:
-    """Images, weights and geometry of a convolution, folded where that suits."""
+    """Return images, weights and geometry of a convolution, folded if that suits."""
     folding = Folding.of(x, weight.shape[2], geometry)
     if folding is None:
         return x, weight, geometry
@@ -331,7 +311,7 @@ def _folded_2x2(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, 
 class _ConvNorm(torch.autograd.Function):
     """Convolution, BatchNorm on batch statistics, optional sum, activation.
 
-    Kept for the way back are the convolution's input and output; what BatchNorm made of it is computed again.
+    Saves input and output of the convolution; the backward pass recomputes the output of BatchNorm.
     """
 
     @staticmethod
@@ -391,7 +371,7 @@ class _ConvTanh(torch.autograd.Function):
 
 
 class _MeanOfFour(torch.autograd.Function):
-    """Mean over 2x2 pixels; a depthwise convolution and nearest neighbours are what average pooling should cost."""
+    """Mean over 2x2 pixels, as a depthwise convolution and nearest neighbours: faster than average pooling."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -406,7 +386,7 @@ class _MeanOfFour(torch.autograd.Function):
 
 
 class _MapMean(torch.autograd.Function):
-    """Mean over the map; pooling with a window as large as the map is faster than `mean` in channels_last memory."""
+    """Mean over the map; a pooling window of the map's size is faster than `mean` in channels_last memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -421,12 +401,12 @@ class _MapMean(torch.autograd.Function):
 def convolution_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, need_x: bool, bias: bool = False
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Gradients of a convolution's input, weights (float32) and bias (float32).
+    """Return the gradients of a convolution's input, weights (float32) and bias (float32).
 
-    Of depthwise convolutions oneDNN computes the gradient of the input slower than a convolution that does the same,
-    and in bf16 it has but its reference implementation where the stride is 2 (50 times slower), and for the weights of
-    a 5x5 kernel (30 to 70 times slower than for 3x3). So the input's is a convolution with the kernel turned round, and
-    5x5 weights are put together from four 3x3 corners.
+    For depthwise convolutions oneDNN's gradient of the input is slower than an equivalent convolution. In bf16 it has
+    only its reference implementation at stride 2 (50 times slower), and for the weights of a 5x5 kernel (30 to 70
+    times slower than 3x3). So the gradient of the input is a convolution with the flipped kernel, and that of 5x5
+    weights is composed of four 3x3 corners.
     """
     depthwise = 1 < geometry.groups == len(weight) == x.shape[1]
     if depthwise and not bias and 2 * geometry.padding + 1 == weight.shape[2]:
@@ -440,7 +420,7 @@ def convolution_gradients(
 def _aten_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, mask: list[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of input, weights and bias as torch computes them, those that `mask` asks for."""
+    """Return torch's gradients of input, weights and bias that `mask` selects."""
     stride, padding, groups = geometry
     sizes = [len(weight)] if mask[2] else None
     return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
@@ -449,7 +429,7 @@ def _aten_gradients(
 
 
 def _depthwise_input_gradient(grad: Tensor, shape: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
-    if (stride := geometry.stride) > 1:  # as if the stride were 1 and what it leaves out had no gradient
+    if (stride := geometry.stride) > 1:  # stride 1, with no gradient at the skipped outputs
         spread = torch.zeros_like(grad[:, :, :1, :1]).expand(shape).contiguous(memory_format=CL)
         spread[:, :, ::stride, ::stride] = grad
         grad = spread
@@ -462,8 +442,8 @@ def _depthwise_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry
         [_, whole, _] = _aten_gradients(grad, x, weight, geometry, [False, True, False])
         assert whole is not None
         return whole
-    # a 3x3 kernel with a padding of 2 pairs output o with input o * stride + i - 2, i in 0..2. So it is rows 0 to 2 of
-    # the 5x5 kernel, and rows 2 to 4 where the outputs are moved by two inputs; oneDNN is fast with a padding of 1
+    # a 3x3 kernel with padding 2 pairs output o with input o * stride + i - 2, i in 0..2: rows 0 to 2 of the 5x5
+    # kernel, or rows 2 to 4 if the outputs move by two inputs; oneDNN is fast with padding 1
     result, corner, moved = torch.empty_like(weight), weight[:, :, :3, :3].contiguous(), 2 // stride
     sides = [(side + 4 - 3) // stride + 1 for side in x.shape[2:]]
     x = F.pad(x, (1, 1, 1, 1)).contiguous(memory_format=CL)
@@ -479,14 +459,14 @@ def _depthwise_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry
 
 
 class Inference(Execution):
-    """A model in evaluation mode: BatchNorm folded into the convolutions, weights in `dtype`, as they are now.
+    """A model in evaluation mode: BatchNorm folded into the convolutions, and a copy of the weights in `dtype`.
 
-    Made anew whenever the model's weights have changed.
+    Create a new one after the weights of the model change.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__(model.eval(), dtype)
-        self._weights: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # and biases, of layers as they are used
+        self._weights: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # and biases, filled at first use
 
     def conv_norm(self, layer: ConvNorm, x: Tensor, other: Tensor | None = None) -> Tensor:
         """See `Execution`."""
@@ -513,7 +493,7 @@ class Inference(Execution):
         return F.conv2d(four, averaging_weight(conv.out_channels, x))
 
     def _prepared(self, weight: Tensor, bias: Tensor, geometry: Geometry, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights in the order in memory that is best for such an x: put into it once, and not for each batch."""
+        """Convert weights once to the memory layout that suits x, rather than for each batch."""
         stride, padding, groups = geometry
         if _is_dense(weight.shape[2], geometry, x):
             return _dense(weight).to(self.dtype), bias.repeat(4).to(self.dtype)
@@ -523,7 +503,7 @@ class Inference(Execution):
         return weight, bias
 
     def max_pool(self, x: Tensor) -> Tensor:
-        """See `Execution`. Of rows first, then of columns: both are long vectors in channels_last memory."""
+        """See `Execution`. Rows first, then columns: both are long vectors in channels_last memory."""
         height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
         rows = torch.maximum(x[:, :, 0:height:2], x[:, :, 1:height:2])
         return torch.maximum(rows[:, :, :, 0:width:2], rows[:, :, :, 1:width:2])
@@ -534,17 +514,17 @@ class Inference(Execution):
 
 
 def close_calls(model: nn.Module) -> int:
-    """One in so many images, those with the smallest margins, has to be decided in fp32 to agree with it on 99.9 %.
+    """Return n: one in n images, those with the smallest margins, needs fp32 for 99.9 % agreement with fp32.
 
-    EfficientNets are deep, and most of their layers have few products to average over: of 5,000 garments bf16 alone
-    decided 0.6 % otherwise, with one in 64 in fp32 it was up to 0.16 %, with one in 32 0.02 %, with one in 16 none.
-    The others need one in 64.
+    EfficientNets are deep, and most of their layers sum few products: of 5,000 garments bf16 alone decided 0.6 %
+    differently, up to 0.16 % with one in 64 in fp32, 0.02 % with one in 32, none with one in 16. Other models need one
+    in 64.
     """
     return 16 if any(isinstance(module, MBConv) for module in model.modules()) else 64
 
 
 def _folded(layer: ConvNorm) -> tuple[Tensor, Tensor]:
-    """Weights and biases of the one convolution that a convolution and its BatchNorm are in evaluation."""
+    """Fold BatchNorm into the weights and biases of the convolution."""
     norm = layer.norm
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -552,15 +532,15 @@ def _folded(layer: ConvNorm) -> tuple[Tensor, Tensor]:
 
 
 def _is_dense(kernel: int, geometry: Geometry, x: Tensor) -> bool:
-    """Whether a 3x3 convolution sees all of the map at each of its 2x2 pixels.
+    """Whether a 3x3 convolution covers a whole 2x2 map at each pixel.
 
-    Five of its nine products are with padding then: as a fully connected layer it has 4/9 of the multiplications.
+    Five of nine products are with padding: a fully connected layer needs 4/9 of the multiplications.
     """
     return x.shape[2:] == (2, 2) and kernel == 3 and geometry == Geometry(1, 1)
 
 
 def _dense(weight: Tensor) -> Tensor:
-    """The fully connected layer of `_is_dense`: (C, in, 3, 3) to (4 C, 4 in), pixels before channels."""
+    """Return weights of the fully connected layer: (C, in, 3, 3) to (4 C, 4 in), pixels before channels."""
     rows = [
         torch.cat([weight[:, :, 1 + qy - py, 1 + qx - px] for qy in (0, 1) for qx in (0, 1)], dim=1)
         for py in (0, 1)
@@ -570,7 +550,7 @@ def _dense(weight: Tensor) -> Tensor:
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
-    """Whether `pooled_weight` can be made of it."""
+    """Whether `pooled_weight` applies to a convolution."""
     settings = (conv.stride, conv.dilation, conv.groups, conv.padding_mode)
     square = len({*conv.kernel_size}) == 1 and not isinstance(conv.padding, str) and len({*conv.padding}) == 1
     return is_known(conv) and settings == ((1, 1), (1, 1), 1, "zeros") and conv.bias is not None and square

@@ -1,4 +1,4 @@
-"""Building blocks that more than one family shares."""
+"""Building blocks of several families."""
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ BATCH_NORM_MOMENTUM = 0.3  # torch's 0.1 is for long epochs; see ConvNorm
 class ConvNorm(nn.Sequential):
     """Convolution, BatchNorm and, unless `activation` is None, an activation.
 
-    The convolution has no bias: BatchNorm subtracts it again, so it would never get a gradient. Padding keeps the
-    size (divided by the stride, rounded up).
+    The convolution has no bias, since BatchNorm subtracts it. Padding preserves the size (divided by the stride,
+    rounded up).
 
-    BatchNorm's running statistics, which evaluation uses, move by `BATCH_NORM_MOMENTUM` a step. The tasks have 3 to
-    30 steps an epoch: with torch's 0.1 the first validation losses of task 1 measured statistics that lagged
-    behind the weights, and early stopping could end VGGNet in epoch 8 at chance.
+    Running statistics move by `BATCH_NORM_MOMENTUM` per step. The tasks have 3 to 30 steps per epoch: with torch's 0.1
+    the statistics lagged behind the weights in the first epochs of task 1, and early stopping could end VGGNet in
+    epoch 8 at chance.
     """
 
     def __init__(
@@ -49,17 +49,9 @@ class ConvNorm(nn.Sequential):
 class SqueezeExcitation(nn.Module):
     """GAP -> FC -> activation -> FC -> sigmoid -> scale (Hu et al. 2017, arXiv:1709.01507).
 
-    A summary of the whole image (squeeze) decides how much each channel counts (excitation). The two fully
-    connected layers are 1x1 convolutions, which is the same thing on a 1x1 map.
-
-    Parameters
-    ----------
-    channels : int
-        Channels C in and out.
-    squeezed : int
-        Width of the bottleneck; 2 * channels * squeezed + squeezed + channels parameters in all.
-    activation : type
-        Between the two layers.
+    A summary of the whole image (squeeze) scales each channel (excitation). The two fully connected layers are 1x1
+    convolutions, which are equivalent on a 1x1 map, with `squeezed` hidden units:
+    2 * channels * squeezed + squeezed + channels parameters.
     """
 
     def __init__(self, channels: int, squeezed: int, activation: type[nn.Module] = nn.ReLU) -> None:
@@ -75,7 +67,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class GlobalAveragePool(nn.Module):
-    """Mean over the map: (N, C, H, W) to (N, C), whatever the size of the image."""
+    """Mean over the map: (N, C, H, W) to (N, C) for any image size."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean of each channel."""
@@ -83,7 +75,7 @@ class GlobalAveragePool(nn.Module):
 
 
 class Float32Linear(nn.Linear):
-    """A fully connected layer that computes in fp32 under autocast, too."""
+    """A fully connected layer that computes in fp32 even under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_features) to (N, out_features), float32."""
@@ -94,10 +86,10 @@ class Float32Linear(nn.Linear):
 
 
 def compute_wide_layers_in_fp32(model: nn.Module) -> None:
-    """Let the fully connected layers of a model with more than `WIDEST` inputs or outputs compute in fp32.
+    """Make fully connected layers with more than `WIDEST` inputs or outputs compute in fp32.
 
-    In bf16 a very wide one ends the process inside torch 2.15's CPU library on processors with AMX. The rule goes by
-    size alone, well below such widths, so that a model is the same on every machine.
+    In bf16 very wide layers crash the process in torch 2.15's CPU library on processors with AMX. The rule depends on
+    the size alone, well below the widths that crash, so that a model is the same on every machine.
     """
     for layer in model.modules():
         if type(layer) is nn.Linear and max(layer.in_features, layer.out_features) > WIDEST:
@@ -105,7 +97,7 @@ def compute_wide_layers_in_fp32(model: nn.Module) -> None:
 
 
 class LayerStack(nn.Module):
-    """A network whose whole structure is `self.layers`, applied one after the other."""
+    """A network that applies `self.layers` in order."""
 
     layers: nn.ModuleList
 

@@ -11,9 +11,9 @@ class LeNet5(LayerStack):
     """LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition").
 
     The first convolutional network in wide use: two rounds of local features and subsampling, then three fully
-    connected layers. It is the baseline that the newer ideas (ReLU, BatchNorm, depth, shortcuts) are held against,
-    so it stays as it was: tanh, average pooling, 6 and 16 channels. (The original's partial connections between
-    its two convolutions and its radial output units are left out, as they usually are.)
+    connected layers. Newer ideas (ReLU, BatchNorm, depth, shortcuts) are compared with it, so it keeps tanh, average
+    pooling, and 6 and 16 channels. As usual, the partial connections between the two convolutions and the radial
+    output units of the original are omitted.
 
     ======================  ================  ==================
     stage                   28 x 28           128 x 128
@@ -36,7 +36,7 @@ class LeNet5(LayerStack):
         self.layers = nn.ModuleList([
             nn.Conv2d(in_channels, 6, 5, padding=2),  # C5x5  local strokes; padding 2 makes 28 px the paper's 32
             nn.Tanh(),                                # T
-            nn.AvgPool2d(2),                          # S2    halves the map: a little shift changes little
+            nn.AvgPool2d(2),                          # S2    halves the map: small shifts matter less
             nn.Conv2d(6, 16, 5),                      # C5x5  combinations of strokes
             nn.Tanh(),                                # T
             nn.AvgPool2d(2),                          # S2
@@ -45,5 +45,5 @@ class LeNet5(LayerStack):
             nn.Tanh(),                                # T
             nn.Linear(120, 84),                       # FC
             nn.Tanh(),                                # T
-            nn.Linear(84, num_classes),               # FC    one logit a class
+            nn.Linear(84, num_classes),               # FC    one logit per class
         ])  # fmt: skip

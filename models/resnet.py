@@ -9,14 +9,8 @@ from models.registry import register
 class ResidualBlock(nn.Module):
     """H(x) = F(x) + x, where F is C3x3 BN R C3x3 BN (and SE), then R.
 
-    Where F changes the shape, the shortcut is a 1x1 convolution with BatchNorm (the paper's option B).
-
-    Parameters
-    ----------
-    in_channels, out_channels, stride : int
-        Of the first convolution.
-    reduction : int, optional
-        With it, F ends in squeeze-and-excitation with out_channels / reduction hidden units.
+    If F changes the shape, the shortcut is a 1x1 convolution with BatchNorm (the paper's option B). The stride is that
+    of the first convolution. With a `reduction`, F ends in SE with out_channels / reduction hidden units.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, reduction: int | None = None) -> None:
@@ -41,9 +35,9 @@ class ResidualBlock(nn.Module):
 class ResNetCNN(LayerStack):
     """A small residual network (He, Zhang, Ren and Sun 2015, arXiv:1512.03385).
 
-    The shortcut lets a block learn what to add to its input rather than the whole mapping, and hands the gradient
-    past it unchanged, which is what makes deep networks trainable. Global average pooling then leaves one number a
-    channel, so the classifier is small and the same for every image size.
+    With the shortcut a block learns a residual rather than the whole mapping, and gradients bypass it unchanged,
+    which makes deep networks trainable. Global average pooling leaves one number per channel, so the classifier is
+    small and the same for every image size.
 
     ======================  ==============  ===============
     stage                   28 x 28         128 x 128
@@ -82,8 +76,8 @@ class ResNetCNN(LayerStack):
 class SEResNet(ResNetCNN):
     """ResNetCNN with squeeze-and-excitation in each residual block (Hu, Shen and Sun 2017, arXiv:1709.01507).
 
-    A convolution weighs all channels alike wherever it stands. The SE block looks at the whole image first and
-    turns channels up or down, for under a hundredth of the multiply-accumulates.
+    A convolution weighs its channels alike for every image. The SE block scales them by a summary of the whole image,
+    for under a hundredth of the multiply-accumulates.
 
     ======================  ==============  ===============
     stage                   28 x 28         128 x 128
@@ -99,7 +93,7 @@ class SEResNet(ResNetCNN):
     ======================  ==============  ===============
 
     Widths are ResNetCNN's, so that the two differ in SE alone; the reduction r = 16 is the paper's. It adds
-    2C^2/r + C/r + C parameters a block.
+    2C^2/r + C/r + C parameters per block.
     """
 
     reduction = 16

@@ -10,9 +10,9 @@ from models.registry import register
 class VGGNet(LayerStack):
     """VGG with BatchNorm (Simonyan and Zisserman 2014, arXiv:1409.1556; Ioffe and Szegedy 2015, arXiv:1502.03167).
 
-    Only 3x3 convolutions: two of them see as far as one 5x5, with fewer weights and a nonlinearity more. Blocks
-    of convolutions end in a max pool that halves the map while the channels double. The depth follows the paper's
-    configuration A (1, 1, 2, 2, 2 convolutions a block), stopped where the map is 3 or 4 pixels wide.
+    Only 3x3 convolutions: two of them see as far as one 5x5, with fewer weights and one more nonlinearity. Each block
+    of convolutions ends in a max pool that halves the map, while the channels double. The depth follows the paper's
+    configuration A (1, 1, 2, 2, 2 convolutions per block) until the map is 3 or 4 pixels wide.
 
     ======================  ======================  ======================
     stage                   28 x 28                 128 x 128
@@ -28,11 +28,11 @@ class VGGNet(LayerStack):
     ======================  ======================  ======================
 
     The columns are for 1 channel and 10 classes, and for 3 channels and 2 classes. Widths: the first block gets
-    32 channels on small images and 16 on large ones (from 64 px), where its map is 21 times as large; each block
-    doubles them up to 128. That is the widest that stays within 15 M multiply-accumulates at 28 px, and it keeps
-    128 px well within 250 M. In place of the paper's three fully connected layers, made for a million images, one
-    stands behind a global average pool: with the 334 training images of task 1 a hidden layer of 128
-    did no better and sometimes stayed at chance (validation 50 to 68 % against 68 to 75 % over the first splits).
+    32 channels on small images and 16 on large ones (from 64 px), whose maps are 21 times as large; each block doubles
+    them up to 128. This is the widest within 15 M multiply-accumulates at 28 px, and well within 250 M at 128 px. One
+    fully connected layer after a global average pool replaces the paper's three, which suit a million images: with
+    the 334 training images of task 1 a hidden layer of 128 did no better and sometimes stayed at chance (validation
+    50 to 68 % against 68 to 75 % over the first splits).
     """
 
     def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:

@@ -127,7 +127,7 @@ def test_nothing_decodes_at_all(image_folder: Path) -> None:
     assert len(report["undecodable"]) == 52 and report["parts"]["train"] == {"dark": 0, "light": 0}
     assert report["original_size"] == {"width": None, "height": None}
     text = to_text(report)
-    assert "Files that do not decode: 52" in text and "and 49 more" in text and "A run refuses these data" in text
+    assert "Undecodable files: 52" in text and "and 49 more" in text and "A run refuses these data" in text
 
 
 def test_refusals_for_another_reason_stay_errors(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,10 +142,10 @@ def test_text_json_file_and_contact_sheet_of_the_command(folder: Path, tmp_path:
     shown = run_command(*command, "--contact-sheet", str(sheet))
     assert shown.returncode == 0, shown.stderr
     lines = [line.strip() for line in shown.stdout.splitlines()]
-    assert "Pictures that carry two labels: 1" in lines
+    assert "Pictures with two labels: 1" in lines
     assert "train/cats/03.png = train/dogs/03 other label.jpg" in lines
     assert "test/cats/05 [red] equal.png = train/cats/05.png" in lines
-    assert "Test images that are also in training, equal or nearly so: 2 of 18" in lines
+    assert "Test images that are also in training, equal or nearly equal: 2 of 18" in lines
     assert f"contact sheet: {sheet}" in shown.stderr
     with Image.open(sheet) as image:
         assert image.format == "PNG" and image.width > 1_000
