@@ -37,7 +37,7 @@ from tests.conftest import ROOT
 
 ROLE = DATABASE = "mlflow"  # as in deploy/compose.yaml
 BUCKET = "artifacts"
-PATIENCE = 120  # seconds that a server may take to start on a machine that does much else
+PATIENCE = 300  # seconds that a server may take to start on a busy machine
 
 
 @dataclasses.dataclass(frozen=True)

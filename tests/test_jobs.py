@@ -1,10 +1,11 @@
 """Jobs done one after the other and in several processes: all are done, each once, with one result."""
 
-import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,28 +14,49 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from experiments.config import TrainingConfig
 from rich.console import Console
 
 import analysis
 import models
 from datasets import Split
-from experiments import display, schedule
-from experiments.jobs import ATTEMPTS, Engine, Job, Local, Result, Sequential, run_jobs
-from tests.conftest import THREE_SPLITS
+from experiments.jobs import engine as engines
+from experiments.jobs import progress, schedule
+from experiments.jobs.engine import ATTEMPTS, Engine, run_jobs
+from experiments.jobs.job import Job, Result
+from experiments.jobs.local import Local
+from experiments.jobs.schedule import Load
+from experiments.jobs.sequential import Sequential
+from tests.conftest import ROOT, THREE_SPLITS, Gate, disturbed
 from tests.test_resume import start
-from tracking import StoreError, persist
+from tracking import StoreError, TrainingConfig, persist
 from tracking.store import StoreAwayError
 
-LONG = ("--sample", *THREE_SPLITS)  # long enough to be disturbed
+SPLITS = ("--sample", *THREE_SPLITS)
 TIMES = ["start_time", "end_time", "train_seconds", "images_per_second", "heartbeat", "owner", "command"]
 PLACES = ["run_id", "parent_id", "artifact_uri", "file_digests"]  # history.json has times
 
 
-def make_jobs(count: int) -> list[Job]:
+def make_jobs(*cards: models.ModelCard) -> list[Job]:
     split = Split(*(np.array([number]) for number in range(3)))
-    card = models.describe("lenet5", 1, 10, 28)
-    return [Job(card, number, split, {}, {}, "parent", "experiment") for number in range(count)]
+    return [Job(card, TrainingConfig(), number, split, {}, {}) for number, card in enumerate(cards)]
+
+
+def lenets(count: int) -> list[Job]:
+    return make_jobs(*[models.describe("lenet5", 1, 10, 28)] * count)
+
+
+class Worker:
+    """Trains and records by two functions of a test."""
+
+    def __init__(self, train: Callable[[Job], object], record: Callable[[Job], Result]) -> None:
+        self._train, self._record = train, record
+
+    def train(self, job: Job) -> Job:
+        self._train(job)
+        return job
+
+    def record(self, job: Job) -> Result:
+        return self._record(job)
 
 
 def numbers(uri: str) -> "object":
@@ -55,27 +77,21 @@ def same_numbers(uri: str, other: str) -> bool:
 # --- one after the other
 
 
-def fail() -> Result:
-    raise StoreError("no room")
-
-
 def test_results_are_written_beside_the_next_training_and_in_order() -> None:
     done: list[object] = []
     go_on = threading.Event()
 
-    def train(job: Job) -> Callable[[], Result]:
+    def train(job: Job) -> None:
         done.append(f"train {job.number}")
         if job.number == 1:
             go_on.set()
 
-        def write() -> Result:
-            done.append(go_on.wait(10) and f"write {job.number}")
-            return Result("trained")
+    def record(job: Job) -> Result:
+        done.append(go_on.wait(60) and f"write {job.number}")
+        return Result("trained")
 
-        return write
-
-    with Sequential(train) as engine:
-        results = list(run_jobs(iter(make_jobs(3)), engine))
+    with Sequential(Worker(train, record)) as engine:
+        results = list(run_jobs(iter(lenets(3)), engine))
     assert [job.number for job, _ in results] == [0, 1, 2]
     assert done.index("write 0") > done.index("train 1")
     assert [entry for entry in done if str(entry).startswith("write")] == ["write 0", "write 1", "write 2"]
@@ -84,38 +100,52 @@ def test_results_are_written_beside_the_next_training_and_in_order() -> None:
 def test_what_failed_to_be_written_is_raised_and_the_next_is_written_all_the_same() -> None:
     done, begun = [], threading.Event()
 
-    def train(job: Job) -> Callable[[], object]:
+    def train(job: Job) -> None:
         if job.number == 1:
             begun.set()
-            return lambda: done.append("next") or Result("trained")
-        return lambda: begun.wait(10) and fail()
 
-    with pytest.raises(StoreError, match="no room"), Sequential(train) as engine:
-        list(run_jobs(iter(make_jobs(2)), engine))
-    assert done == ["next"]
-    with pytest.raises(StoreError, match="no room"), Sequential(lambda job: fail) as engine:
-        list(run_jobs(iter(make_jobs(1)), engine))
-
-
-def interrupted(write: Callable[[], object]) -> None:
-    def train(job: Job) -> Callable[[], object]:
+    def record(job: Job) -> Result:
         if job.number == 1:
-            time.sleep(0.1)
-            raise KeyboardInterrupt
-        return write
+            done.append("next")
+            return Result("trained")
+        assert begun.wait(60)
+        raise StoreError("no room")
 
-    with pytest.raises(KeyboardInterrupt), Sequential(train) as engine:
-        list(run_jobs(iter(make_jobs(2)), engine))
+    with pytest.raises(StoreError, match="no room"), Sequential(Worker(train, record)) as engine:
+        list(run_jobs(iter(lenets(2)), engine))
+    assert done == ["next"]
+    with pytest.raises(StoreError, match="no room"), Sequential(Worker(train, record)) as engine:
+        list(run_jobs(iter(lenets(1)), engine))
+
+
+def interrupted(record: Callable[[threading.Event], object]) -> None:
+    """Interrupt the training of a second job while the first is recorded."""
+    recording, interrupt = threading.Event(), threading.Event()
+
+    def train(job: Job) -> None:
+        if job.number == 1:
+            assert recording.wait(60)
+            interrupt.set()
+            raise KeyboardInterrupt
+
+    def write(job: Job) -> Result:
+        recording.set()
+        record(interrupt)
+        return Result("trained")
+
+    with pytest.raises(KeyboardInterrupt), Sequential(Worker(train, write)) as engine:
+        list(run_jobs(iter(lenets(2)), engine))
 
 
 def test_an_interrupt_lets_the_last_split_be_written() -> None:
     done = []
 
-    def write() -> None:
-        time.sleep(0.3)
+    def record(interrupt: threading.Event) -> None:
+        assert interrupt.wait(60)
+        time.sleep(0.1)  # the interrupt is on its way out
         done.append("written")
 
-    interrupted(write)
+    interrupted(record)
     assert done == ["written"]
 
 
@@ -124,8 +154,8 @@ def test_an_interrupt_does_not_wait_for_a_store_that_is_away_and_afterwards_one_
         raise StoreAwayError("nobody answers")
 
     started = time.monotonic()
-    interrupted(lambda: persist(away))
-    assert time.monotonic() - started < 5  # of 300 seconds
+    interrupted(lambda interrupt: persist(away))
+    assert time.monotonic() - started < 60  # of 300 seconds
     answers = [StoreAwayError("not yet"), None]
 
     def answer() -> str:
@@ -168,7 +198,7 @@ class Flaky(Engine):
 
 def test_what_may_end_otherwise_is_tried_again_after_all_others() -> None:
     with Flaky({0: 1, 1: 2, 2: 99, 3: 99}) as engine:
-        results = {job.number: result for job, result in run_jobs(iter(make_jobs(6)), engine)}
+        results = {job.number: result for job, result in run_jobs(iter(lenets(6)), engine)}
     assert [number for number in range(6) if results[number].outcome == "trained"] == [0, 1, 4, 5]
     assert results[2].text == "for now" and "its worker was lost" in results[3].text
     assert engine.attempts[:6] == [0, 1, 2, 3, 4, 5]
@@ -176,11 +206,13 @@ def test_what_may_end_otherwise_is_tried_again_after_all_others() -> None:
 
 
 def work(shared: tuple[np.ndarray, str], job: Job) -> Result:
-    """Say what a worker sees; the first attempt at job 1 is killed."""
-    array, _ = shared
+    """Say what a worker sees; the first attempt at job 1 is killed while another process works."""
+    array, folder = shared
+    Path(folder, str(os.getpid())).touch()
+    while len(list(Path(folder).iterdir())) < 2:  # both processes have a job
+        time.sleep(0.02)
     if job.number == 1 and not job.attempt:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.3)
     import torch
 
     return Result("trained", f"{array.sum()} {type(array).__name__} {torch.get_num_threads()} {os.getpid()}")
@@ -188,12 +220,15 @@ def work(shared: tuple[np.ndarray, str], job: Job) -> Result:
 
 def test_processes_share_arrays_and_a_killed_one_takes_no_other_along(tmp_path: Path) -> None:
     array = np.arange(2_000_000)
-    with Local(work, (array, "x"), 2, 1, tmp_path) as engine:
-        results = {job.number: result.text.split() for job, result in run_jobs(iter(make_jobs(4)), engine)}
+    shared, seen = tmp_path / "shared", tmp_path / "seen"
+    shared.mkdir()
+    seen.mkdir()
+    with Local((array, str(seen)), 2, 1, shared, work) as engine:
+        results = {job.number: result.text.split() for job, result in run_jobs(iter(lenets(4)), engine)}
     assert sorted(results) == [0, 1, 2, 3]
     assert {tuple(text[:3]) for text in results.values()} == {(str(array.sum()), "memmap", "1")}
-    assert len({text[3] for text in results.values()}) in (2, 3)  # one was replaced
-    assert len(list(tmp_path.iterdir())) == 1  # the array, once
+    assert len({text[3] for text in results.values()} | {path.name for path in seen.iterdir()}) == 3  # one was replaced
+    assert len(list(shared.iterdir())) == 1  # the array, once
 
 
 kept: list[np.ndarray] = []
@@ -207,89 +242,139 @@ def grow(shared: None, job: Job) -> Result:
 
 
 def test_a_process_that_keeps_memory_does_all_the_jobs(tmp_path: Path) -> None:
-    with Local(grow, None, 1, 1, tmp_path) as engine:
-        processes = {result.text for _, result in run_jobs(iter(make_jobs(3)), engine)}
+    with Local(None, 1, 1, tmp_path, grow) as engine:
+        processes = {result.text for _, result in run_jobs(iter(lenets(3)), engine)}
     assert len(processes) == 1
 
 
 def test_several_jobs_at_once_give_the_numbers_of_one_and_a_rerun_does_nothing(
-    three_splits: str, tmp_path: Path, run_command
+    three_splits: str, tmp_path: Path, run_command, run_here
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'two.db'}"
-    done = run_command("experiments/task3.py", *LONG, "--jobs", "2", "--tracking-uri", uri)
+    done = run_command("experiments/task3.py", *SPLITS, "--jobs", "2", "--tracking-uri", uri)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert "3 of 3 done, 0 running, 0 failed" in done.stdout
     assert same_numbers(three_splits, uri)
     before = analysis.load_runs(["task3"], uri)
-    again = run_command("experiments/task3.py", *LONG, "--jobs", "2", "--tracking-uri", uri)
+    again = run_here("experiments/task3.py", *SPLITS, "--jobs", "2", "--tracking-uri", uri)
     assert "finished before and kept: 3 splits" in again.stdout
     assert analysis.load_runs(["task3"], uri).equals(before)
     assert [path.name for path in (tmp_path / "two.state").iterdir()] == ["store.lock"]
 
 
-def wait_for_epochs(process: "subprocess.Popen[str]", uri: str, known: int = 0) -> int:
-    """Wait until two splits have epochs, and all have more than are known; return how many."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(StoreError):
-            curves = analysis.load_curves(["task3"], uri)
-            if curves["run_id"].nunique() >= 2 and len(curves) > known:
-                return len(curves)
-        time.sleep(0.1)
-    raise AssertionError(process.communicate(timeout=10))
-
-
-def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    return [child for child in psutil.Process(process.pid).children() if "popen_loky" in " ".join(child.cmdline())]
-
-
-def test_a_killed_worker_costs_nothing_but_time(three_splits: str, tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'killed.db'}"
-    process = start("task3", uri, *LONG, "--jobs", "2")
-    wait_for_epochs(process, uri)
-    workers(process)[0].kill()
+def test_a_killed_worker_costs_nothing_but_time(three_splits: str, store_uri: str, gate: Gate) -> None:
+    process = start("task3", store_uri, *SPLITS, "--jobs", "2", **gate.environment)
+    os.kill(gate.wait_for(2, process)[0], signal.SIGKILL)
+    gate.open()
     printed, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (0, "")
     assert "3 of 3 done" in printed
-    assert analysis.load_runs(["task3"], uri)["status"].tolist() == ["FINISHED"] * 3
-    assert same_numbers(three_splits, uri)
+    assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["FINISHED"] * 3
+    assert same_numbers(three_splits, store_uri)
 
 
-def test_the_workers_end_with_their_command_and_it_goes_on(three_splits: str, tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'store.db'}"
-    known = 0
+def test_the_workers_end_with_their_command_and_it_goes_on(
+    three_splits: str, store_uri: str, gate: Gate, run_here
+) -> None:
     for signum in (signal.SIGINT, signal.SIGKILL):
-        process = start("task3", uri, *LONG, "--jobs", "2")
-        known = wait_for_epochs(process, uri, known)
-        left = workers(process)
+        gate.close()
+        process = start("task3", store_uri, *SPLITS, "--jobs", "2", **gate.environment)
+        workers = [psutil.Process(pid) for pid in gate.wait_for(2, process)]
         process.send_signal(signum)
-        _, errors = process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(left, timeout=10)
-        assert len(left) == 2 and not alive
+        _, errors = process.communicate(timeout=200)
+        _, alive = psutil.wait_procs(workers, timeout=100)
+        assert not alive
         if signum == signal.SIGINT:
             assert process.returncode == 130
             assert errors == "Error: interrupted; the same command goes on where this one stopped\n"
-            statuses = set(analysis.load_runs(["task3"], uri)["status"])
-            assert statuses <= {"KILLED", "FINISHED"} and "KILLED" in statuses
-    ids = set(analysis.load_runs(["task3"], uri)["run_id"])
-    process = start("task3", uri, *LONG, "--jobs", "2")
-    _, errors = process.communicate(timeout=300)
-    assert (process.returncode, errors) == (0, "")
-    runs = analysis.load_runs(["task3"], uri)
+            assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["KILLED"] * 2
+    ids = set(analysis.load_runs(["task3"], store_uri)["run_id"])
+    done = run_here("experiments/task3.py", *SPLITS, "--jobs", "2", "--tracking-uri", store_uri)
+    assert (done.returncode, done.stderr) == (0, "")
+    runs = analysis.load_runs(["task3"], store_uri)
     assert ids <= set(runs["run_id"])  # they went on
     assert runs["status"].tolist() == ["FINISHED"] * 3
-    assert same_numbers(three_splits, uri)  # each epoch once
+    assert same_numbers(three_splits, store_uri)  # each epoch once
 
 
-def test_a_split_that_fails_does_not_stop_the_others(tmp_path: Path, run_command) -> None:
-    uri = f"sqlite:///{tmp_path / 'store.db'}"
+def test_a_split_that_fails_does_not_stop_the_others(store_uri: str, run_here) -> None:
     options = ("--sample", "--no-baselines", "-m", "lenet5", "-m", "vggnet", "--n-splits", "2", "--epochs", "2")
-    done = run_command("experiments/task3.py", *options, "--lr", "1e9", "--jobs", "2", "--tracking-uri", uri)
+    done = run_here("experiments/task3.py", *options, "--lr", "1e9", "--jobs", "2", "--tracking-uri", store_uri)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     failed = re.findall(r"Error: (\w+ split \d): ", done.stderr)
-    runs = analysis.load_runs(["task3"], uri)
+    runs = analysis.load_runs(["task3"], store_uri)
     assert len(failed) == (runs["status"] == "FAILED").sum() > 0
     assert len(runs) == 4 and not (runs["status"] == "RUNNING").any()
+
+
+def test_a_worker_that_dies_of_a_signal_is_named_with_it_and_the_others_go_on(
+    store_uri: str, tmp_path: Path, run_here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "ATTEMPTS", 2)
+    attempts = []
+    monkeypatch.setattr(Job, "again", lambda job, again=Job.again: attempts.append(job.number) or again(job))
+    deaths = {"0": "SIGFPE", "1": "SIGSEGV", "2": "SIGKILL"}
+    options = ("--sample", "--no-baselines", "-m", "lenet5", "--n-splits", "4", "--epochs", "1", "--jobs", "2")
+    done = run_here(
+        "experiments/task3.py", *options, "--tracking-uri", store_uri, **disturbed(tmp_path, die=deaths)
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert sorted(done.stderr.splitlines()) == [
+        f"Error: lenet5 split {number}: its process was ended by {name}" for number, name in deaths.items()
+    ]
+    assert sorted(attempts) == [0, 1, 2]  # a second one each
+    runs = analysis.load_runs(["task3"], store_uri).sort_values("split")
+    assert dict(zip(runs["split"], runs["status"], strict=True)) == {**dict.fromkeys(range(3), "FAILED"), 3: "FINISHED"}
+
+
+def test_source_that_is_edited_after_the_start_is_not_trained_under_the_old_digest(
+    store_uri: str, tmp_path: Path
+) -> None:
+    tree = copy_of_the_tree(tmp_path / "tree")
+    command = [sys.executable, str(tree / "experiments" / "task3.py"), "--sample", "--no-baselines", "-m", "lenet5",
+               "--n-splits", "2", "--epochs", "1", "--tracking-uri", store_uri]  # fmt: skip
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [*command, "--jobs", "2"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline().startswith("task3")
+    source = tree / "models" / "lenet.py"
+    source.write_text(source.read_text().replace("84", "85"))
+    printed, errors = process.communicate(timeout=300)
+    old = analysis.load_runs(["task3"], store_uri)
+    if process.returncode:  # the workers were started after the edit
+        assert process.returncode == 1
+        assert set(errors.splitlines()) == {
+            f"Error: lenet5 split {number}: models/lenet.py was edited after the command began; run it again"
+            for number in range(2)
+        }, printed
+        assert not old["status"].isin(["FINISHED", "RUNNING"]).any()
+
+    # what is finished now was trained from the source of its digest, or it would not be derived again
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    runs = analysis.load_runs(["task3"], store_uri).query("status == 'FINISHED'")
+    new = runs[~runs["run_id"].isin(old["run_id"])]
+    assert len(new) == 2 and not new["source_digest"].isin(old["source_digest"]).any()
+    assert new["parameters"].gt(61_706).all() and old["parameters"].eq(61_706).all()
+    verified = subprocess.run(
+        [sys.executable, "-m", "experiments", "verify", "task3", "--tracking-uri", store_uri],
+        cwd=tree, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert f"{len(new)} runs" in verified.stdout and " 0 differences" in verified.stdout
+
+
+def copy_of_the_tree(target: Path) -> Path:
+    """Copy the files of the repository, with the drawn samples, which are the same in each checkout."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.split("\0"):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    if (ROOT / "data" / "sample").is_dir():
+        shutil.copytree(ROOT / "data" / "sample", target / "data" / "sample")
+    return target
 
 
 # --- the rule of --jobs auto
@@ -299,14 +384,13 @@ def plan_for(*names: str, n_splits: int = 10, cores: int = 2, memory: float = 16
     cards = [
         models.describe(name, 3, 2, 128) if name[-2:] == "b0" else models.describe(name, 1, 10, 28) for name in names
     ]
-    split = Split(np.arange(1400), np.arange(34300), np.arange(34300))
-    config = TrainingConfig(device="cpu", precision="bf16", batch_size=256)
+    loads = [Load(card, 256) for card in cards for _ in range(n_splits)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "cpu_count", lambda: cores)
         patch.setattr(schedule.torch, "get_num_threads", lambda: more.pop("all_threads", cores))
         patch.setattr(schedule.hardware, "memory_of", lambda device: memory)
         patch.setenv("OMP_NUM_THREADS", more.pop("omp", ""))
-        return schedule.plan(jobs, more.pop("threads", None), None, config, cards, [split] * n_splits, range(n_splits))
+        return schedule.decide(jobs, more.pop("threads", None), None, "cpu", loads)
 
 
 def test_small_models_get_a_job_a_core_and_a_large_one_all_threads() -> None:
@@ -337,20 +421,18 @@ def test_a_number_of_jobs_shares_the_cores() -> None:
 def test_the_time_that_is_left_counts_what_the_other_models_take(
     room: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    split = Split(*(np.array([number]) for number in range(3)))
     seconds = {"efficientnet_lite": 900, "lenet5": 110, "majority": 1}  # about as measured
     names = ["efficientnet_lite", *(name for name in seconds for _ in range(4))]
-    cards = [models.describe(name, 3, 2, 128) for name in names]
-    jobs = [Job(card, number, split, {}, {}, "parent", "task2") for number, card in enumerate(cards)]
+    jobs = make_jobs(*(models.describe(name, 3, 2, 128) for name in names))
     ends, free = [], [0] * room
     for job in jobs[1:]:  # whoever is free takes the next
         free.sort()
         free[0] += seconds[job.card.name]
         ends.append((free[0], job))
     now = 0
-    monkeypatch.setattr(display.time, "monotonic", lambda: now)
-    monkeypatch.setattr(display, "console", Console(force_terminal=False))
-    bar = display.JobBar(jobs, lambda: room)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress, "console", Console(force_terminal=False))
+    bar = progress.JobBar(jobs, lambda: room)
     bar.begin(jobs[0])
     bar.end(jobs[0], Result("found"))
     assert "about" not in capsys.readouterr().out  # nothing was learnt from it
@@ -372,15 +454,15 @@ def test_the_time_that_is_left_counts_what_the_other_models_take(
     (("--backend", "slurm"), "--backend"),
     (("--gpus-per-job", "0.5"), "--gpus-per-job"),
 ])  # fmt: skip
-def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, run_command) -> None:
-    done = run_command("experiments/task3.py", "--sample", *options)
+def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, run_here) -> None:
+    done = run_here("experiments/task3.py", "--sample", *options)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert sentence in " ".join(done.stderr.replace("│", " ").split())
 
 
-def test_without_ray_one_sentence_says_what_to_install(run_command, tmp_path: Path) -> None:
-    (tmp_path / "ray.py").write_text("raise ImportError('not there')")
-    done = run_command("experiments/task3.py", "--sample", "--backend", "ray", PYTHONPATH=str(tmp_path))
+def test_without_ray_one_sentence_says_what_to_install(run_here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # its import fails
+    done = run_here("experiments/task3.py", "--sample", "--backend", "ray")
     assert done.returncode == 1
     assert done.stderr == (
         "Error: --backend ray needs Ray, which is not installed; pip install -r requirements-cluster.txt\n"

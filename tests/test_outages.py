@@ -16,12 +16,16 @@ import pytest
 
 import analysis
 import tracking
-from experiments import TrainingConfig, hardware, protocol, training, worker
+from experiments.jobs import worker
+from experiments.request import Request
+from experiments.run import run
 from experiments.task3 import TASK
+from experiments.training import hardware
+from experiments.training.fit import EpochRecord, fit
 from tests.conftest import new_store
-from tests.servers import answers, free_port, running, wait_until
+from tests.servers import answers, clean_environment, free_port, running, wait_until
 from tests.test_tracking import HISTORY, TAGS, claim, do, open_parent, scores
-from tracking import StoreError, journal, keys, outages
+from tracking import StoreError, TrainingConfig, journal, keys, outages
 from tracking.store import host
 
 
@@ -68,7 +72,9 @@ def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     uri, port = new_store(empty_database, folder), free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri,
                "--artifacts-destination", str(folder / "artifacts"), "--workers", "1", "--port", str(port)]  # fmt: skip
-    with running(command, log := folder / "server.log", cwd=folder) as process:
+    # without jobs the server starts no processes but its own worker
+    environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with running(command, log := folder / "server.log", cwd=folder, env=environment) as process:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), process, log)
         yield port
 
@@ -76,7 +82,9 @@ def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture
 def line(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     monkeypatch.setattr("tracking.store.MLRUNS", tmp_path / "mlruns")
-    monkeypatch.setattr(outages, "PATIENCE", 20.0)
+    monkeypatch.setattr(outages, "PATIENCE", 100.0)
+    monkeypatch.setattr(outages, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(outages, "LONGEST_WAIT", 0.5)
     monkeypatch.setattr("tracking.runs.NEXT_ATTEMPT", 0.0)
     line = Line(server)
     line.mend()
@@ -84,8 +92,27 @@ def line(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     line.cut()
 
 
-def after(seconds: float, action: Callable[[], None]) -> None:
-    threading.Timer(seconds, action).start()
+@contextlib.contextmanager
+def once_noticed(action: Callable[[], None]) -> Iterator[None]:
+    """Do something as soon as somebody waits for the store."""
+    waiting, hurry = threading.Event(), outages._hurry
+
+    class Noticed(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waiting.set()
+            return super().wait(timeout)
+
+    def act() -> None:
+        if waiting.wait(100):
+            action()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outages, "_hurry", Noticed())
+        thread = threading.Thread(target=act)
+        thread.start()
+        yield
+        thread.join()
+    assert waiting.is_set() and outages._hurry is hurry
 
 
 def test_epochs_are_kept_while_the_server_is_away_and_sent_in_order(line: Line, capfd, tmp_path: Path) -> None:
@@ -99,11 +126,11 @@ def test_epochs_are_kept_while_the_server_is_away_and_sent_in_order(line: Line, 
             run.log_epochs(HISTORY[:2])  # training goes on
             run.log_epochs(HISTORY)
             assert capfd.readouterr().err.count("training goes on") == 1
-            after(3, line.mend)
-            run.log_epochs(HISTORY, wait=True)
+            with once_noticed(line.mend):
+                run.log_epochs(HISTORY, wait=True)
             line.cut()
-            after(2, line.mend)
-            run.log_files(tmp_path / "files")
+            with once_noticed(line.mend):
+                run.log_files(tmp_path / "files")
             run.log_metrics(scores(0.5), timestamp=1003)
     history = store.client.get_metric_history(run.id, "val/loss")
     assert [(point.step, point.timestamp, point.value) for point in history] == [
@@ -141,25 +168,22 @@ def test_a_server_that_stays_away_leaves_what_the_next_start_goes_on_from(line: 
 
 
 def run_protocol(uri: str, n_splits: int) -> list[str]:
-    task = dataclasses.replace(
-        TASK, models=("lenet5",), baselines=(), protocol=dataclasses.replace(TASK.protocol, n_splits=n_splits)
-    )
+    task = dataclasses.replace(TASK, models=("lenet5",), baselines=())
     config = hardware.resolve(TrainingConfig(epochs=3, device="cpu"))
-    options = protocol.ProtocolOptions(list(range(n_splits)))
-    return protocol.run(task, config, options, sample=True, tracking_uri=uri)
+    return [*run(Request(task, {"lenet5": config}, n_splits, tuple(range(n_splits)), sample=True, tracking_uri=uri))]
 
 
 def at_epochs(monkeypatch: pytest.MonkeyPatch, **actions: Callable[[], None]) -> list[int]:
     """Do something when so many epochs have been trained, over all splits; return a list that grows with them."""
     trained: list[int] = []
 
-    def fit(*arguments: Any) -> Iterator[training.EpochRecord]:
-        for record in training.fit(*arguments):
+    def acting(*arguments: Any) -> Iterator[EpochRecord]:
+        for record in fit(*arguments):
             trained.append(record.epoch)
             actions.get(f"after_{len(trained)}", lambda: None)()
             yield record
 
-    monkeypatch.setattr(worker, "fit", fit)
+    monkeypatch.setattr(worker, "fit", acting)
     monkeypatch.setattr(tracking, "SHORT", 0.5)
     return trained
 

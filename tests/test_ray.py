@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster of two nodes, which are on this machine; one of them dies."""
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -14,8 +15,9 @@ import psutil
 import pytest
 
 import analysis
+from tests.conftest import Gate
 from tests.servers import free_port
-from tests.test_jobs import LONG, same_numbers, wait_for_epochs
+from tests.test_jobs import SPLITS, same_numbers
 from tests.test_resume import start
 
 pytest.importorskip("ray", reason="Ray is not installed (requirements-cluster.txt)")
@@ -44,18 +46,22 @@ def join(address: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cluster_gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    """A cluster of two nodes, and the gate of all its workers."""
     port = free_port(HEAD)
+    gate = Gate(tmp_path_factory.mktemp("gate"), {})
     folder = Path("/tmp") / f"ray-{secrets.token_hex(3)}"  # sockets' names must be short
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_ADDRESS", f"{HEAD}:{port}")
+        patch.setenv("__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR", "tests.disturb.install")  # nodes pass it to workers
+        patch.setenv("DISTURB", json.dumps({"gate": str(gate.folder), "after": 2}))
         ray_command("start", "--head", f"--node-ip-address={HEAD}", f"--port={port}", "--num-cpus=1",
                     "--include-dashboard=false", f"--temp-dir={folder}", "--disable-usage-stats")  # fmt: skip
         try:
             join(OTHER)
-            yield
+            yield gate
         finally:
             ours = [process for process in psutil.process_iter() if str(folder) in " ".join(cmdline(process))]
             for process in ours:
@@ -64,57 +70,64 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             subprocess.run(["rm", "-rf", str(folder)], check=False)
 
 
+@pytest.fixture
+def gate(cluster_gate: Gate) -> Gate:
+    """The gate, closed again."""
+    cluster_gate.close()
+    return cluster_gate
+
+
 def cmdline(process: psutil.Process) -> list[str]:
     with contextlib.suppress(psutil.Error):
         return process.cmdline()
     return []
 
 
-def test_a_cluster_gives_the_numbers_of_one_process(cluster: None, three_splits: str, tmp_path: Path) -> None:
+def test_a_cluster_gives_the_numbers_of_one_process(gate: Gate, three_splits: str, tmp_path: Path) -> None:
     many = f"sqlite:///{tmp_path / 'many.db'}"
-    process = start("task3", many, *LONG, "--backend", "ray")
+    process = start("task3", many, *SPLITS, "--backend", "ray")
+    gate.wait_for(2, process)  # a worker on each node
+    gate.open()
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "Traceback" not in errors, errors  # on a busy machine Ray itself says something
     assert "3 of 3 done, 0 running, 0 failed" in printed
     assert same_numbers(three_splits, many)
     runs = analysis.load_runs(["task3"], many)
-    assert runs["owner"].nunique() >= 2  # a worker on each node
+    assert runs["owner"].nunique() >= 2
     assert runs["command"].nunique() == 1 and not runs["owner"].isin(runs["command"]).any()
     assert [path.name for path in (tmp_path / "many.state").iterdir()] == ["store.lock"]
 
 
-def test_a_node_that_dies_costs_nothing_but_time(cluster: None, three_splits: str, tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'killed.db'}"
-    process = start("task3", uri, *LONG, "--backend", "ray")
-    wait_for_epochs(process, uri)
+def test_a_node_that_dies_costs_nothing_but_time(gate: Gate, three_splits: str, store_uri: str) -> None:
+    process = start("task3", store_uri, *SPLITS, "--backend", "ray")
+    gate.wait_for(2, process)
     (node,) = raylets(OTHER)
     node.kill()
+    gate.open()
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "3 of 3 done, 0 running, 0 failed" in printed
-    assert analysis.load_runs(["task3"], uri)["status"].tolist() == ["FINISHED"] * 3
-    assert same_numbers(three_splits, uri)
+    assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["FINISHED"] * 3
+    assert same_numbers(three_splits, store_uri)
     join(OTHER)
 
 
-def test_an_interrupt_ends_the_runs_of_all_nodes(cluster: None, tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'store.db'}"
-    process = start("task3", uri, *LONG, "--backend", "ray")
-    wait_for_epochs(process, uri)
+def test_an_interrupt_ends_the_runs_of_all_nodes(gate: Gate, store_uri: str) -> None:
+    process = start("task3", store_uri, *SPLITS, "--backend", "ray")
+    gate.wait_for(2, process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 130
     assert "Error: interrupted; the same command goes on where this one stopped\n" in errors
-    deadline = time.monotonic() + 30
-    while (runs := analysis.load_runs(["task3"], uri))["status"].eq("RUNNING").any() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert set(runs["status"]) <= {"KILLED", "FINISHED"}
+    deadline = time.monotonic() + 100
+    while (runs := analysis.load_runs(["task3"], store_uri))["status"].eq("RUNNING").any():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert runs["status"].tolist() == ["KILLED"] * 2
 
 
-def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
-    uri = f"sqlite:///{tmp_path / 'store.db'}"
-    monkeypatch.setenv("RAY_ADDRESS", f"{HEAD}:1")
-    process = start("task3", uri, *LONG, "--backend", "ray")
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 1
-    assert errors.startswith(f"Error: no Ray cluster can be used at {HEAD}:1 (") and errors.count("\n") == 1
+def test_a_cluster_that_does_not_answer_is_one_sentence(store_uri: str, run_here) -> None:
+    command = ("experiments/task3.py", *SPLITS, "--backend", "ray", "--tracking-uri", store_uri)
+    done = run_here(*command, RAY_ADDRESS=f"{HEAD}:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: no Ray cluster can be used at {HEAD}:1 (") and done.stderr.count("\n") == 1

@@ -1,10 +1,10 @@
 """Protocols that are killed, interrupted, started twice or started all at once, as their user meets it."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,55 +12,60 @@ import pytest
 import analysis
 import tracking
 from benchmarks.faults import run_campaign, strays
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Gate
 
-QUICK = ("--sample", "--epochs", "3", "--n-splits", "2", "-m", "lenet5", "--no-baselines")
+QUICK = ("--sample", "--epochs", "2", "--n-splits", "2", "-m", "lenet5", "--no-baselines")
 
 
-def start(task: str, uri: str, *options: str) -> "subprocess.Popen[str]":
+def start(task: str, uri: str, *options: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, str(ROOT / "experiments" / f"{task}.py"), *options, "--tracking-uri", uri],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
     )  # fmt: skip
 
 
 def test_kill_9_at_random_moments_changes_no_number(tmp_path: Path) -> None:
-    campaign = run_campaign("task3", QUICK, kills=5, seed=int(time.time()), folder=tmp_path)
+    seed = random.randrange(2**32)
+    print(f"the moments follow from seed={seed}")
+    campaign = run_campaign("task3", QUICK, kills=5, seed=seed, folder=tmp_path)
     assert campaign.kills >= 5
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_ends_the_run_in_order_and_the_same_command_goes_on(signum: int, store_uri: str) -> None:
-    options = ("--sample", "--epochs", "20", "--patience", "20", "--n-splits", "1", "-m", "lenet5", "--no-baselines")
-    process = start("task1", store_uri, *options)
-    while process.poll() is None and not len(analysis.load_curves(["task1"], store_uri)):
-        time.sleep(0.05)
+def test_interrupt_ends_the_run_in_order_and_the_same_command_goes_on(
+    signum: int, store_uri: str, image_folder: Path, gate: Gate, run_here
+) -> None:
+    options = ("--data-dir", str(image_folder), "--epochs", "6", "--patience", "6", "--n-splits", "1", "-m", "lenet5",
+               "--no-baselines")  # fmt: skip
+    process = start("task1", store_uri, *options, **gate.environment)
+    gate.wait_for(1, process)
     process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 130
     assert errors.endswith("Error: interrupted; the same command goes on where this one stopped\n")
     assert "Traceback" not in errors
     (run,) = analysis.load_runs(["task1"], store_uri).itertuples()
     assert run.status == "KILLED"
-    assert 0 < len(analysis.load_curves(["task1"], store_uri)) < 20
+    assert 0 < len(analysis.load_curves(["task1"], store_uri)) < 6
 
-    printed, errors = start("task1", store_uri, *options).communicate(timeout=200)
-    assert "Traceback" not in errors and "lenet5 1/1" in " ".join(printed.split())
-    (again,) = analysis.load_runs(["task1"], store_uri).itertuples()
-    assert (again.run_id, again.status, again.epochs_run) == (run.run_id, "FINISHED", 20)
-    assert analysis.load_curves(["task1"], store_uri)["epoch"].tolist() == list(range(1, 21))
+    again = run_here("experiments/task1.py", *options, "--tracking-uri", store_uri)
+    assert "Traceback" not in again.stderr and "lenet5 1/1" in " ".join(again.stdout.split())
+    (done,) = analysis.load_runs(["task1"], store_uri).itertuples()
+    assert (done.run_id, done.status, done.epochs_run) == (run.run_id, "FINISHED", 6)
+    assert analysis.load_curves(["task1"], store_uri)["epoch"].tolist() == list(range(1, 7))
 
 
-def test_the_same_command_again_does_nothing_and_fresh_does_all(store_uri: str) -> None:
-    first, errors = start("task3", store_uri, *QUICK).communicate(timeout=200)
-    assert "kept" not in first and errors == ""
+def test_the_same_command_again_does_nothing_and_fresh_does_all(store_uri: str, run_here) -> None:
+    command = ("experiments/task3.py", *QUICK, "--tracking-uri", store_uri)
+    first = run_here(*command)
+    assert "kept" not in first.stdout and first.stderr == ""
     runs = analysis.load_runs(["task3"], store_uri)
-    again, _ = start("task3", store_uri, *QUICK).communicate(timeout=200)
-    assert "finished before and kept: 2 splits; --fresh trains again" in again
-    assert again[again.index("task3:") :] == first[first.index("task3:") :]  # the same table
+    again = run_here(*command)
+    assert "finished before and kept: 2 splits; --fresh trains again" in again.stdout
+    assert again.stdout[again.stdout.index("task3:") :] == first.stdout[first.stdout.index("task3:") :]  # the table
     assert analysis.load_runs(["task3"], store_uri).equals(runs)
-    start("task3", store_uri, *QUICK, "--fresh").communicate(timeout=200)
+    run_here(*command, "--fresh")
     after = analysis.load_runs(["task3"], store_uri)
     assert len(after) == 4 and after["status"].eq("FINISHED").all()
     assert after["superseded_by"].tolist()[:2] == after["run_id"].tolist()[2:]
@@ -83,14 +88,12 @@ def test_two_processes_share_a_task_and_double_nothing(tmp_path: Path) -> None:
 
 def test_different_tasks_at_once_on_a_fresh_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    os.environ["CACHE_DIR"] = str(tmp_path / "cache")  # all of them draw and decode, too
-    try:
-        started = [start(task, uri, *QUICK) for task in ("task1", "task2", "task3", "task1")]
-        printed = [process.communicate(timeout=400) for process in started]
-    finally:
-        del os.environ["CACHE_DIR"]
+    cache = tmp_path / "cache"  # all of them decode, too
+    tasks = ("task1", "task2", "task3", "task1")
+    started = [start(task, uri, *QUICK, "--epochs", "1", CACHE_DIR=str(cache)) for task in tasks]
+    printed = [process.communicate(timeout=400) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0, 0], printed
     runs = analysis.load_runs(["task1", "task2", "task3"], uri)
     assert runs.groupby("task")["split"].apply(sorted).to_dict() == {task: [0, 1] for task in runs["task"].unique()}
     assert runs["status"].eq("FINISHED").all() and runs["task"].nunique() == 3
-    assert not list((tmp_path / "cache").glob(".partial*"))
+    assert not list(cache.glob(".partial*"))

@@ -20,12 +20,12 @@ import yaml
 from PIL import Image
 
 import analysis
-from tests.conftest import ROOT
+from tests.conftest import ROOT, call_command
 from tests.servers import BUCKET, TrackingServer, clean_environment, make_bucket, tracking_server
 from tests.test_security import answers
 
 DEPLOY = ROOT / "deploy"
-TASK = ("experiments/task3.py", "--sample", "--epochs", "2", "--n-splits", "2", "-m", "lenet5")
+TASK = ("experiments/task3.py", "--sample", "--epochs", "1", "--n-splits", "2", "-m", "lenet5")
 RUNS = 6  # lenet5 and two baselines, on two splits
 
 
@@ -44,15 +44,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(server: TrackingServer, folder: Path) -> str:
     """A task that was run on the server, with nothing but its address: what it printed."""
-    result = run(*TASK, folder=folder, MLFLOW_TRACKING_URI=server.uri)
+    command = [sys.executable, str(ROOT / TASK[0]), *TASK[1:]]
+    environment = clean_environment() | {"COLUMNS": "120", "MLFLOW_TRACKING_URI": server.uri}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def run(script: str, *arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *((str(ROOT / script),) if script != "-m" else ("-m",)), *arguments]
-    environment = clean_environment() | {"CACHE_DIR": str(folder.parent / "cache"), "COLUMNS": "120"} | environment
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+def run(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that needs no process of its own; that is only what `finished` shows."""
+    return call_command(arguments, folder, clean_environment() | {"COLUMNS": "120"} | environment)
 
 
 def ask(url: str, body: Any = None, **headers: str) -> tuple[int, str]:
