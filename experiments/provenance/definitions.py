@@ -1,4 +1,4 @@
-"""Digests of definitions: of a function or class, and of all that it uses in this repository.
+"""Digests of definitions: of a function or class, and of everything that it uses in this repository.
 
 A digest follows names from definition to definition through the syntax trees. It does not depend on comments,
 docstrings, annotations, or the file in which a definition stands: renaming a file or moving a function changes nothing,
@@ -7,13 +7,11 @@ and a changed layer, constant or helper does. Names of other packages count as n
 
 import ast
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
 from experiments.provenance.sources import PACKAGES, TEXTS
-
-IGNORED_DECORATORS = {"register"}  # the name under which a model is registered decides nothing
 
 
 class Definition(NamedTuple):
@@ -24,9 +22,7 @@ class Definition(NamedTuple):
 
 
 class _Module(NamedTuple):
-    """A parsed module: definitions by name, and the origin of imported names."""
-
-    nodes: dict[str, list[ast.stmt]]
+    nodes: dict[str, list[ast.stmt]]  # the statements that define each name
     imports: dict[str, str]  # alias: "package.module" or "package.module.name"
 
 
@@ -48,45 +44,49 @@ def digest(
         if definition in seen:
             continue
         seen.add(definition)
-        uses = [use for use in _uses(definition) if not isinstance(use[1], Definition) or use[1] != definition]
-        inside = [target for _, target in uses if isinstance(target, Definition) and not is_boundary(target)]
-        todo += inside
-        # with the text of each definition behind a name: two helpers of one name must not be taken for each other
-        named = sorted(f"{name}={_text(t) if t in inside else _label(t)}" for name, t in uses)
-        entries.add("\n".join([definition.name, _text(definition), *named]))
+        lines = []
+        for name, target in _uses(definition):
+            if isinstance(target, str):
+                lines.append(f"{name}={target}")
+            elif is_boundary(target):
+                lines.append(f"{name}={target.name}")
+            elif target != definition:
+                todo.append(target)
+                lines.append(f"{name}={_text(target)}")  # two helpers of one name must not be taken for each other
+        entries.add("\n".join([definition.name, _text(definition), *sorted(lines)]))
     total = hashlib.sha256("\0".join(sorted(entries)).encode()).hexdigest()
-    return total, {_file(definition.module) for definition in seen}
+    return total, {_file(definition.module) or "" for definition in seen}
 
 
-def _label(target: "Definition | str") -> str:
-    return target.name if isinstance(target, Definition) else target
+def is_ours(module: str) -> bool:
+    """Whether a module, by its dotted name, belongs to this repository."""
+    return module.split(".")[0] in PACKAGES
 
 
 @cache
-def _file(module: str) -> str:
+def _file(module: str) -> str | None:
+    """The file of a module, relative to the repository; None if it is none of ours."""
     path = module.replace(".", "/")
-    return f"{path}.py" if f"{path}.py" in TEXTS else f"{path}/__init__.py"
+    return next((file for file in (f"{path}.py", f"{path}/__init__.py") if file in TEXTS), None)
 
 
 @cache
 def _module(name: str) -> _Module:
-    """Parse a module of ours."""
-    tree = ast.parse(TEXTS[_file(name)])
+    tree = ast.parse(TEXTS[_file(name) or name])
     nodes: dict[str, list[ast.stmt]] = {}
     for node in tree.body:
-        for defined in _defined(node):
+        match node:
+            case ast.FunctionDef(name=defined) | ast.AsyncFunctionDef(name=defined) | ast.ClassDef(name=defined):
+                names = [defined]
+            case ast.Assign(targets=targets):
+                names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+            case ast.AnnAssign(target=ast.Name(id=defined)) | ast.AugAssign(target=ast.Name(id=defined)):
+                names = [defined]
+            case _:
+                names = []
+        for defined in names:
             nodes.setdefault(defined, []).append(node)
     return _Module(nodes, _imports(tree.body))
-
-
-def _defined(node: ast.stmt) -> Iterator[str]:
-    match node:
-        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-            yield name
-        case ast.Assign(targets=targets):
-            yield from (n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
-        case ast.AnnAssign(target=ast.Name(id=name)) | ast.AugAssign(target=ast.Name(id=name)):
-            yield name
 
 
 def _imports(nodes: Iterable[ast.AST]) -> dict[str, str]:
@@ -99,92 +99,62 @@ def _imports(nodes: Iterable[ast.AST]) -> dict[str, str]:
     return found
 
 
-@cache
-def _text(definition: Definition) -> str:
-    """Source of a definition without comments, docstrings, annotations, and imports from our packages."""
-    nodes = [ast.parse(ast.unparse(node)).body[0] for node in _module(definition.module).nodes[definition.name]]
-    return "\n".join(ast.unparse(ast.fix_missing_locations(_Bare().visit(node))) for node in nodes)
-
-
 class _Bare(ast.NodeTransformer):
-    """Removes docstrings, annotations and imports from our packages."""
+    """Removes docstrings, annotations, registrations as a model, and imports from our packages."""
 
     def generic_visit(self, node: ast.AST) -> Any:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.decorator_list = [d for d in node.decorator_list if not _is_ignored(d)]
-            node.body = [statement for statement in node.body if not _is_text(statement)]
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                node.returns = None
+        match node:
+            case ast.Import() if all(is_ours(alias.name) for alias in node.names):
+                return None
+            case ast.ImportFrom() if is_ours(node.module or ""):
+                return None
+            case ast.Expr(value=ast.Constant()):
+                return None
+            case ast.arg():
+                node.annotation = None
+            case ast.AnnAssign():
+                node.annotation = ast.Constant(None)  # a dataclass field stays one
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                node.decorator_list = [d for d in node.decorator_list if "register" not in ast.unparse(d).split("(")[0]]
+                if not isinstance(node, ast.ClassDef):
+                    node.returns = None
         super().generic_visit(node)
-        if hasattr(node, "body") and isinstance(node.body, list) and not node.body:
-            node.body = [ast.Pass()]
+        if getattr(node, "body", None) == []:
+            node.body = [ast.Pass()]  # type: ignore[attr-defined]
         return node
 
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        node.annotation = None
-        return node
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
-        self.generic_visit(node)
-        node.annotation = ast.Constant(None)  # a dataclass field stays one
-        return node
-
-    def visit_Import(self, node: ast.Import) -> ast.stmt | None:
-        return None if all(_is_ours(alias.name) for alias in node.names) else node
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt | None:
-        return None if _is_ours(node.module or "") else node
-
-
-def _is_ignored(decorator: ast.expr) -> bool:
-    called = decorator.func if isinstance(decorator, ast.Call) else decorator
-    return isinstance(called, ast.Name) and called.id in IGNORED_DECORATORS
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def _is_ours(module: str) -> bool:
-    return module.split(".")[0] in PACKAGES
+@cache
+def _text(definition: Definition) -> str:
+    """Source of a definition without everything that decides no result."""
+    nodes = [ast.parse(ast.unparse(node)).body[0] for node in _module(definition.module).nodes[definition.name]]
+    return "\n".join(ast.unparse(ast.fix_missing_locations(_Bare().visit(node))) for node in nodes)
 
 
 @cache
 def _uses(definition: Definition) -> list[tuple[str, Definition | str]]:
     """Names from outside that a definition uses: of ours with their definition, of others with their dotted name."""
     module = _module(definition.module)
-    tree = ast.parse(_text(definition))
-    original = [node for top in module.nodes[definition.name] for node in ast.walk(top)]
-    imports = module.imports | _imports(original)
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    attributes = {
-        (node.value.id, node.attr)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-    }
+    nodes = list(ast.walk(ast.parse(_text(definition))))
+    imports = module.imports | _imports(node for top in module.nodes[definition.name] for node in ast.walk(top))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
     found: list[tuple[str, Definition | str]] = []
     for name in sorted(names):
         if name in module.nodes:
             found.append((name, Definition(definition.module, name)))
-        elif name in imports and not _is_ours(imports[name]):
-            found.append((name, imports[name]))
-        elif name in imports and _is_module(imports[name]):
-            members = sorted(attribute for base, attribute in attributes if base == name)
+        elif name in imports and _file(imports[name]):  # a module of ours: its members count
+            of_module = (n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name))
+            members = sorted({n.attr for n in of_module if n.value.id == name})  # type: ignore[attr-defined]
             found += [(f"{name}.{member}", _resolve(f"{imports[name]}.{member}")) for member in members]
         elif name in imports:
             found.append((name, _resolve(imports[name])))
     return found
 
 
-def _is_module(dotted: str) -> bool:
-    path = dotted.replace(".", "/")
-    return f"{path}.py" in TEXTS or f"{path}/__init__.py" in TEXTS
-
-
-def _resolve(dotted: str) -> "Definition | str":
+def _resolve(dotted: str) -> Definition | str:
     """Find the definition behind `package.module.name`, through modules that only pass a name on."""
     module, _, name = dotted.rpartition(".")
-    if not _is_module(module):
+    if _file(module) is None:
         return dotted
     found = _module(module)
     if name in found.nodes:

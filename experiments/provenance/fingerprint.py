@@ -17,7 +17,7 @@ from torch import nn
 from datasets import Split
 from experiments.provenance import definitions
 from experiments.provenance.definitions import Definition
-from experiments.provenance.sources import PACKAGES, ROOT
+from experiments.provenance.sources import ROOT
 from models import BASELINES
 
 SHARED = (  # train and score every model; splits and images have digests of their own
@@ -56,12 +56,13 @@ def split_hash(split: Split) -> str:
 def source_of(model: nn.Module) -> Source:
     """Digest the source behind a model's results: of training and evaluation, and of the model's own layers."""
     kinds = {base for module in model.modules() for base in type(module).__mro__}
-    own = {Definition(kind.__module__, kind.__qualname__.split(".")[0]) for kind in kinds if _is_ours(kind.__module__)}
+    kinds = {kind for kind in kinds if definitions.is_ours(kind.__module__)}
+    own, files = definitions.digest(Definition(kind.__module__, kind.__qualname__.split(".")[0]) for kind in kinds)
     if isinstance(model, tuple(BASELINES.values())):
-        own.add(BASELINE)
+        fitting, more = definitions.digest([BASELINE], _is_layer)
+        own, files = digest([own, fitting]), files | more
     shared, shared_files = _shared()
-    digest_of_own, own_files = definitions.digest(own)
-    return Source(f"{shared[:32]}-{digest_of_own[:32]}", frozenset(shared_files | own_files))
+    return Source(f"{shared[:32]}-{own[:32]}", frozenset(shared_files | files))
 
 
 @cache
@@ -73,10 +74,6 @@ def _shared() -> tuple[str, set[str]]:
 def _is_layer(definition: Definition) -> bool:
     value = getattr(sys.modules.get(definition.module), definition.name, None)
     return definition.module.startswith("models.") and isinstance(value, type) and issubclass(value, nn.Module)
-
-
-def _is_ours(module: str) -> bool:
-    return module.split(".")[0] in PACKAGES
 
 
 def configuration_fingerprint(params: Mapping[str, Any], dataset_digest: str, source: str) -> str:
