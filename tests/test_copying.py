@@ -210,7 +210,7 @@ def test_a_store_of_an_earlier_version_is_copied_as_before(store_uri: str, other
 
 def test_a_copy_goes_into_an_earlier_store_beside_its_runs(store_uri: str, other_uri: str) -> None:
     make(store_uri)
-    ids, old = earlier_store(other_uri)
+    ids, _ = earlier_store(other_uri)
     before = contents(other_uri)
     assert counts(copy(store_uri, other_uri)) == (3, 0, 0, 0)
     after = contents(other_uri)

@@ -76,19 +76,9 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def moved_artifacts(locations: Mapping[str, str], database: Path | None) -> dict[str, str]:
-    """Find the artifact folders that were moved together with a SQLite database.
+    """Find the artifact folders that were moved together with a SQLite database (None for any other store).
 
-    Parameters
-    ----------
-    locations : mapping of str to str
-        Recorded artifact URI of each experiment, by name.
-    database : pathlib.Path or None
-        The SQLite file; None, for any other store, gives an empty result.
-
-    Returns
-    -------
-    dict of str to str
-        Current URI of each moved folder, by its recorded URI.
+    `locations` maps names of experiments to recorded artifact URIs. The result maps recorded URIs to current ones.
     """
     if database is None:
         return {}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tracking import owners
 from tracking.outages import attempt, passes, persist
-from tracking.runs import Claim, NewRun, Run, finished_among, resume_path, same_split, take_or_make
+from tracking.runs import Claim, NewRun, Run, finished_among, resume_path, take_or_make, with_fingerprint
 from tracking.store import Store, in_one_line
 
 ENTRY, RECORD, FILES = ".journal", "record.json", "files"
@@ -36,12 +36,8 @@ def write(store: Store, claimed: Claim, results: Results, folder: Path) -> Path:
 
     The folder is moved. The files in its subfolder FILES become the run's artifacts.
     """
-    record = {
-        "run": claimed.run._asdict(),
-        "run_id": claimed.run_id,
-        "results": results._asdict(),
-        "signs": owners.signs_of_life(store.command),
-    }
+    signs = owners.signs_of_life(store.command)
+    record = {"run": claimed.run._asdict(), "run_id": claimed.run_id, "results": results._asdict(), "signs": signs}
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
     entry = entry_path(store, claimed.run.tags["fingerprint"])
     with store.lock():
@@ -60,14 +56,7 @@ def entry_path(store: Store, fingerprint: str) -> Path:
 def send(store: Store, entry: Path, patience: float | None = None, known: Run | None = None) -> None:
     """Send an entry to the store, end its run, and remove the entry; on an error the entry stays.
 
-    Parameters
-    ----------
-    store : Store
-    entry : pathlib.Path
-    patience : float, optional
-        Seconds to wait for a store that is away (`persist`).
-    known : Run, optional
-        The entry's open run, which knows the epochs that it has sent already.
+    A store that is away is waited for as in `persist`. `known` is the entry's run if it is open: it has sent epochs.
     """
     try:
         record = _read(entry)
@@ -98,11 +87,8 @@ def _find_or_make(store: Store, run: NewRun, run_id: str, history: Sequence[Mapp
     run = run._replace(experiment=store.make_experiment(run.tags["task"]))  # the id belongs to one database
     with store.lock():
         # runs of living processes of other commands are left to them: both results are kept, and the later one counts
-        found = [
-            other
-            for other in same_split(store, run)
-            if other.info.status != "RUNNING" or not owners.is_others(other.data.tags, store.command)
-        ]
+        alike = with_fingerprint(store, run.experiment, run.tags["fingerprint"])
+        found = [o for o in alike if o.info.status != "RUNNING" or not owners.is_others(o.data.tags, store.command)]
         statuses = {other.info.run_id: other.info.status for other in found}
         if finished_among(found) is not None or statuses.get(run_id) == "FINISHED":
             return None
@@ -114,15 +100,10 @@ def _find_or_make(store: Store, run: NewRun, run_id: str, history: Sequence[Mapp
 def send_all(store: Store) -> tuple[int, dict[str, str]]:
     """Send the entries of this command and of dead processes, oldest first. A store that is away raises its error.
 
-    Returns
-    -------
-    sent : int
-        Number of entries sent.
-    refused : dict of str to str
-        A sentence for each unreadable or refused entry, by its split's fingerprint.
+    Returns the number of entries sent, and a sentence for each unreadable or refused one by its split's fingerprint.
     """
     sent, refused = 0, {}
-    for entry in sorted(store.state.glob(f"*{ENTRY}"), key=_age):
+    for entry in sorted(store.state.glob(f"*{ENTRY}"), key=lambda path: path.stat().st_mtime if path.exists() else 0.0):
         try:
             if take(store, entry):
                 send(store, entry)
@@ -130,10 +111,8 @@ def send_all(store: Store) -> tuple[int, dict[str, str]]:
         except Exception as error:  # MLflow's, those of requests, OSError, those of reading a damaged file
             if passes(error):
                 raise
-            reason = in_one_line(error)
-            refused[entry.stem.partition("-")[0]] = (
-                f"the results in {entry} cannot be sent ({reason}); repair that, or remove them"
-            )
+            sentence = f"the results in {entry} cannot be sent ({in_one_line(error)}); repair or remove them"
+            refused[entry.stem.partition("-")[0]] = sentence
     return sent, refused
 
 
@@ -148,10 +127,6 @@ def try_to_send(store: Store, entry: Path, patience: float | None, known: Run | 
     if not sent:
         print("the result database is away; results are kept for it, and training goes on", file=sys.stderr)
     return sent
-
-
-def _age(entry: Path) -> float:
-    return entry.stat().st_mtime if entry.exists() else 0.0
 
 
 def take(store: Store, entry: Path) -> bool:

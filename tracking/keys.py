@@ -51,20 +51,17 @@ FINAL_METRICS = {
     "leaking_images": "validation and test images with a near duplicate in the training part",
     "leaking_test": "test images with a near duplicate in the training part",
 }
-# prefixes of a final metric on the parent, over its finished splits: mean, sd (ddof 1), ends of the 95 % interval
-MEAN, SD, LOW, HIGH = "mean/", "sd/", "low/", "high/"
-SUMMARY_METRICS = {
-    "n_splits": "splits that have finished",
-    **{
-        f"{prefix}{key}": f"{statistic} over the finished splits of {key}"
-        for prefix, statistic in {
-            MEAN: "mean",
-            SD: "standard deviation (ddof 1)",
-            LOW: "lower end of the 95 % interval of the mean",
-            HIGH: "upper end of the 95 % interval of the mean",
-        }.items()
-        for key in FINAL_METRICS
-    },
+MEAN, SD, LOW, HIGH = "mean/", "sd/", "low/", "high/"  # prefixes of a final metric on the parent
+STATISTICS = {
+    MEAN: "mean",
+    SD: "standard deviation (ddof 1)",
+    LOW: "lower end of the 95 % interval of the mean",
+    HIGH: "upper end of the 95 % interval of the mean",
+}
+SUMMARY_METRICS = {"n_splits": "splits that have finished"} | {
+    prefix + key: f"{name} over the finished splits of {key}"
+    for prefix, name in STATISTICS.items()
+    for key in FINAL_METRICS
 }
 
 # Columns of the UI's runs page, from the left: metrics of parents, of children, and of parents again; params of both

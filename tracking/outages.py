@@ -50,18 +50,9 @@ def passes(error: BaseException) -> bool:
 
 
 def persist(action: Callable[[], T], patience: float | None = None) -> T:
-    """Repeat an idempotent action while the store is away.
+    """Repeat an idempotent action while the store is away, for `patience` (default: `PATIENCE`) seconds.
 
-    Parameters
-    ----------
-    action : callable
-    patience : float, optional
-        Seconds to keep trying. Default: `PATIENCE`.
-
-    Raises
-    ------
-    Exception
-        The action's own, if it is not temporary or patience has run out.
+    The action's error is raised if it is not temporary or patience has run out.
     """
     patience = PATIENCE if patience is None else patience
     deadline = time.monotonic() + patience

@@ -84,18 +84,10 @@ def describe_champion(store: Store, task: str, champion: Champion, description: 
 
 
 def fetch_champion(store: Store, task: str, champion: Champion, scratch: Path) -> Path:
-    """Return the folder of a version's files, downloading them from a server to `scratch`.
-
-    Raises
-    ------
-    StoreError
-        The files are missing.
-    """
+    """Return the folder of a version's files, downloading them from a server to `scratch`; if missing, `StoreError`."""
     if not champion.has_files:
-        raise StoreError(
-            f"the files of the champion of {task}, version {champion.version}, are gone; the next "
-            f"experiments/{task}.py registers another"
-        )
+        which = f"the champion of {task}, version {champion.version}"
+        raise StoreError(f"the files of {which}, are gone; the next experiments/{task}.py registers another")
     location = store.client.get_model_version_download_uri(task, champion.version)
     artifacts = Artifacts(store, _experiment(store, task))
     return artifacts.folder(location) or artifacts.fetch_model(f"models:/{task}/{champion.version}", scratch)

@@ -31,27 +31,13 @@ MADE_WITH = ("hardware", "versions")  # tags that the last bits depend on
 
 
 class Run:
-    """An open run. Keys that are not in `tracking.keys` are refused.
-
-    Parameters
-    ----------
-    store : Store
-    run_id : str
-        Empty for a run that was begun while the store was away.
-    patience : float, optional
-        Seconds to wait for a store that is away (`persist`).
-
-    Attributes
-    ----------
-    in_journal : bool
-        Whether the results are in the journal, which then also ends the run.
-    """
+    """An open run. Keys that are not in `tracking.keys` are refused."""
 
     def __init__(self, store: Store, run_id: str, patience: float | None = None) -> None:
         self.store = store
-        self.id = run_id
-        self.patience = patience
-        self.in_journal = False
+        self.id = run_id  # empty for a run that was begun while the store was away
+        self.patience = patience  # seconds to wait for a store that is away (`persist`)
+        self.in_journal = False  # whether the journal has the results, and therefore ends the run
         self._sent = 0  # epochs of `log_epochs`
         self._away_until = 0.0
 
@@ -68,15 +54,10 @@ class Run:
         self._persist(lambda: self.store.client.log_batch(self.id, metrics))
 
     def log_epochs(self, history: Sequence[Mapping[str, Any]], wait: bool = False) -> None:
-        """Log the epochs that have not been logged yet, in one call.
+        """Log the new epochs of a history of all epochs: `epoch` from 1, `time` in ms, and `metrics`.
 
-        Parameters
-        ----------
-        history : sequence of mapping
-            All epochs so far: `epoch` from 1, `time` in ms, and `metrics`. Sending an epoch twice adds no points,
-            since the time is part of MLflow's primary key.
-        wait : bool
-            Wait for a store that is away. Otherwise its epochs are sent with a later one.
+        Sending an epoch twice adds no points, since the time is part of MLflow's primary key. Unless `wait` is true, a
+        store that is away gets the epochs with a later one.
         """
         if wait:
             self._persist(lambda: self._send(history))
@@ -154,16 +135,16 @@ class Parent(Run):
 
     def end(self, status: str, reason: str = "") -> None:
         """End the run, unless another command still works on one of its splits."""
-        self._persist(lambda: self._end_unless_shared(status, reason))
-        self.ended = True
-
-    def _end_unless_shared(self, status: str, reason: str) -> None:
         query = f"tags.`{keys.PARENT}` = '{self.id}' and status = 'RUNNING'"
-        children = self.store.client.search_runs([self.experiment], query)
-        if any(owners.is_others(child.data.tags, self.store.command) for child in children):
-            return
-        if self.begun or self.status != "FINISHED":  # else another command ended it
-            _end(self.store, self.id, status, reason)
+
+        def end_unless_shared() -> None:
+            children = self.store.client.search_runs([self.experiment], query)
+            shared = any(owners.is_others(child.data.tags, self.store.command) for child in children)
+            if not shared and (self.begun or self.status != "FINISHED"):  # else another command ended it
+                _end(self.store, self.id, status, reason)
+
+        self._persist(end_unless_shared)
+        self.ended = True
 
 
 @contextlib.contextmanager
@@ -175,13 +156,11 @@ def parent_run(
 
     def find_or_make() -> "MlflowRun":
         with store.lock():
-            for found in _with_fingerprint(store, experiment, tags["fingerprint"]):
-                if keys.PARENT not in found.data.tags:
-                    break
-            else:
-                found = store.client.get_run(_create(store, experiment, name, tags))
-            _complete(store, found, params)
-            return found
+            alike = with_fingerprint(store, experiment, tags["fingerprint"])
+            found = next((run for run in alike if keys.PARENT not in run.data.tags), None)
+            run = found or store.client.get_run(_create(store, experiment, name, tags))
+            _complete(store, run, params)
+            return run
 
     found = persist(find_or_make)
     parent = Parent(store, found.info.run_id, experiment, found.info.status, found.data.metrics)
@@ -228,20 +207,11 @@ def claim(
     patience: float | None = None,
     without_store: bool = False,
 ) -> Claim:
-    """Claim the split with this fingerprint, in its interrupted run or in a new one.
+    """Claim the split with the fingerprint in `tags`, in its interrupted run or in a new one called `name`.
 
-    Parameters
-    ----------
-    parent : Parent
-    name : str
-        The run's name in the UI.
-    params, tags : mapping
-        The parent's, with the split's own.
-    patience : float, optional
-        Seconds to wait for a store that is away (`persist`).
-    without_store : bool
-        Claim the split even if the store stays away, unless a living process owns the resume file. Allowed for splits
-        that the store did not know as finished when the command began.
+    `params` and `tags` are the parent's and the split's own. With `without_store`, a store that stays away for
+    `patience` seconds does not prevent the claim, unless a living process owns the resume file. This is allowed for
+    splits that the store did not know as finished when the command began.
     """
     store = parent.store
     run = NewRun(parent.experiment, parent.id, name, params, tags, store.command)
@@ -250,12 +220,12 @@ def claim(
 
     def decide() -> Claim:
         with store.lock():
-            found = same_split(store, run)
+            found = with_fingerprint(store, parent.experiment, tags["fingerprint"])
             for other in found:
                 if other.info.status == "RUNNING" and owners.is_others(other.data.tags, store.command):
                     owner, elsewhere = owners.describe(other.data.tags), owners.is_elsewhere(other.data.tags)
                     return Claim(run, other.info.run_id, False, resume_file, owner=owner, elsewhere=elsewhere)
-            if (done := _use_finished(store, parent, found, tags)) is not None:
+            if (done := _use_finished(store, parent, found)) is not None:
                 return Claim(run, done.info.run_id, False, resume_file)
             saved = _usable(_load(resume_file), tags)
             return Claim(run, take_or_make(store, run, found, _epochs(saved), taken), True, resume_file, saved)
@@ -275,12 +245,8 @@ def claim(
         raise
 
 
-def same_split(store: Store, run: NewRun) -> "list[MlflowRun]":
-    """All runs with the fingerprint of this one, newest first."""
-    return _with_fingerprint(store, run.experiment, run.tags["fingerprint"])
-
-
-def _with_fingerprint(store: Store, experiment: str, fingerprint: str, condition: str = "") -> "list[MlflowRun]":
+def with_fingerprint(store: Store, experiment: str, fingerprint: str, condition: str = "") -> "list[MlflowRun]":
+    """All runs of a split, or of a parent, newest first."""
     return list(store.client.search_runs([experiment], f"tags.fingerprint = '{fingerprint}'{condition}"))
 
 
@@ -296,9 +262,9 @@ def finished_among(found: "Sequence[MlflowRun]") -> "MlflowRun | None":
 def take_or_make(
     store: Store, run: NewRun, found: "Sequence[MlflowRun]", epochs: set[tuple[int, int]], taken: list[str]
 ) -> str:
-    """Take over the unfinished run whose epochs (number, time) are all in `epochs`, or make one; return its id.
+    """Take over the unfinished run whose epochs (number, time) are all in `epochs`, or make one.
 
-    The id is appended to `taken` before the run is complete.
+    Returns the id, which is also appended to `taken` before the run is complete.
     """
     tags = {**run.tags, keys.PARENT: run.parent_id}
     for other in found:
@@ -318,8 +284,8 @@ def is_finished(parent: Parent, tags: Mapping[str, str]) -> bool:
 
     def look() -> bool:
         with store.lock():
-            found = _with_fingerprint(store, parent.experiment, tags["fingerprint"])
-            return _use_finished(store, parent, found, tags) is not None
+            found = with_fingerprint(store, parent.experiment, tags["fingerprint"])
+            return _use_finished(store, parent, found) is not None
 
     return persist(look)
 
@@ -335,7 +301,7 @@ def begin_again(store: Store, task: str, tags: Mapping[str, str]) -> None:
     experiment = store.make_experiment(task)
     with store.lock():
         resume_path(store, tags).unlink(missing_ok=True)
-        runs = _with_fingerprint(store, experiment, tags["fingerprint"], " and status = 'FINISHED'")
+        runs = with_fingerprint(store, experiment, tags["fingerprint"], " and status = 'FINISHED'")
         ids = [run.info.run_id for run in runs]
         for run in runs:
             if run.data.tags.get("superseded_by") not in ids:
@@ -450,12 +416,10 @@ def _take(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
     _explain(store, run_id, "")
 
 
-def _use_finished(
-    store: Store, parent: Parent, found: "Sequence[MlflowRun]", tags: Mapping[str, str]
-) -> "MlflowRun | None":
+def _use_finished(store: Store, parent: Parent, found: "Sequence[MlflowRun]") -> "MlflowRun | None":
     """Return the finished run of a split, and let it count again after a change of parent or code."""
     if (run := finished_among(found)) is not None:
-        resume_path(store, tags).unlink(missing_ok=True)
+        resume_path(store, run.data.tags).unlink(missing_ok=True)
         if run.data.tags[keys.PARENT] != parent.id:
             store.client.set_tag(run.info.run_id, keys.PARENT, parent.id)
         if "superseded_by" in run.data.tags:

@@ -72,20 +72,8 @@ def macro_f1_values(true: "np.ndarray", predicted: "np.ndarray") -> "np.ndarray"
 
         value_i = F + (n/C) (2 [t = p] / D_t - F_t / D_t - F_p / D_p)
 
-    Parameters
-    ----------
-    true, predicted : array_like, shape (n,)
-        Classes of n images, and the predictions for them.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Single values may lie outside [0, 1].
-
-    Raises
-    ------
-    ValueError
-        The arrays are empty or their shapes differ.
+    Takes the true and predicted classes, shape (n,), and returns float64 of shape (n,); single values may lie outside
+    [0, 1]. A `ValueError` is raised if the arrays are empty or their shapes differ.
 
     References
     ----------
@@ -119,13 +107,7 @@ METRICS: tuple[str, ...] = tuple(f"{part}/{name}" for part in PARTS for name in 
 
 
 def score_of(metric: str) -> Score:
-    """Look up the score of a metric such as `test/accuracy`.
-
-    Raises
-    ------
-    UnknownScoreError
-        The part or the score is unknown.
-    """
+    """Look up the score of a metric such as `test/accuracy`; an unknown one raises an `UnknownScoreError`."""
     part, _, name = metric.partition("/")
     if part not in PARTS or name not in SCORES:
         near = difflib.get_close_matches(metric, METRICS, 3)

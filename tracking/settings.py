@@ -85,10 +85,7 @@ def check_range(name: str, value: Any, limits: Any) -> None:
 class TrainingConfig:
     """The settings of a training. Each field is an option, a logged param and a column.
 
-    Raises
-    ------
-    SettingError
-        A value is out of range.
+    A value that is out of range raises a `SettingError`.
     """
 
     lr: float = compared(1e-3, "learning rate of AdamW at the start", above=0)

@@ -10,7 +10,7 @@ import sqlite3
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,26 +99,16 @@ class Store:
         return None if experiment is None else str(experiment.experiment_id)
 
     def experiment(self, task: str) -> "MlflowExperiment | None":
-        """Look up the experiment of a task; None if there is none.
-
-        Raises
-        ------
-        StoreError
-            The experiment was deleted.
-        """
+        """Look up the experiment of a task; None if there is none. A deleted one raises a `StoreError`."""
         from mlflow.entities import ViewType
 
-        found = self.client.search_experiments(ViewType.ALL, filter_string=f"tags.`{TASK}` = '{task}'")
-        for name in (name for name, owner in UNTAGGED_EXPERIMENTS.items() if owner == task):
-            untagged = self.client.get_experiment_by_name(name)
-            if untagged is not None and TASK not in untagged.tags:
-                found.append(untagged)
-        for experiment in found:
-            if experiment.lifecycle_stage == "active":
-                return experiment
-        if found:
+        found = list(self.client.search_experiments(ViewType.ALL, filter_string=f"tags.`{TASK}` = '{task}'"))
+        named = (self.client.get_experiment_by_name(name) for name, of in UNTAGGED_EXPERIMENTS.items() if of == task)
+        found += [experiment for experiment in named if experiment is not None and TASK not in experiment.tags]
+        active = [experiment for experiment in found if experiment.lifecycle_stage == "active"]
+        if found and not active:
             raise StoreError(f"experiment {found[0].name} of {self.label} was deleted; restore it in the MLflow UI")
-        return None
+        return active[0] if active else None
 
     def tasks(self) -> list[str]:
         """Sorted names of the tasks that have an active experiment."""
@@ -183,17 +173,9 @@ class Store:
 
 
 def check_uri(uri: str | None = None) -> str:
-    """Return the absolute tracking URI after a quick check.
+    """Return the absolute MLflow tracking URI; a `StoreError` says that it cannot be one, or that nothing answers.
 
-    Parameters
-    ----------
-    uri : str, optional
-        MLflow tracking URI. Default: MLFLOW_TRACKING_URI, or SQLite in `mlruns/` of this repository.
-
-    Raises
-    ------
-    StoreError
-        The URI is that of no database and no server, or the server does not answer.
+    The default is MLFLOW_TRACKING_URI, or else SQLite in `mlruns/` of this repository.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{MLRUNS / 'mlflow.db'}"
     if uri.startswith("sqlite"):
@@ -225,10 +207,9 @@ def open_store(
         See `check_uri`.
     create : bool
         Make a missing SQLite database.
-    command : str, optional
-        The `Store.command` that this process works for. Default: this process.
-    state : pathlib.Path, optional
-        The `Store.state` of that command. If this machine cannot use it, the default applies.
+    command, state : optional
+        Those of the `Store` of the command that this process works for. Default: this process is the command. A folder
+        that this machine cannot use is replaced by the default.
     look : bool
         Check that a server or its database answers.
 
@@ -246,7 +227,9 @@ def open_store(
         if path is not None and not path.exists():
             _create_sqlite(path)
         if look and uri.startswith("postgresql"):
-            _connect_once(uri)
+            from sqlalchemy import NullPool, create_engine
+
+            create_engine(uri, poolclass=NullPool).connect().close()  # MLflow would retry for two minutes
         client = _client(uri)
         if look:
             client.search_experiments(max_results=1)  # MLflow opens a store at its first use
@@ -255,18 +238,14 @@ def open_store(
         if "out-of-date database schema" in reason:  # MLflow says so of newer schemas, too
             reason = "another version of MLflow made it; install that version, or let the newer one upgrade a copy"
         raise StoreError(f"cannot open the result database {without_password(uri)}: {reason}") from None
-    return Store(uri, client, _usable(state) or _own_state(uri), command or this_process())
+    return Store(uri, client, _usable_state(state, uri), command or this_process())
 
 
-def _usable(state: Path | None) -> Path | None:
+def _usable_state(state: Path | None, uri: str) -> Path:
     if state is not None:
         with contextlib.suppress(OSError):
             state.mkdir(parents=True, exist_ok=True)
             return state
-    return None
-
-
-def _own_state(uri: str) -> Path:
     if (database := sqlite_path(uri)) is not None:
         return state_folder(database)
     return MLRUNS / f"{re.sub(r'[^A-Za-z0-9]+', '-', without_password(uri)).strip('-')[-80:]}.state"
@@ -335,6 +314,11 @@ def _create_sqlite(path: Path) -> None:
 
     WAL mode, which persists in the file, allows readers beside a writer and makes a write three times as fast.
     """
+    from sqlalchemy import Engine, event
+
+    def do_not_sync(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")  # the migrations would sync a thousand times
+
     state = state_folder(path)
     with _lock(state):
         if path.exists():  # another process was first
@@ -342,29 +326,17 @@ def _create_sqlite(path: Path) -> None:
         for stray in state.glob("new.db*"):  # of a killed process
             stray.unlink()
         partial = state / "new.db"
-        with _without_waiting_for_the_disk():
+        event.listen(Engine, "connect", do_not_sync)
+        try:
             _client(f"sqlite:///{partial}").search_experiments(max_results=1)  # runs all migrations
+        finally:
+            event.remove(Engine, "connect", do_not_sync)
         connection = sqlite3.connect(partial)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.rename(path)
-
-
-@contextlib.contextmanager
-def _without_waiting_for_the_disk() -> Iterator[None]:
-    """Do not sync SQLite's writes, since MLflow's migrations would sync a thousand times."""
-    from sqlalchemy import Engine, event
-
-    def configure(connection: sqlite3.Connection, _: object) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", configure)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "connect", configure)
 
 
 def _check_sqlite(path: Path) -> None:
@@ -378,13 +350,6 @@ def _check_sqlite(path: Path) -> None:
                 connection.execute("PRAGMA schema_version").fetchone()
     except (OSError, sqlite3.Error) as error:
         raise sqlite_error(error)(f"cannot open the result database {path}: {error}") from None
-
-
-def _connect_once(uri: str) -> None:
-    """Connect to PostgreSQL once, since MLflow would retry a wrong password for two minutes."""
-    from sqlalchemy import NullPool, create_engine
-
-    create_engine(uri, poolclass=NullPool).connect().close()
 
 
 def sqlite_error(error: Exception) -> type[StoreError]:
