@@ -18,12 +18,8 @@ TASKS = "experiments.task"  # imported by name, like a plug-in: this package doe
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def _task_names() -> list[str]:
-    return importlib.import_module(TASKS).names()  # type: ignore[no-any-return]
-
-
 def _check_one(task: str) -> str:
-    if task not in (known := _task_names()):
+    if task not in (known := importlib.import_module(TASKS).names()):
         raise typer.BadParameter(f"{task!r} is not one of {', '.join(known)}")
     return task
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.images import DatasetError, ImageData, building, cache_dir
+from datasets.images import ImageData, building, cache_dir, cache_sentence
 
 PAIRS = "pairs.npz"  # file of a cache entry
 METHOD = 1  # part of the cache's key, as are the limits: raise it when the method changes
@@ -91,17 +91,11 @@ def near_duplicates(data: ImageData) -> NearDuplicates:
     entry = folder / f"near-duplicates-{METHOD}-{limit.distance}-{limit.correlation}-{data.digest[:32]}"
     if (known := _read_entry(entry)) is not None:
         return known
-    try:
-        with building(entry) as partial:
-            if (known := _read_entry(entry)) is not None:  # built while this process waited
-                return known
-            found = _search(data.images, limit)
-            np.savez(partial / PAIRS, **found._asdict())
-    except OSError as error:
-        raise DatasetError(
-            f"cannot write the cache of near duplicates to {folder}: {error.strerror or error}; "
-            "make room there or name another folder in CACHE_DIR"
-        ) from None
+    with cache_sentence("near duplicates", folder), building(entry) as partial:
+        if (known := _read_entry(entry)) is not None:  # built while this process waited
+            return known
+        found = _search(data.images, limit)
+        np.savez(partial / PAIRS, **found._asdict())
     return found
 
 

@@ -240,11 +240,11 @@ def cached(
     if (data := _read_entry(entry)) is not None:
         return data
     with contextlib.ExitStack() as stack:  # errors of `read` are not the cache's
-        with _cache_sentence(cache_dir):
+        with cache_sentence("decoded images", cache_dir):
             partial = stack.enter_context(building(entry))
         if (data := _read_entry(entry)) is None:
             data = read()
-            with _cache_sentence(cache_dir):
+            with cache_sentence("decoded images", cache_dir):
                 _write_entry(partial, data)
     return data
 
@@ -309,12 +309,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cache_sentence(cache_dir: Path) -> Iterator[None]:
+def cache_sentence(contents: str, folder: Path) -> Iterator[None]:
+    """Turn an error of writing to the cache into a `DatasetError`."""
     try:
         yield
     except OSError as error:
         raise DatasetError(
-            f"cannot write the cache of decoded images to {cache_dir}: {error.strerror or error}; "
+            f"cannot write the cache of {contents} to {folder}: {error.strerror or error}; "
             "make room there or name another folder in CACHE_DIR"
         ) from None
 

@@ -1,7 +1,7 @@
-"""A small data set in place of each published one, drawn by code: the same shapes, classes and folders.
+"""A small generated data set for each published one, with the same shapes, classes and folders.
 
-It stands in where there is no network. The classes overlap (pose, colour, light, clutter and noise vary), so
-that models differ on it, but scores on it say nothing about the real tasks.
+It replaces real data without a network. The classes overlap (pose, colour, light, clutter and noise vary), so that
+models differ, but its scores say nothing about the real tasks.
 """
 
 import hashlib
@@ -17,10 +17,11 @@ from datasets.images import DatasetError, building
 
 Colour = tuple[int, ...]  # red, green, blue
 
+FASHION_MNIST = "FashionMNIST"
 GARMENTS = (8_000, 2_000)  # images in the training and the test part
 PHOTOS = (150, 40)  # images of each class in the training and the test part
 
-# Outlines in a 28x28 box, as polygons; one bag handle and the sandal's straps are lines.
+# Outlines in a 28x28 box, as polygons; a bag's handle and a sandal's straps are lines.
 _TORSO = [(9, 4), (19, 4), (19, 25), (9, 25)]
 _SHORT_SLEEVES = [(9, 4), (3, 9), (5, 13), (9, 10), (19, 10), (23, 13), (25, 9), (19, 4)]
 _LONG_SLEEVES = [(9, 4), (4, 8), (3, 24), (6, 24), (9, 11), (19, 11), (22, 24), (25, 24), (24, 8), (19, 4)]
@@ -39,23 +40,29 @@ _OUTLINES = {
 
 
 def draw(name: str, folder: Path) -> Path:
-    """Draw the sample of a published data set below `folder`, unless it is there; return the folder that holds it.
+    """Draw the sample of a published data set below `folder`, unless it exists; return the folder that holds it.
 
-    The folder's name changes with this file, so that an older sample is never taken for the present one. A
-    `DatasetError` says so where nobody has written how to draw it.
+    The folder's name changes with this file, so that an older sample is never used.
+
+    Raises
+    ------
+    DatasetError
+        The data set has no sample.
     """
-    if name not in _DRAW:
-        raise DatasetError(f"there is no generated sample of {name}; leave out --sample, and name images in --data-dir")
+    if name not in (*_PHOTOS, FASHION_MNIST):
+        raise DatasetError(f"there is no generated sample of {name}; omit --sample, and name a folder in --data-dir")
     target = folder / f"{name}-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
     if not target.is_dir():
         with building(target) as partial:
-            if not target.is_dir():
-                _DRAW[name](partial)
+            if not target.is_dir() and name == FASHION_MNIST:
+                _draw_garments(partial / name)
+            elif not target.is_dir():
+                _draw_photos(partial / name, _PHOTOS[name])
     return target
 
 
 def _draw_garments(folder: Path) -> None:
-    raw = folder / "FashionMNIST" / "raw"
+    raw = folder / "raw"
     raw.mkdir(parents=True)
     rng = np.random.default_rng(28)
     for part, count in zip(("train", "t10k"), GARMENTS, strict=True):
@@ -93,7 +100,7 @@ def _garment(rng: np.random.Generator, kind: str) -> np.ndarray:
             pen.line(place([(x, 20), (x + 3, 12), (x + 5, 19)]), fill=shade, width=scale)
     elif kind == "Sneaker":
         pen.line(place([(3, 20), (25, 20)]), fill=detail, width=scale)
-    if rng.random() < 0.3:  # a print that says nothing about the kind
+    if rng.random() < 0.3:  # a print, whatever the kind
         x, y = rng.uniform(10, 18, 2)
         pen.ellipse([(x - 2) * scale, (y - 2) * scale, (x + 2) * scale, (y + 2) * scale], fill=int(rng.uniform(0, 255)))
     pixels = np.asarray(image.resize((28, 28), Image.Resampling.BOX), dtype=float)
@@ -135,7 +142,7 @@ def _colour(rng: np.random.Generator, low: int, high: int) -> Colour:
 
 @dataclass(frozen=True)
 class _Figure:
-    """One head or cake, drawn in coordinates where it is a disc of radius 1 around 0, y downwards."""
+    """One head or cake: a disc of radius 1 around 0 in its own coordinates, y downwards."""
 
     rng: np.random.Generator
     pen: ImageDraw.ImageDraw
@@ -192,18 +199,13 @@ def _muffin(figure: _Figure) -> None:
         pleat = [(x, 0.1), (x + 0.08, 0.1), (0.75 * x + 0.06, 1.25), (0.75 * x, 1.25)]
         figure.polygon(pleat, figure.dark)
     figure.disc(0, -0.1, 1, figure.fur, uniform(0.7, 0.9))
-    for _ in range(int(figure.rng.integers(2, 7))):  # berries, which can stand like two eyes and a nose
+    for _ in range(int(figure.rng.integers(2, 7))):  # berries, which may resemble two eyes and a nose
         x, y = uniform(-0.6, 0.6), uniform(-0.6, 0.4)
         figure.disc(x, y, uniform(0.08, 0.17), figure.dark)
 
 
 _PARTS = {"cat": _cat, "dog": _dog, "chihuahua": _chihuahua, "muffin": _muffin}
-_DRAW = {
-    "cats-and-dogs-image-classification": lambda folder: _draw_photos(
-        folder / "cats-and-dogs-image-classification", {"cats": "cat", "dogs": "dog"}
-    ),
-    "muffin-vs-chihuahua-image-classification": lambda folder: _draw_photos(
-        folder / "muffin-vs-chihuahua-image-classification", {"chihuahua": "chihuahua", "muffin": "muffin"}
-    ),
-    "FashionMNIST": _draw_garments,
+_PHOTOS = {  # name: class and its kind of figure
+    "cats-and-dogs-image-classification": {"cats": "cat", "dogs": "dog"},
+    "muffin-vs-chihuahua-image-classification": {"chihuahua": "chihuahua", "muffin": "muffin"},
 }

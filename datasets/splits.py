@@ -1,4 +1,4 @@
-"""Index arrays for repeated holdout and stratified k-fold, made from labels, groups and a seed alone."""
+"""Index arrays of repeated holdout and stratified k-fold, which depend only on labels, groups and a seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,33 +22,26 @@ class Split(NamedTuple):
 class RepeatedHoldout:
     """Independent stratified divisions of all images into parts of fixed shares.
 
-    Parameters
-    ----------
-    n_splits : int
-        How many divisions, at least 1.
-    shares : sequence of int
-        Relative sizes of training, validation and, as an optional third, test.
-
     Notes
     -----
-    Every part holds each class in its share to within one image, and its total size is exact. scikit-learn's
-    `StratifiedShuffleSplit` promises this for two parts and is used for them. Applied twice, for three parts, it does
+    Every part has its share of each class to within one image, and its exact total size. scikit-learn's
+    `StratifiedShuffleSplit` guarantees this for two parts and is used for them. Applied twice, for three parts, it does
     not (off by up to 1.23 images in 37 of 39,880 random label sets), so for three parts the counts are rounded
     jointly (`controlled_rounding`) and drawn by permutation.
 
-    With groups, such as near duplicates, the images of a group stay in one part. Groups of several images are placed
-    first, in random order from the largest to the smallest. A group goes to a part that still lacks all its images,
-    with a probability in proportion to how many images of its classes the part lacks. Single images then fill each
-    part up. As long as every group finds such a part, counts and sizes are as exact as without groups. Where groups
-    hold one class each, this is sure if a class has at least parts x (size of its largest group - 1) single images.
-    A group that finds none goes where it is least too many; where groups hold one class each, a part then exceeds its
-    share of a class by less than the largest group.
+    Groups, such as near duplicates, stay in one part. Groups of several images are placed first, from the largest to
+    the smallest in random order. A group goes to a part that still lacks all its images, with a probability
+    proportional to the number of images of its classes that the part lacks. Single images then fill the parts. If
+    every group finds such a part, counts and sizes are as exact as without groups. For groups of one class each, this
+    is certain if a class has at least parts x (size of its largest group - 1) single images. A group without such a
+    part goes where its excess is smallest; for groups of one class each, a part then exceeds its share of a class by
+    less than the largest group.
 
-    Split i depends on the labels, the groups, the seed and i only: raising `n_splits` keeps the earlier ones.
+    Split i depends only on the labels, the groups, the seed and i: raising `n_splits` keeps the earlier splits.
     """
 
-    n_splits: int
-    shares: Sequence[int]
+    n_splits: int  # at least 1
+    shares: Sequence[int]  # relative sizes of training, validation and, optionally, test
 
     def __post_init__(self) -> None:
         if self.n_splits < 1 or len(self.shares) not in (2, 3) or min(self.shares) <= 0:
@@ -56,7 +49,7 @@ class RepeatedHoldout:
 
     @property
     def name(self) -> str:
-        """How the protocol is called in the result database."""
+        """Name in the result database."""
         return f"repeated holdout {':'.join(map(str, self.shares))}"
 
     @property
@@ -65,7 +58,7 @@ class RepeatedHoldout:
         return len(self.shares) == 3
 
     def split(self, labels: np.ndarray, seed: int, groups: np.ndarray | None = None) -> list[Split]:
-        """Return the splits of `labels`; see the class's notes for the guarantees.
+        """Return the splits of `labels`, with the guarantees in the notes of the class.
 
         Parameters
         ----------
@@ -79,8 +72,8 @@ class RepeatedHoldout:
         Raises
         ------
         DatasetError
-            A class has fewer images than there are parts, a part fewer images than there are classes, or training
-            none of a class, or groups are so large that a part is empty.
+            A class has fewer images than there are parts, a part has fewer images than there are classes, training
+            lacks a class, or large groups leave a part empty.
         """
         counts = np.bincount(labels)
         sizes = controlled_rounding(np.atleast_2d(np.asarray(self.shares) * len(labels) / sum(self.shares)))[0]
@@ -133,16 +126,12 @@ class RepeatedHoldout:
 
 @dataclass(frozen=True)
 class StratifiedKFold:
-    """Stratified k-fold cross-validation: every image is validated on once (scikit-learn's splitter, shuffled).
+    """Stratified k-fold cross-validation with scikit-learn's splitter, shuffled.
 
-    Parameters
-    ----------
-    n_splits : int
-        How many folds, at least 2. A fold holds each class to within one image of its share.
+    Each image is in the validation part of one split. A fold has its share of each class to within one image.
     """
 
-    n_splits: int
-
+    n_splits: int  # at least 2
     name = "stratified k-fold"
     has_test_part = False
 
@@ -160,17 +149,17 @@ class StratifiedKFold:
         seed : int
             From 0 to 2**32 - 1.
         groups : numpy.ndarray of int64, shape (N,), optional
-            Images with equal ids stay in one fold (scikit-learn's `StratifiedGroupKFold`): sizes and classes are then
-            as even as the groups allow.
+            Images with equal ids stay in one fold (scikit-learn's `StratifiedGroupKFold`); sizes and classes are as
+            even as the groups allow.
 
         Raises
         ------
         DatasetError
-            A class with fewer images or groups than folds, or so large groups that a fold lacks a class.
+            A class has fewer images or groups than folds, or large groups leave a fold without a class.
         """
         from sklearn import model_selection
 
-        held, units = labels, "images"  # what cannot be divided further, and the class of each
+        held, units = labels, "images"  # class of each indivisible unit
         if groups is not None:
             held, units = np.unique(np.column_stack([groups, labels]), axis=0)[:, 1], "groups of near duplicates"
         if (fewest := int(np.bincount(held).min())) < self.n_splits:
@@ -191,10 +180,10 @@ Protocol = RepeatedHoldout | StratifiedKFold
 
 
 def draw_splits(protocol: Protocol, data: ImageData, seed: int, groups: np.ndarray | None = None) -> list[Split]:
-    """Divide a data set: a protocol with its own test part gets all images, another one the published train part.
+    """Split all images of a data set if the protocol draws a test part, otherwise the published training part.
 
-    With `groups` (see `duplicate_groups`) near duplicates stay together, and images that also stand in the published
-    test part are not trained on. Errors are those of the protocol.
+    With `groups` (see `duplicate_groups`) near duplicates stay together, and training excludes near duplicates of the
+    published test part. Errors are those of the protocol.
     """
     if protocol.has_test_part:
         return protocol.split(data.labels, seed, groups)
@@ -204,14 +193,12 @@ def draw_splits(protocol: Protocol, data: ImageData, seed: int, groups: np.ndarr
     splits = [split._replace(test=published_test) for split in splits]
     if groups is None:
         return splits
-    return [
-        split._replace(train=np.setdiff1d(split.train, leaking(groups, published_test, split.train)))
-        for split in splits
-    ]
+    leaked = [leaking(groups, published_test, split.train) for split in splits]
+    return [split._replace(train=np.setdiff1d(split.train, own)) for split, own in zip(splits, leaked, strict=True)]
 
 
 def _several_and_single(groups: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Indices of each group of several images, in the order of their ids, and of the images that are alone."""
+    """Return the indices of each group of several images, in order of their ids, and of the single images."""
     _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     together = np.flatnonzero(sizes[inverse] > 1)
     together = together[np.argsort(inverse[together], kind="stable")]
@@ -220,7 +207,7 @@ def _several_and_single(groups: np.ndarray) -> tuple[list[np.ndarray], np.ndarra
 
 
 def _choose_part(lacking: np.ndarray, held: np.ndarray, rng: np.random.Generator) -> int:
-    """Draw the part for a group that holds `held` (classes,) images, where parts lack `lacking` (classes, parts)."""
+    """Draw the part of a group with `held` (classes,) images, for parts that lack `lacking` (classes, parts)."""
     excess = np.clip(held[:, None] - lacking, 0, None)[held > 0].sum(axis=0)
     fits = excess == 0
     if not fits.any():
@@ -230,10 +217,10 @@ def _choose_part(lacking: np.ndarray, held: np.ndarray, rng: np.random.Generator
 
 
 def _fill(lacking: np.ndarray, available: int) -> np.ndarray:
-    """How many single images of a class each part gets, where groups may have left some with more than they lacked."""
+    """Return the number of single images of a class for each part; groups may already exceed the share of a part."""
     wanted: np.ndarray = np.clip(lacking, 0, None)
     if wanted.sum() == available:
-        return wanted  # always, unless a group found no part with room
+        return wanted  # unless a group found no part with room
     reduced: np.ndarray = controlled_rounding(np.atleast_2d(wanted * available / wanted.sum()))[0]
     return reduced
 
@@ -242,12 +229,13 @@ def controlled_rounding(table: np.ndarray) -> np.ndarray:
     """Round a table to integers so that each cell, row total and column total moves by less than one.
 
     Such a rounding exists for every two-way table (Bacharach 1966; Cox and Ernst 1982): the fractions are a
-    point of a transport polytope, whose corners are integral, and a linear program finds a corner.
+    point of a transport polytope, whose corners are integral, and a linear program finds a corner. Integral row and
+    column totals are preserved.
 
     Parameters
     ----------
     table : numpy.ndarray of float, shape (rows, columns)
-        Non-negative; where a row or column adds up to an integer, the rounded one adds up to the same.
+        Non-negative.
 
     Returns
     -------
@@ -259,20 +247,16 @@ def controlled_rounding(table: np.ndarray) -> np.ndarray:
     fractions = np.clip(table - floors, 0, None)
     rows, columns = table.shape
     cells = np.arange(table.size).reshape(table.shape)
-    margins = np.zeros((rows + columns, table.size))  # one line a row and a column: which cells it adds up
+    margins = np.zeros((rows + columns, table.size))  # one row per total, with ones at its cells
     for line, members in enumerate([*cells, *cells.T]):
         margins[line, members] = 1
     totals = margins @ fractions.ravel()
     upper = (fractions.ravel() > 1e-9).astype(float)
     bounds = np.column_stack([np.zeros_like(upper), upper])
-    # larger fractions are rounded up first; rows and columns get the floor or the ceiling of their total
-    result = linprog(
-        -fractions.ravel(),
-        A_ub=np.vstack([margins, -margins]),
-        b_ub=np.concatenate([np.ceil(totals - 1e-9), -np.floor(totals + 1e-9)]),
-        bounds=bounds,
-        method="highs-ds",
-    )
+    # larger fractions are rounded up first; each total gets its floor or ceiling
+    limits = np.concatenate([np.ceil(totals - 1e-9), -np.floor(totals + 1e-9)])
+    constraints = {"A_ub": np.vstack([margins, -margins]), "b_ub": limits, "bounds": bounds}
+    result = linprog(-fractions.ravel(), **constraints, method="highs-ds")
     rounded: np.ndarray = floors + np.rint(result.x).reshape(table.shape)
     return rounded.astype(np.int64)
 
