@@ -120,14 +120,9 @@ def export(
 
 
 def _write(
-    tasks: list[str],
-    metric: str | None,
-    group: str | None,
-    form: "Format | None",
-    out: Path | None,
-    tracking_uri: str | None,
-    build: "Callable[[Evidence, str], ResultTable]",
-) -> None:
+    tasks: list[str], metric: str | None, group: str | None, form: "Format | None", out: Path | None,
+    tracking_uri: str | None, build: "Callable[[Evidence, str], ResultTable]",
+) -> None:  # fmt: skip
     from analysis.formats import SUFFIXES, print_groups, render
 
     form = form or (SUFFIXES.get(out.suffix.lower(), "markdown") if out else "text")

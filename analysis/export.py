@@ -130,7 +130,6 @@ def _code(commands: str) -> list[str]:
 
 
 def _shown(section: Section, names: tuple[str, ...]) -> list[str]:
-    """Show some figures with their captions."""
     lines = []
     for drawing in section.figures:
         if drawing.name in names:
@@ -139,7 +138,6 @@ def _shown(section: Section, names: tuple[str, ...]) -> list[str]:
 
 
 def _links(drawing: Drawing) -> str:
-    """Link to the files of a figure."""
     png, svg = (f"{FIGURES}/{drawing.name}.{form}" for form in ("png", "svg"))
     return f"[{png}]({png}) ([SVG]({svg}))"
 

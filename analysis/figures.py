@@ -137,7 +137,6 @@ def most_confused(predictions: pd.DataFrame, count: int = SHOWN_MISTAKES) -> pd.
 
 
 def _thumbnails(evidence: Evidence, runs: pd.DataFrame) -> dict[int, np.ndarray]:
-    """Collect the stored thumbnails of some runs by image number."""
     pictures: dict[int, np.ndarray] = {}
     for _, run in runs.iterrows():
         with contextlib.suppress(StoreError):
@@ -235,11 +234,8 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
 
     The step line joins the networks that no cheaper one beats. Baselines within the range are horizontal lines.
     """
-    costs = {
-        "parameters": "parameters",
-        "macs": "multiply-accumulates an image",
-        f"{MEAN}train_seconds": "training and validation, seconds a split",
-    }
+    costs = {"parameters": "parameters", "macs": "multiply-accumulates an image"}
+    costs |= {f"{MEAN}train_seconds": "training and validation, seconds a split"}
     networks = table[~table["baseline"]].dropna(subset=["mean", *costs])
     lower_is_better = not score_of(metric).higher_is_better
     with _style():
@@ -339,7 +335,6 @@ def mistakes_figure(
 
 
 def _shortened(name: str) -> str:
-    """Shorten a class name to fit above a thumbnail."""
     return name if len(name) <= 12 else f"{name[:11]}…"
 
 
@@ -354,7 +349,6 @@ def _any_text(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _scale(metric: str) -> float:
-    """Factor from a metric (or score) to the number shown."""
     return SCORES[metric.rpartition("/")[2]].scale
 
 

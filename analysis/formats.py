@@ -29,7 +29,7 @@ HEADERS = {  # short, so that a table fits 80 characters
     "difference": "diff.", "Holm p": "Holm\np", "P(same)": "P\nsame", "P(better)": "P\nbetter",
     "McNemar p": "McNe-\nmar p",
 }  # fmt: skip
-# characters in names that Markdown would interpret, which it does not with an underscore within a word
+# characters that Markdown would interpret; it leaves an underscore within a word alone
 MARKUP = re.compile(r"[\\`*\[\]]|<(?=[A-Za-z/!?])|&(?=[#\w])|\b_|_\b")
 TEXT_COLUMNS = ("model", "against", "verdict", "run_id")  # left-aligned, the others right-aligned
 
@@ -99,20 +99,13 @@ def markdown_text(text: str) -> str:
 
 
 def _latex(table: ResultTable) -> str:
-    """Render a floating table with booktabs rules and the notes below."""
     cells = _narrow(table.cells, " − ")
     columns = "".join("l" if column in TEXT_COLUMNS else "r" for column in cells.columns)
-    body = (
-        cells.map(_latex_text)
-        .rename(columns=_latex_header)
-        .to_latex(
-            index=False,
-            column_format=f"@{{}}{columns}@{{}}",
-            caption=_latex_text(f"{table.title}: {table.caption}."),
-            label=f"tab:{table.data['task'].iloc[0]}-{'pairs' if 'model_a' in table.data else 'scores'}",
-            position="htbp",
-        )
-    )
+    escaped = cells.map(_latex_text).rename(columns=_latex_header)
+    caption = _latex_text(f"{table.title}: {table.caption}.")
+    label = f"tab:{table.data['task'].iloc[0]}-{'pairs' if 'model_a' in table.data else 'scores'}"
+    place: Any = {"caption": caption, "label": label, "position": "htbp"}
+    body: str = escaped.to_latex(index=False, column_format=f"@{{}}{columns}@{{}}", **place)
     small = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n\\begin{tabular}"
     notes = "".join(f"\n\\par {_latex_text(note)}" for note in table.notes)
     body = body.replace("\\begin{tabular}", small).replace("\\end{tabular}", f"\\end{{tabular}}{notes}")
@@ -134,7 +127,6 @@ def _latex_text(text: str) -> str:
 
 
 def _text(table: ResultTable, width: int | None) -> str:
-    """Render for a terminal of 80 characters or more."""
     console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, force_terminal=False)
     drawn = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     cells = _narrow(table.cells, "\n−")

@@ -146,14 +146,10 @@ def _leaks(done: pd.DataFrame) -> list[str]:
     splits = done.groupby("split")[["leaking_images", "leaking_test", "n_val", "n_test"]].max()
     leaking = {"test": splits["leaking_test"], "validation": splits["leaking_images"] - splits["leaking_test"]}
     sizes = {"test": splits["n_test"], "validation": splits["n_val"]}
-    found = [
-        f"{counts.mean():.3g} of {sizes[part].mean():,.0f} {part} images"
-        for part, counts in leaking.items()
-        if counts.max() > 0
-    ]
-    if not found:
-        return []
-    return [
+    counts = {part: count for part, count in leaking.items() if count.max() > 0}
+    found = [f"{count.mean():.3g} of {sizes[part].mean():,.0f} {part} images" for part, count in counts.items()]
+    sentence = (
         f"Scores are a little too good: a near duplicate of {' and '.join(found)} (mean over splits) was trained on; "
         "--leak-free keeps them apart."
-    ]
+    )
+    return [sentence] if found else []

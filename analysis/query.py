@@ -18,7 +18,7 @@ import warnings
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,8 +99,7 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: 
     Raises
     ------
     StoreError
-        If the store does not exist or cannot be read, a task is unknown (`UnknownTaskError`), or a param has the wrong
-        type.
+        If the store is missing or unreadable, a task is unknown (`UnknownTaskError`), or a param has the wrong type.
     """
     with _reader(tracking_uri, tasks) as reader:
         experiments = _experiments(reader, tasks)
@@ -264,11 +263,12 @@ class _Database:
         labels = [_value("tags", "task"), _value("params", "model"), _value("params", "split")]
         value = "CASE WHEN is_nan THEN :nan ELSE value END"
         maxima = [f"MAX({value}) FILTER (WHERE key = '{key}')" for key in EPOCH_METRICS]
+        keys = ", ".join(f"'{key}'" for key in EPOCH_METRICS)
         # An epoch's metrics share a timestamp, so there are hardly more rows than epochs. SQLite groups fastest with
         # the most distinct column first. Joining the labels to every point would take a fifth of the time.
         query = f"""
             SELECT run_uuid, step, timestamp, {", ".join(maxima)} FROM metrics
-            WHERE run_uuid IN ({_children(experiments, ["r.run_uuid"])}) AND key IN ({_literals(EPOCH_METRICS)})
+            WHERE run_uuid IN ({_children(experiments, ["r.run_uuid"])}) AND key IN ({keys})
             GROUP BY timestamp, step, run_uuid"""
         runs = self.execute(_children(experiments, ["r.start_time", "r.run_uuid", *labels]), {})
         return runs, self.execute(query, {"nan": NAN})
@@ -294,10 +294,6 @@ def _children(experiments: Sequence[_Experiment], columns: Sequence[str]) -> str
 def _value(table: str, key: str, condition: str = "") -> str:
     """SQL for one value of a run. A look-up by primary key is faster than fetching all rows and pivoting them."""
     return f"(SELECT value FROM {table} WHERE run_uuid = r.run_uuid AND key = '{key}' {condition}) AS \"{key}\""
-
-
-def _literals(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
 
 
 class _Client:

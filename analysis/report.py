@@ -210,7 +210,6 @@ def _facts(evidence: Evidence, store: Store) -> dict[str, str]:
 
 
 def _range(sizes: pd.Series) -> str:
-    """Format sizes as 948, or 947–948 if folds differ."""
     known = sorted(set(sizes.dropna()))
     return "–".join(f"{size:,}" for size in dict.fromkeys(known[:1] + known[-1:]))
 
@@ -241,7 +240,6 @@ def _class_scores(evidence: Evidence, metric: str, models: Sequence[str]) -> pd.
 
 
 def _cards(evidence: Evidence, models: Sequence[str]) -> list[str]:
-    """Return the models' cards as HTML."""
     cards = []
     for model in models:
         parent = evidence.of(model)["parent_id"].iloc[-1]

@@ -2,6 +2,8 @@
 
 Scores of splits are not independent: splits share training images, and often the images that score them.
 docs/statistics.md says which method suits which protocol, and how well each holds its error rate.
+
+All functions raise a `ValueError` if there are fewer than two splits, or a value is not finite or out of its range.
 """
 
 import math
@@ -48,6 +50,8 @@ class McNemar:
 def ttest(mean: float, se: float, df: float, confidence: float = 0.95) -> TTest:
     """Test a mean against 0, two-sided, with the interval mean -+ t_{(1 + confidence) / 2, df} se.
 
+    If `se` is 0, `low` = `high` = `mean`, and p is 1 for mean 0 (t = 0), else 0 (t = inf with the mean's sign).
+
     Parameters
     ----------
     mean, se : float
@@ -56,16 +60,6 @@ def ttest(mean: float, se: float, df: float, confidence: float = 0.95) -> TTest:
         Degrees of freedom of `se`, above 0.
     confidence : float
         Confidence level of the interval, in (0, 1).
-
-    Returns
-    -------
-    TTest
-        If `se` is 0, `low` = `high` = `mean`, and p is 1 for mean 0 (t = 0), else 0 (t = inf with mean's sign).
-
-    Raises
-    ------
-    ValueError
-        If a value is not finite or out of range.
     """
     mean, se = _check_scale(mean, se, df)
     _check_inside("confidence", confidence, 0, 1)
@@ -83,6 +77,8 @@ def corrected_resampled_ttest(differences: ArrayLike, n_train: float, n_test: fl
 
         t = d / sqrt((1/J + n_test/n_train) s2),   df = J - 1
 
+    The result is in the units of the differences. Equal differences are handled as by `ttest` with `se` 0.
+
     Parameters
     ----------
     differences : array_like of float, shape (J,)
@@ -91,16 +87,6 @@ def corrected_resampled_ttest(differences: ArrayLike, n_train: float, n_test: fl
         Numbers of training and scored images of a split. For k folds n_test/n_train is 1/(k - 1).
     confidence : float
         Confidence level of the interval, in (0, 1).
-
-    Returns
-    -------
-    TTest
-        In the units of `differences`. Equal differences are handled as by `ttest` with `se` 0.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two differences, one is not finite, or a size is not positive.
 
     Notes
     -----
@@ -119,10 +105,8 @@ def posterior(mean: float, se: float, df: float, rope: float) -> Posterior:
 
     Parameters
     ----------
-    mean, se : float
-        Mean difference and its standard error. If `se` is 0 the posterior is a point mass at `mean`.
-    df : float
-        Degrees of freedom of `se`, above 0.
+    mean, se, df : float
+        See `ttest`. If `se` is 0 the posterior is a point mass at `mean`.
     rope : float
         Half-width of the region of practical equivalence [-rope, rope], in the units of `mean`; 0 or more.
 
@@ -130,11 +114,6 @@ def posterior(mean: float, se: float, df: float, rope: float) -> Posterior:
     -------
     Posterior
         P(difference < -rope), P(-rope <= difference <= rope), P(difference > rope).
-
-    Raises
-    ------
-    ValueError
-        If a value is not finite or out of range.
     """
     mean, se = _check_scale(mean, se, df)
     if not 0 <= rope < math.inf:
@@ -142,7 +121,7 @@ def posterior(mean: float, se: float, df: float, rope: float) -> Posterior:
     if se == 0:
         return Posterior(float(mean < -rope), float(abs(mean) <= rope), float(mean > rope))
     worse = float(special.stdtr(df, (-rope - mean) / se))
-    better = float(special.stdtr(df, (mean - rope) / se))  # this form swaps exactly with the other when models do
+    better = float(special.stdtr(df, (mean - rope) / se))  # symmetric: swapping the models swaps the two exactly
     return Posterior(worse, max(0.0, 1 - (worse + better)), better)
 
 
@@ -153,7 +132,8 @@ def bayesian_correlated_ttest(differences: ArrayLike, n_train: float, n_test: fl
 
         scale^2 = (1/J + rho/(1 - rho)) s2
 
-    This is the standard error of `corrected_resampled_ttest`, whose parameters and protocols are the same.
+    This is the standard error of `corrected_resampled_ttest`, whose parameters and protocols are the same. If all
+    differences are equal it is a point mass, and a mean on the border of the region counts as equivalent.
 
     Parameters
     ----------
@@ -162,16 +142,6 @@ def bayesian_correlated_ttest(differences: ArrayLike, n_train: float, n_test: fl
     rope : float
         Half-width of the region of practical equivalence, in the units of `differences`. The default is one point of a
         score in [0, 1].
-
-    Returns
-    -------
-    Posterior
-        A point mass if all differences are equal; a mean on the border of the region counts as equivalent.
-
-    Raises
-    ------
-    ValueError
-        As for `corrected_resampled_ttest`, or if `rope` is negative.
 
     References
     ----------
@@ -229,7 +199,7 @@ def image_variance(values: ArrayLike) -> float:
     means = np.nansum(values, axis=0) / counts
     between = float(np.sum(counts * (means - np.nansum(values) / total) ** 2)) / (images - 1)
     within = float(np.nansum((values - means) ** 2)) / (total - images)
-    typical_count = (total - float(np.sum(counts**2)) / total) / (images - 1)  # n0; the count itself where all agree
+    typical_count = (total - float(np.sum(counts**2)) / total) / (images - 1)  # n0; equal counts give that count
     return max(0.0, (between - within) / typical_count)
 
 
@@ -241,7 +211,8 @@ def component_standard_error(differences: ArrayLike, image_variance: float, n_tr
         SE^2 = s2/J + sigma2_img/N + (n_train/N) s2
 
     More splits reduce the first term only. The second reflects the finite number N of images. The third reflects the
-    overlap of training parts, n_train/N on average.
+    overlap of training parts, n_train/N on average. The result is in the units of the differences, for `ttest` and
+    `posterior` with the degrees of freedom of `satterthwaite_df`.
 
     Parameters
     ----------
@@ -251,16 +222,6 @@ def component_standard_error(differences: ArrayLike, image_variance: float, n_tr
         sigma2_img of the scored images, from the function `image_variance`.
     n_train, n_images : float
         Number of training images of a split, and the number N of images that all its parts are drawn from.
-
-    Returns
-    -------
-    float
-        In the units of `differences`; for `ttest` and `posterior` with `satterthwaite_df`.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two differences, one is not finite, the variance is negative, or a size is not positive.
     """
     _check_sizes(n_train=n_train, n_images=n_images)
     _, variance, splits = _moments(differences)
@@ -277,7 +238,8 @@ def fixed_test_standard_error(
         SE^2 = (1/J + n_val/n_train) s2 + sigma2_img/n_test
 
     The splits vary only in training, so s2 does not contain the variance due to the test images, which all splits
-    share. The factor of s2 is that of `corrected_resampled_ttest` for the two parts of the pool.
+    share. The factor of s2 is that of `corrected_resampled_ttest` for the two parts of the pool. Units, use and errors
+    are those of `component_standard_error`.
 
     Parameters
     ----------
@@ -285,16 +247,6 @@ def fixed_test_standard_error(
         See `component_standard_error`; the scored images are the test images.
     n_train, n_val, n_test : float
         Numbers of training and validation images of a split, and of images of the fixed test part.
-
-    Returns
-    -------
-    float
-        As for `component_standard_error`.
-
-    Raises
-    ------
-    ValueError
-        As for `component_standard_error`.
     """
     _check_sizes(n_train=n_train, n_val=n_val, n_test=n_test)
     _, variance, splits = _moments(differences)
@@ -308,7 +260,9 @@ def satterthwaite_df(se: float, image_variance: float, n_images: float, n_splits
 
         df = SE^4 / ((SE^2 - v)^2 / (J - 1) + v^2 / (n - 1))
 
-    J - 1 would treat the image term as being as uncertain as the rest, which leaves the test almost without power.
+    This ranges from J - 1 without an image term (or if `se` is 0) to n - 1 with nothing else. J - 1 throughout would
+    treat the image term as being as uncertain as the rest, which leaves the test almost without power. An image term
+    above SE^2 is an error.
 
     Parameters
     ----------
@@ -318,16 +272,6 @@ def satterthwaite_df(se: float, image_variance: float, n_images: float, n_splits
         sigma2_img, and its divisor there, the number of images n; more than one.
     n_splits : int
         J, at least 2.
-
-    Returns
-    -------
-    float
-        From J - 1 without an image term (or if `se` is 0) to n - 1 with nothing else.
-
-    Raises
-    ------
-    ValueError
-        If a value is not finite or out of range, or the image term exceeds SE^2.
 
     References
     ----------
@@ -344,23 +288,10 @@ def satterthwaite_df(se: float, image_variance: float, n_images: float, n_splits
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Adjust the p-values of a family of m tests to control its family-wise error rate.
+    """Adjust the p-values of a family of m tests, shape (m,), to control its family-wise error rate.
 
-    With p sorted in ascending order, adjusted p_(i) = min(1, max over j <= i of (m - j + 1) p_(j)).
-
-    Parameters
-    ----------
-    p_values : array_like of float, shape (m,)
-
-    Returns
-    -------
-    ndarray of float64, shape (m,)
-        In the given order; empty for an empty family.
-
-    Raises
-    ------
-    ValueError
-        If a value is NaN or outside [0, 1].
+    With p sorted in ascending order, adjusted p_(i) = min(1, max over j <= i of (m - j + 1) p_(j)). The result, float64
+    of shape (m,), is in the given order, and empty for an empty family.
 
     References
     ----------
@@ -379,17 +310,12 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemar:
     """Test whether two sets of predictions for the same images are equally often correct: exact and two-sided.
 
     Under the null hypothesis each image that exactly one model classifies correctly is either's with probability 1/2:
-    p = min(1, 2 P(X <= min(only_a, only_b))), X ~ Binomial(only_a + only_b, 1/2).
+    p = min(1, 2 P(X <= min(only_a, only_b))), X ~ Binomial(only_a + only_b, 1/2). Without such images p is 1.
 
     Parameters
     ----------
     correct_a, correct_b : array_like of bool, shape (n,)
         Whether each model is correct on image i, in the same order; for k folds the pooled out-of-fold predictions.
-
-    Returns
-    -------
-    McNemar
-        p is 1 if the models are correct on the same images.
 
     Raises
     ------
@@ -442,11 +368,6 @@ def splits_needed(
     -------
     int or None
         None if no number of splits is enough, or more than `MAX_SPLITS` are needed.
-
-    Raises
-    ------
-    ValueError
-        If a value is not finite or out of range.
 
     Notes
     -----

@@ -83,7 +83,6 @@ def difference_table(evidence: Evidence, metric: str, rope: float) -> ResultTabl
 
 
 def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
-    """Return the notes on methods, missing tests and the group."""
     notes = []
     if tests["p"].notna().any():
         families = tests.groupby("family", sort=False).size()
@@ -138,12 +137,11 @@ def _sentence(row: pd.Series, metric: str, rope: float) -> str:
         )
     if row["verdict"] == comparison.OPEN:
         needed = row["splits_needed"]
-        more = (
-            f"to find such a difference with 80 % power this test would need about {needed} splits of this kind"
-            if pd.notna(needed)
-            else "to find such a difference with 80 % power this test would need more images, not more splits"
+        more = f"about {needed} splits of this kind" if pd.notna(needed) else "more images, not more splits"
+        return (
+            f"{a} and {b} are not distinguishable: they differ by {detail}, {holm_p(row['p_holm'])}; to find such a "
+            f"difference with 80 % power this test would need {more}."
         )
-        return f"{a} and {b} are not distinguishable: they differ by {detail}, {holm_p(row['p_holm'])}; {more}."
     how = "lower" if row["difference"] < 0 else "higher"
     return f"{a} is {row['verdict']} than {b}: its {label} is {how} by {detail}, {holm_p(row['p_holm'])}."
 

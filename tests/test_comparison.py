@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import sqlite3
@@ -20,13 +21,15 @@ from typer.testing import CliRunner
 
 import analysis
 import tracking
-from analysis import statistics
+from analysis import comparison, statistics
 from analysis.__main__ import app
 from analysis.comparison import compare
-from analysis.groups import group_id, list_groups, what_is_wrong
-from analysis.tables import _sentence, baselines_not_beaten
+from analysis.figures import draw_figures
+from analysis.groups import ComparisonError, group_id, list_groups, what_is_wrong
+from analysis.tables import _sentence, baselines_not_beaten, difference_table, number, score_table, verdict_sentences
 from tests.conftest import ROOT, new_store
-from tracking import keys
+from tracking import keys, scores
+from tracking.commands import script_tasks
 
 SETTINGS = {
     "dataset": "d", "n_splits": 4, "leak_free": False, "lr": 1e-3, "weight_decay": 0.01, "batch_size": 8, "epochs": 2,
@@ -381,7 +384,7 @@ def a_pair(**other: Any) -> pd.Series:
     ({"verdict": "worse", "difference": -0.02, "low": -0.03, "high": -0.01}, "test/f1_macro",
      "a is worse than b: its macro-F1 is lower by 2.0 points, 95 % interval 1.0 to 3.0, Holm p 0.010."),
     ({"difference": -0.2, "low": -0.3, "high": -0.1, "p_holm": 0.0}, "test/loss",
-     "a is better than b: its loss is lower by 0.200, 95 % interval 0.100 to 0.300, Holm p < 0.001."),
+     "a is better than b: its loss is lower by 0.200 nats, 95 % interval 0.100 to 0.300, Holm p < 0.001."),
     ({"verdict": "practically the same", "p_equivalent": 0.97, "p_holm": 0.2, "difference": 0.001, "low": -0.004},
      "test/accuracy", "a and b are practically the same: they differ by 0.1 points, 95 % interval -0.4 to 3.0, and "
      "with probability 0.97 by no more than 1.0 points."),
@@ -559,6 +562,127 @@ def test_bad_input_is_one_sentence(
     result = run_analysis(*arguments, MLFLOW_TRACKING_URI=store_of_four)
     assert result.exit_code == code, result.stderr
     assert sentence in " ".join(result.stderr.split()) and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["table", "compare", "figures", "report", "export"])
+def test_an_unknown_task_is_one_sentence_and_code_2(
+    command: str, store_of_four: str, store_uri: str, run_analysis, tmp_path: Path
+) -> None:
+    for uri in (store_of_four, store_uri, f"sqlite:///{tmp_path}/none.db"):  # without a store the scripts decide
+        for tasks in (("task9",), ("task3", "task9")):
+            if len(tasks) == 2 and uri != store_of_four:
+                continue
+            result = run_analysis(command, *tasks, "--out", str(tmp_path / "out"), "--tracking-uri", uri)
+            assert result.exit_code == 2 and result.stdout == ""
+            assert result.stderr.startswith(f"Error: 'task9' is not one of {', '.join(script_tasks())}; did you mean ")
+            assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists() and not (tmp_path / "none.db").exists()
+
+
+# The registry of scores
+
+
+@pytest.fixture
+def error_rate(monkeypatch: pytest.MonkeyPatch) -> scores.Score:
+    """A further score, in the registry for the time of a test: the complement of accuracy, lower is better."""
+    score = scores.Score("error_rate", "error rate", "%", False, lambda true, pred: 1 - scores.correct(true, pred))
+    metrics = ("best_val/error_rate", "test/error_rate")
+    monkeypatch.setitem(scores.SCORES, score.name, score)
+    for module in (scores, comparison):
+        monkeypatch.setattr(module, "METRICS", (*scores.METRICS, *metrics))
+    for metric in metrics:
+        monkeypatch.setitem(keys.FINAL_METRICS, metric, "share of images whose class was not predicted")
+    return score
+
+
+def with_error_rate(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs.assign(**{f"{part}/error_rate": 1 - runs[f"{part}/accuracy"] for part in ("best_val", "test")})
+
+
+@pytest.mark.parametrize("protocol", [HOLDOUT, SMALL_TRAIN])
+def test_direction_unit_and_variance_of_a_further_score_come_from_the_registry(
+    protocol: str, error_rate: scores.Score, store_of_four: str, runs_of: Callable[..., pd.DataFrame]
+) -> None:
+    runs = with_error_rate(runs_of(protocol))
+    table, by_accuracy = analysis.comparison_table(runs, "test/error_rate"), analysis.comparison_table(runs)
+    assert table.index.tolist() == by_accuracy.index.tolist()  # the lowest error rate first
+    for key, mirrored in (("mean", "mean"), ("low", "high"), ("high", "low")):
+        assert table[key].to_numpy() == pytest.approx(1 - by_accuracy[mirrored].to_numpy(), abs=1e-12)
+    tests, by_accuracy = analysis.pairwise_tests(runs, "test/error_rate"), analysis.pairwise_tests(runs)
+    for key in ("model_a", "model_b", "verdict", "method"):
+        assert tests[key].tolist() == by_accuracy[key].tolist()
+    assert tests["method"].str.startswith("components of variance").all()  # which takes values of single images
+    for key in ("se", "df", "p", "p_worse", "p_equivalent", "p_better"):
+        assert tests[key].to_numpy() == pytest.approx(by_accuracy[key].to_numpy(), rel=1e-9)
+    assert tests["difference"].to_numpy() == pytest.approx(-by_accuracy["difference"].to_numpy())
+    evidence = analysis.Evidence(analysis.choose_group(runs), store_of_four)
+    shown = score_table(evidence, "test/error_rate")
+    assert shown.cells["error rate"][0].startswith(f"{100 * table['mean'].iloc[0]:.1f}±")
+    assert "error rate as mean±sd" in shown.caption and shown.caption.endswith("in %")
+    assert "paired differences of error rate in points" in difference_table(evidence, "test/error_rate", 0.01).caption
+    for (_, row), sentence in zip(tests.iterrows(), verdict_sentences(evidence, "test/error_rate", 0.01), strict=False):
+        assert f"{number(abs(row['difference']), 'test/error_rate')} points" in sentence
+        assert row["verdict"] != "better" or "its error rate is lower by" in sentence
+    axes = {name: figure.axes[0] for name, _, figure in draw_figures(evidence, "test/error_rate", thumbnails=False)}
+    assert axes["scores_by_split"].get_xlabel().startswith("test error rate (%)\n")
+    assert axes["paired_differences"].get_xlabel().startswith("difference of test error rate (points)\n")
+    assert axes["accuracy_against_cost"].get_ylabel() == "test error rate (%)"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "metric"),
+    [(HOLDOUT, "test/error_rate"), (SMALL_TRAIN, "test/error_rate"), (SMALL_TRAIN, "best_val/error_rate")],
+)
+def test_a_score_without_values_of_images_gets_no_interval_and_a_sentence(
+    protocol: str, metric: str, error_rate: scores.Score, runs_of: Callable[..., pd.DataFrame], monkeypatch
+) -> None:
+    monkeypatch.setitem(scores.SCORES, "error_rate", dataclasses.replace(error_rate, per_image=None))
+    runs = with_error_rate(runs_of(protocol, "lenet5", "vggnet"))
+    sentence = f"the interval of {metric} under this protocol needs scores of single images, not stored"
+    table, (pair,) = analysis.comparison_table(runs, metric), analysis.pairwise_tests(runs, metric).itertuples()
+    assert table[["low", "high"]].isna().all(axis=None) and table[["mean", "sd"]].notna().all(axis=None)
+    assert np.isnan([pair.se, pair.low, pair.high, pair.p, pair.p_holm]).all() and np.isfinite(pair.difference)
+    assert (pair.verdict, pair.problem) == ("no test", sentence)
+    evidence = analysis.Evidence(analysis.choose_group(runs))
+    shown = score_table(evidence, metric)
+    assert f"Where there is no interval: {sentence}." in shown.notes and set(shown.cells["95 % interval"]) == {""}
+    assert f"No test: {sentence}." in difference_table(evidence, metric, 0.01).notes
+    # where each split draws its own images the scores of splits suffice
+    (pair,) = analysis.pairwise_tests(
+        with_error_rate(runs_of(FOLDS, "lenet5", "vggnet")), "best_val/error_rate"
+    ).itertuples()
+    assert pair.low < pair.difference < pair.high and pair.problem == ""
+
+
+def test_an_unknown_score_is_refused_everywhere(
+    store_of_four: str, runs_of: Callable[..., pd.DataFrame], run_analysis, tmp_path: Path
+) -> None:
+    runs = runs_of(HOLDOUT)
+    evidence = analysis.Evidence(analysis.choose_group(runs), store_of_four)
+    sentence = r"unknown metric 'test/acuracy'; did you mean test/accuracy( or [a-z0-9_]+/[a-z0-9_]+)*\?$"
+    for refuse in (
+        lambda metric: analysis.comparison_table(runs, metric),
+        lambda metric: analysis.pairwise_tests(runs, metric),
+        lambda metric: score_table(evidence, metric),
+        lambda metric: difference_table(evidence, metric, 0.01),
+        lambda metric: next(draw_figures(evidence, metric)),
+    ):
+        with pytest.raises(ComparisonError, match=sentence):
+            refuse("test/acuracy")
+    for refuse in (scores.score_of, lambda metric: number(0.5, metric)):
+        with pytest.raises(scores.UnknownScoreError, match=sentence):
+            refuse("test/acuracy")
+    with pytest.raises(
+        scores.UnknownScoreError, match="unknown metric 'zzz'; there are best_val/accuracy, best_val/f1"
+    ):
+        scores.score_of("zzz")
+    with pytest.raises(scores.UnknownScoreError, match="did you mean .*test/loss"):
+        scores.score_of("tests/loss")  # the part must be known, too
+    for command in ("table", "compare", "figures", "report", "export"):
+        result = run_analysis(command, "task3", "--metric", "test/acuracy", "--out", str(tmp_path / "out"),
+                              "--tracking-uri", store_of_four)  # fmt: skip
+        assert result.exit_code == 2 and not (tmp_path / "out").exists()
+        assert "--metric: unknown metric 'test/acuracy'; did you mean test/accuracy" in " ".join(result.stderr.split())
 
 
 def test_no_store_and_an_empty_one(run_analysis, tmp_path: Path, store_uri: str) -> None:

@@ -113,9 +113,7 @@ def test_nothing_in_it_is_of_the_makers_machine(exported: Path, finished_task3: 
             assert not [text for text in private if text in content.decode()], name
 
 
-def test_an_export_replaces_an_earlier_one_and_nothing_else(
-    exported: Path, finished_task3: str, run_analysis, tmp_path: Path
-) -> None:
+def test_an_export_replaces_an_earlier_one_and_nothing_else(exported: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "out"))
     foreign = ("notes.txt", "figures/mine.png", "figures/confusion.txt", "more/verdicts.md")
     stale = ("figures/confusion_seresnet.svg", "figures/most_confused_lenet5.png")
@@ -123,8 +121,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
     (folder / "table.csv").write_text("edited")
-    result = run_analysis("export", "task3", "--out", str(folder), "--tracking-uri", finished_task3)
-    assert result.exit_code == 0, result.stderr
+    write_files(folder, contents(exported))
     assert contents(folder) == contents(exported) | dict.fromkeys(foreign, b"x")
 
 

@@ -16,7 +16,7 @@ import pytest
 import tracking
 from analysis import query
 from tests.conftest import ROOT, new_store
-from tracking import StoreError, keys
+from tracking import StoreError, UnknownTaskError, keys
 
 TASKS = list(keys.UNTAGGED_EXPERIMENTS.values())
 PARAMS = {
@@ -194,13 +194,18 @@ def test_a_param_that_does_not_parse(store_uri: str, path: str, key: str, value:
 
 
 def test_what_cannot_be_read_is_said(filled: Path, copy_of: Path, tmp_path: Path, path: str) -> None:
-    with pytest.raises(StoreError, match="'taks3' is not one of task1, task2, task3; did you mean task3"):
+    with pytest.raises(UnknownTaskError, match="'taks3' is not one of task1, task2, task3; did you mean task3"):
         query.load_runs(["task1", "taks3"], uri(filled))
+    for folder in (filled, tmp_path / "none"):  # without a store the scripts decide
+        with pytest.raises(UnknownTaskError, match="'taks3' is not one of task1, task2, task3"):
+            query.load_curves(["taks3"], uri(folder))
     with pytest.raises(StoreError, match=r"there is no result database at .*/none/mlflow.db; run a task first, or"):
         query.load_curves(["task1"], uri(tmp_path / "none"))
     with pytest.raises(StoreError, match=f"there is no run {'0' * 32} in sqlite:///"):
         query.local_artifact("0" * 32, keys.PREDICTIONS, uri(filled))
     store = tracking.open_store(uri(copy_of))
+    store.make_experiment("a task of another checkout")  # an experiment makes a task known, as a script does
+    assert query.load_runs(["a task of another checkout"], uri(copy_of)).empty
     store.client.delete_experiment(store.experiment_id("task3"))
     with pytest.raises(StoreError, match=r"experiment task3-fashion-mnist of sqlite:///.* was deleted; restore it"):
         query.load_runs(["task3"], uri(copy_of))

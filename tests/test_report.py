@@ -71,12 +71,22 @@ def described_store(empty_database: Path, tmp_path_factory: pytest.TempPathFacto
     return store_uri
 
 
-def test_one_file_holds_everything(described_store: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole_report(described_store: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page about all of it, with thumbnails, as the command writes it into a new folder."""
+    return page_of(described_store, "--thumbnails", tmp_path_factory.mktemp("whole") / "new")
+
+
+def page_of(store_uri: str, option: str, folder: Path) -> str:
+    arguments = ["report", "task3", option, "--out", str(folder / "report.html"), "--tracking-uri", store_uri]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_one_file_holds_everything(described_store: str, whole_report: str) -> None:
     runs = analysis.load_runs(["task3"], described_store)
-    evidence = analysis.Evidence(analysis.choose_group(runs), described_store)
-    path = tmp_path / "new" / "report.html"
-    write_report(path, [(evidence, "test/accuracy")], tracking.open_store(described_store), 0.01)
-    source = path.read_text(encoding="utf-8")
+    source = whole_report
     page = Page(source)
     assert page.open == []  # every element is closed, in order
     assert len(page.sources) == 3 + 2 * 2  # comparisons, then confusion matrix and contact sheet of each network
@@ -93,19 +103,13 @@ def test_one_file_holds_everything(described_store: str, tmp_path: Path) -> None
     assert "Which?" in page.text and "30 images, 28×28×1, of 3 classes" in page.text
     assert re.search(r"vggnet (is better than|and lenet5 are) ", page.text) and "SE² =" in page.text
     assert "lenet5 is not shown to beat linear" in page.text
-    assert "0" * 64 in page.text and reproduce(evidence.runs) in page.text
+    assert "0" * 64 in page.text and reproduce(analysis.finished(analysis.choose_group(runs))) in page.text
 
 
-def test_without_thumbnails_there_is_no_picture_of_the_data(described_store: str, tmp_path: Path) -> None:
-    pages = {}
-    for option in ("--thumbnails", "--no-thumbnails"):
-        path = tmp_path / f"{option}.html"
-        result = CliRunner().invoke(
-            app, ["report", "task3", option, "--out", str(path), "--tracking-uri", described_store]
-        )
-        assert result.exit_code == 0, result.stderr
-        pages[option] = Page(path.read_text(encoding="utf-8"))
-    shown, hidden = pages["--thumbnails"], pages["--no-thumbnails"]
+def test_without_thumbnails_there_is_no_picture_of_the_data(
+    described_store: str, whole_report: str, tmp_path: Path
+) -> None:
+    shown, hidden = Page(whole_report), Page(page_of(described_store, "--no-thumbnails", tmp_path))
     assert set(hidden.sources) < set(shown.sources) and len(hidden.sources) == len(shown.sources) - 2
     mistakes = re.compile(r"\n\w+: the images that were wrong with the most confidence\.")
     assert len(mistakes.findall(shown.text)) == 2 and mistakes.sub("", shown.text) == hidden.text
@@ -132,7 +136,8 @@ def test_the_command_repeats_the_configuration(described_store: str) -> None:
         "git checkout 0123",
         "make .venv/ready",
         f"OMP_NUM_THREADS={threads} .venv/bin/python experiments/task3.py -m lenet5 -m vggnet --n-splits 4 --lr 0.001 "
-        "--weight-decay 0.01 --batch-size 8 --epochs 2 --patience 7 --no-augment --precision fp32 --device cpu --seed 0",
+        "--weight-decay 0.01 --batch-size 8 --epochs 2 --patience 7 --no-augment --precision fp32 --device cpu "
+        "--seed 0",
     ]
     other = reproduce(runs.assign(seed=pd.NA, train_seed=7, augment=True, device="cuda:1", leak_free=True))
     assert other.endswith(" --augment --precision fp32 --device cuda --split-seed 0 --train-seed 7 --leak-free")
