@@ -4,6 +4,7 @@ The server is reached as a proxy, so no port is fixed and no name is resolved.
 """
 
 import base64
+import functools
 import gzip
 import hashlib
 import http.server
@@ -11,6 +12,7 @@ import io
 import json
 import os
 import re
+import runpy
 import socket
 import stat
 import struct
@@ -34,7 +36,7 @@ from datasets import DatasetError, fashion_mnist, kaggle
 from datasets.images import LOCK, building
 from tests.conftest import ROOT
 
-SET = "cats-and-dogs-image-classification"
+OWNER, SET = "samuelcortinhas", "cats-and-dogs-image-classification"
 SECRET = "c0ffee-5ecret"
 
 
@@ -110,7 +112,7 @@ def fetch(server: Server, tmp_path: Path) -> Callable[..., "subprocess.Completed
     """Run `python -m datasets download` with `data/` elsewhere, in the environment of `server`."""
     program = (
         "import pathlib, runpy, sys, datasets.kaggle\n"
-        "datasets.DATA_DIR = pathlib.Path(sys.argv[1])\n"
+        "datasets.sources.DATA_DIR = pathlib.Path(sys.argv[1])\n"
         "datasets.kaggle.TIMEOUT = 1.5\n"
         "sys.argv = ['datasets', 'download', *sys.argv[2:]]\n"
         "runpy.run_module('datasets', run_name='__main__')\n"
@@ -121,6 +123,33 @@ def fetch(server: Server, tmp_path: Path) -> Callable[..., "subprocess.Completed
         own = server.environment(tmp_path / "home") | environment
         (tmp_path / "home").mkdir(exist_ok=True)
         return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=100)
+
+    return run
+
+
+@pytest.fixture
+def fetch_here(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Do as `fetch` does in this process, since importing Kaggle's client takes seconds; nothing may sleep."""
+
+    def run(**environment: str) -> "subprocess.CompletedProcess[str]":
+        (tmp_path / "home").mkdir(exist_ok=True)
+        own = server.environment(tmp_path / "home") | environment
+        for name in set(os.environ) - set(own):
+            monkeypatch.delenv(name)
+        for name, value in own.items():
+            monkeypatch.setenv(name, value)
+        for name in [name for name in sys.modules if name.split(".")[0] == "kaggle"]:
+            monkeypatch.delitem(sys.modules, name)  # it reads the environment when it is imported
+        monkeypatch.setattr("datasets.sources.DATA_DIR", tmp_path / "data")
+        monkeypatch.setattr(kaggle, "TIMEOUT", 1.5)
+        monkeypatch.setattr(sys, "argv", ["datasets", "download", "task1"])
+        monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"slept for {seconds} seconds"))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("datasets", run_name="__main__")
+        return subprocess.CompletedProcess(sys.argv, end.value.code or 0, *capfd.readouterr())
 
     return run
 
@@ -163,7 +192,13 @@ def in_the_middle_of_a_member(archive: bytes) -> int:
     return archive.index(b"IDAT") + 60
 
 
-BOMB = b"\0" * (101 * 2**20)  # packs to 100 kB
+BOMB_SIZE = 101 * 2**20  # bytes, of zeros: packs to 100 kB
+
+
+@functools.cache
+def bomb() -> bytes:
+    return packed({"train/cats/bomb.png": bytes(BOMB_SIZE)})
+
 
 GOOD = packed(method=zipfile.ZIP_STORED)
 PAGE = b"<html>Please log in to this network</html>"
@@ -188,8 +223,8 @@ FAULTS = {
     "climbs out": (Answer(packed({"../../evil": b"x"})), "holds '../../evil', which leads out of its folder"),
     "absolute": (Answer(packed({"/tmp/evil": b"x"})), "holds '/tmp/evil', which leads out of its folder"),
     "link": (Answer(packed(link="train/cats/link")), "holds 'train/cats/link', which leads out of its folder"),
-    "bomb": (Answer(packed({"train/cats/bomb.png": BOMB})), r"would unpack to 105,\d{3},\d{3} bytes"),
-    "bomb that lies": (Answer(with_a_lie(packed({"train/cats/bomb.png": BOMB}), len(BOMB), 10)),
+    "bomb": (bomb, r"would unpack to 105,\d{3},\d{3} bytes"),
+    "bomb that lies": (lambda: with_a_lie(bomb(), BOMB_SIZE, 10),
                        "cannot be unpacked .Bad CRC-32 for file 'train/cats/bomb.png'.; run again"),
     "another set": (Answer(packed().replace(b"train/", b"trail/")), "unpacks to no train/<class>/ with images"),
 }  # fmt: skip
@@ -205,13 +240,13 @@ def check_refused(result: "subprocess.CompletedProcess[str]", sentence: str, dat
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_has_its_sentence_and_leaves_nothing(fault: str, server: Server, fetch, tmp_path: Path) -> None:
-    server.answers["DownloadDataset"], sentence = FAULTS[fault]
-    start = time.monotonic()
-    result = fetch()
+def test_each_fault_has_its_sentence_and_leaves_nothing(fault: str, server: Server, fetch_here, tmp_path: Path) -> None:
+    answer, sentence = FAULTS[fault]
+    server.answers["DownloadDataset"] = answer if isinstance(answer, Answer) else Answer(answer())
+    result = fetch_here()
     check_refused(result, sentence, tmp_path / "data")
     assert f"{SET}" in result.stderr and "Three ways on" in result.stderr
-    assert len(server.asked) == 1 and time.monotonic() - start < 30  # one attempt, no waiting in silence
+    assert len(server.asked) == 1  # one attempt
     assert not list(tmp_path.rglob("*evil*"))
 
 
@@ -246,14 +281,14 @@ def test_a_token_is_sent_and_never_shown(valid: bool, server: Server, fetch, tmp
 
 
 @pytest.mark.parametrize("token", [f"{SECRET}\nand more", f"{SECRET}–"])
-def test_a_token_that_no_header_can_carry(token: str, server: Server, fetch, tmp_path: Path) -> None:
-    result = fetch(KAGGLE_API_TOKEN=token)
+def test_a_token_that_no_header_can_carry(token: str, server: Server, fetch_here, tmp_path: Path) -> None:
+    result = fetch_here(KAGGLE_API_TOKEN=token)
     check_refused(result, "check the proxy's address, and the credentials in KAGGLE_API_TOKEN", tmp_path / "data")
 
 
-def test_no_credentials_are_needed_for_a_public_set(server: Server, fetch, tmp_path: Path) -> None:
+def test_no_credentials_are_needed_for_a_public_set(server: Server, fetch_here, tmp_path: Path) -> None:
     server.answers["DownloadDataset"] = Answer(GOOD)
-    result = fetch(KAGGLE_KEY="", KAGGLE_USERNAME="")
+    result = fetch_here(KAGGLE_KEY="", KAGGLE_USERNAME="")
     assert result.returncode == 0 and downloaded(tmp_path / "data" / SET) == pictures()
     assert result.stdout.count("\n") == 1  # not the client's page of advice
     assert server.asked[0][1] == ""
@@ -262,13 +297,15 @@ def test_no_credentials_are_needed_for_a_public_set(server: Server, fetch, tmp_p
 NO_ANSWER = r"no network, or Kaggle does not answer \(\w+\); check the connection and run again"
 
 
-def test_no_network_and_a_server_that_says_nothing(server: Server, fetch, tmp_path: Path) -> None:
-    check_refused(fetch(http_proxy="http://127.0.0.1:9"), NO_ANSWER, tmp_path / "data")
+def test_no_network_and_a_server_that_says_nothing(server: Server, fetch_here, tmp_path: Path) -> None:
+    check_refused(fetch_here(http_proxy="http://127.0.0.1:9"), NO_ANSWER, tmp_path / "data")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and that is all
-        start = time.monotonic()
-        result = fetch(http_proxy=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        result = fetch_here(http_proxy=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        silent.accept()
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent.accept()  # one attempt
     check_refused(result, NO_ANSWER, tmp_path / "data")
-    assert time.monotonic() - start < 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
@@ -321,7 +358,7 @@ def test_processes_that_ask_at_once_download_once(server: Server, tmp_path: Path
     server.answers["DownloadDataset"] = Answer(GOOD, waits_for=release)
     program = (
         "import sys, pathlib; from datasets import images, kaggle; images.SILENT_WAIT = 0.1\n"
-        f"kaggle.download({SET!r}, pathlib.Path(sys.argv[1]))"
+        f"kaggle.download({OWNER + '/' + SET!r}, pathlib.Path(sys.argv[1]))"
     )
     target = tmp_path / "data" / SET
     started = []
@@ -335,13 +372,13 @@ def test_processes_that_ask_at_once_download_once(server: Server, tmp_path: Path
     release.set()
     errors = [process.communicate(timeout=60)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], errors
-    assert waiting == [f"waiting for another process that fills {target.parent}; Ctrl-C gives up\n"] * 2
+    assert waiting == [f"waiting for another process that fills {target.parent}; Ctrl-C cancels\n"] * 2
     assert len(server.asked) == 1 and downloaded(target) == pictures()
 
 
 def test_what_a_killed_process_leaves_is_removed_by_the_next(server: Server, fetch, tmp_path: Path) -> None:
     server.answers["DownloadDataset"] = Answer(GOOD[:2000], missing=len(GOOD) - 2000, stalls=True)
-    program = f"import sys, pathlib, datasets.kaggle as k; k.download({SET!r}, pathlib.Path(sys.argv[1]))"
+    program = f"import sys, pathlib, datasets.kaggle as k; k.download({OWNER + '/' + SET!r}, pathlib.Path(sys.argv[1]))"
     data = tmp_path / "data"
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(data / SET)], cwd=ROOT, env=server.environment(tmp_path)
@@ -389,7 +426,7 @@ def mirror(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setattr(FashionMNIST, "mirrors", ["http://mirror.example/"])
     monkeypatch.setattr(FashionMNIST, "resources", checksums)
     monkeypatch.setattr(fashion_mnist, "TIMEOUT", 1.5)
-    monkeypatch.setattr(datasets, "DATA_DIR", tmp_path / "data")
+    monkeypatch.setattr("datasets.sources.DATA_DIR", tmp_path / "data")
     monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
     for name in os.environ:
         if name.lower().endswith("_proxy"):
@@ -400,7 +437,7 @@ def mirror(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
 
 
 def test_fashion_mnist_comes_whole(mirror: dict[str, Answer], tmp_path: Path) -> None:
-    root = datasets.find("task3")
+    root = datasets.find(datasets.FashionMNIST())
     assert root == tmp_path / "data" / "FashionMNIST"
     assert {path.name for path in root.parent.iterdir()} == {root.name, LOCK}
     data = fashion_mnist.read(root, root.name)
@@ -420,7 +457,7 @@ def test_fashion_mnist_in_part_is_nothing(
 ) -> None:
     mirror[LAST] = answer
     with pytest.raises(DatasetError, match=f"cannot download Fashion-MNIST .*{sentence}.*; check the network") as error:
-        datasets.find("task3")
+        datasets.find(datasets.FashionMNIST())
     assert "\n" not in str(error.value)
     assert sum(address.endswith(LAST) for address, _ in server.asked) <= 2  # it looks for redirects first
     assert [path.name for path in (tmp_path / "data").rglob("*")] == [LOCK]
@@ -430,5 +467,5 @@ def test_fashion_mnist_in_part_is_nothing(
 def test_fashion_mnist_without_network(mirror, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with pytest.raises(DatasetError, match="cannot download Fashion-MNIST .*Connection refused.*; check the network"):
-        datasets.find("task3")
+        datasets.find(datasets.FashionMNIST())
     assert [path.name for path in (tmp_path / "data").rglob("*")] == [LOCK]

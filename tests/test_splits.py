@@ -201,9 +201,9 @@ def test_labels_and_groups_of_task3_are_split_at_once() -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 7_000))
     groups = np.arange(70_000)
     groups[1:600:3] = groups[0:600:3]
-    started = time.perf_counter()
+    started = time.process_time()
     split = RepeatedHoldout(1, (2, 49, 49)).split(labels, 0, groups)[0]
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert [len(part) for part in split] == [1_400, 34_300, 34_300]
     assert together(split, groups)
 
