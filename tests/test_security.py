@@ -190,7 +190,7 @@ def test_the_ui_is_served_on_loopback_alone(store_uri: str) -> None:
         assert answers("127.0.0.1", port) and not answers("127.0.0.2", port)
     finally:
         os.killpg(process.pid, signal.SIGTERM)  # the server, too, wherever in its start the command is
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
 
 
 SECRETS = {

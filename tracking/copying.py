@@ -66,7 +66,7 @@ def copy_task(
         for done in copy.steps():
             progress(done, copy.total)
     except BaseException:
-        with contextlib.suppress(Exception):  # the store itself may be what failed
+        with contextlib.suppress(Exception):  # the store itself may have failed
             for run_id in list(copy.begun):
                 copy.give_up(run_id, "it was not copied completely")
         raise

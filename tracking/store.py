@@ -199,24 +199,11 @@ def open_store(
     state: Path | None = None,
     look: bool = True,
 ) -> Store:
-    """Open the result database.
+    """Open the result database at a `check_uri`; a `StoreError` says that it is missing, unusable or away.
 
-    Parameters
-    ----------
-    uri : str, optional
-        See `check_uri`.
-    create : bool
-        Make a missing SQLite database.
-    command, state : optional
-        Those of the `Store` of the command that this process works for. Default: this process is the command. A folder
-        that this machine cannot use is replaced by the default.
-    look : bool
-        Check that a server or its database answers.
-
-    Raises
-    ------
-    StoreError
-        The store is missing, cannot be opened, or does not answer.
+    `create` makes a missing SQLite database, and `look` checks that a server or its database answers. A process that
+    works for another one's command passes the `command` and `state` of that `Store`; a `state` folder that this machine
+    cannot use is replaced by its own.
     """
     if look or uri is None or uri.startswith("sqlite"):
         uri = check_uri(uri)
