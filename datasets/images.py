@@ -75,16 +75,10 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
     Only the first frame is read. EXIF orientation is applied, transparency becomes white, CMYK and palettes are
     converted, and the image is resized to a square regardless of its aspect ratio, as is usual for both Kaggle tasks.
 
-    Parameters
-    ----------
-    path : Path
-        A file in any format that Pillow reads.
-    size, channels : int
-        Height and width in pixels; 3 for RGB, 1 for gray.
-
     Returns
     -------
     numpy.ndarray of uint8, shape (size, size, channels)
+        RGB for 3 channels, gray for 1.
     """
     with Image.open(path) as file:
         # JPEG decodes to 1/2, 1/4 or 1/8 of its size by skipping frequencies: twice as fast for a photo of 800x532
@@ -156,13 +150,7 @@ def decode_files(
 ) -> tuple[np.ndarray, list[str | None]]:
     """Decode image files below `root`, and record those that fail.
 
-    Parameters
-    ----------
-    files : sequence of Path, length N
-    size, channels : int
-        Height and width in pixels; 3 for RGB, 1 for gray.
-    num_workers : int
-        Decoding threads (Pillow releases the interpreter lock), at most one per core.
+    Pillow releases the interpreter lock, so up to `num_workers` threads decode, at most one per core.
 
     Returns
     -------

@@ -140,17 +140,9 @@ class StratifiedKFold:
             raise ValueError("k-fold takes at least 2 splits")
 
     def split(self, labels: np.ndarray, seed: int, groups: np.ndarray | None = None) -> list[Split]:
-        """Return the folds of `labels`.
+        """Return the folds of `labels`; parameters are those of `RepeatedHoldout.split`, seed is below 2**32.
 
-        Parameters
-        ----------
-        labels : numpy.ndarray of int64, shape (N,)
-            Class of each image, from 0.
-        seed : int
-            From 0 to 2**32 - 1.
-        groups : numpy.ndarray of int64, shape (N,), optional
-            Images with equal ids stay in one fold (scikit-learn's `StratifiedGroupKFold`); sizes and classes are as
-            even as the groups allow.
+        With `groups` scikit-learn's `StratifiedGroupKFold` makes sizes and classes as even as the groups allow.
 
         Raises
         ------

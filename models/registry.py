@@ -89,14 +89,12 @@ class ModelCard:
 
 
 def build(name: str, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
-    """Build a model with fresh weights from torch's generator.
+    """Build a model, a key of `MODELS` or `BASELINES`, with fresh weights from torch's generator.
 
     Parameters
     ----------
-    name : str
-        Key of `MODELS` or `BASELINES`.
-    in_channels, num_classes : int
-        1 for gray and 3 for RGB; number of logits.
+    in_channels : int
+        1 for gray, 3 for RGB.
     image_size : int
         Height and width in pixels, at least 12.
 

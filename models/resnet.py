@@ -82,18 +82,12 @@ class SEResNet(ResNetCNN):
     ======================  ==============  ===============
     stage                   28 x 28         128 x 128
     ======================  ==============  ===============
-    C7x7/2 BN R (64)        64 x 14 x 14    64 x 64 x 64
-    S2 (max pool)           64 x 7 x 7      64 x 32 x 32
-    residual block SE       64 x 7 x 7      64 x 32 x 32
-    residual block SE /2    128 x 4 x 4     128 x 16 x 16
-    residual block SE /2    256 x 2 x 2     256 x 8 x 8
-    GAP, FC                 256 -> classes  256 -> classes
     parameters              1,240,230       1,244,446
     multiply-accumulates    11.6 M          231.5 M
     ======================  ==============  ===============
 
-    Widths are ResNetCNN's, so that the two differ in SE alone; the reduction r = 16 is the paper's. It adds
-    2C^2/r + C/r + C parameters per block.
+    Stages and widths are ResNetCNN's, so that the two differ in SE alone; the reduction r = 16 is the paper's. It adds
+    2C^2/r + C/r + C parameters per block of C channels.
     """
 
     reduction = 16
