@@ -4,7 +4,7 @@ import importlib
 import re
 from dataclasses import dataclass, field
 
-from datasets import Protocol, Source
+from datasets import DatasetError, Protocol, Source
 from tracking.commands import script_tasks
 from tracking.keys import BASELINES
 from tracking.settings import TrainingConfig
@@ -17,19 +17,17 @@ class Task:
     Parameters
     ----------
     name : str
-        Of the script: letters, digits, `_` and `-`. Commands, tags and the registered champion use it.
+        That of the script: letters, digits, `_` and `-`. Commands, tags and the registered champion use it.
     question : str
-        The question that the classes answer, for people.
+        For people: the question that the classes answer.
     data : Source
         `Kaggle("owner/name")`, `FashionMNIST()` or `ImageFolder("path")`, with image size and channels.
     protocol : RepeatedHoldout or StratifiedKFold
-    models : tuple of str
-        Names in `models.MODELS`.
+    models, baselines : tuple of str
+        Names in `models.MODELS` and `models.BASELINES`.
     training : TrainingConfig
     experiment : str, optional
         Name of the MLflow experiment; the task's name unless given.
-    baselines : tuple of str, optional
-        Names in `models.BASELINES`.
 
     Raises
     ------
@@ -60,6 +58,13 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Task:
-    """Import a task's script, and return its TASK."""
+    """Import a task's script, and return its TASK; a `DatasetError` says so if it has another name."""
     task: Task = importlib.import_module(f"experiments.{name}").TASK
+    check_name(task, name)
     return task
+
+
+def check_name(task: Task, script: str) -> None:
+    """Refuse a task that is not named like its script: other commands would not find it."""
+    if task.name != script:
+        raise DatasetError(f"experiments/{script}.py defines the task {task.name!r}; give it the name {script!r}")

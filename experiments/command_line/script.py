@@ -12,9 +12,9 @@ import typer
 from datasets import DatasetError
 from experiments.jobs.engine import EngineError
 from experiments.request import MOST_JOBS, Request
-from experiments.task import Task
+from experiments.task import Task, check_name
 from tracking import StoreError
-from tracking.commands import Uri, not_one_of
+from tracking.commands import SCRIPTS, Uri, not_one_of
 from tracking.settings import DEVICE_MEMORY, MEANINGS, Precision, SettingError
 from tracking.store import in_one_line
 
@@ -71,6 +71,8 @@ def main(task: Task) -> None:
             for key, own in chosen.items()
         }
         try:
+            if (script := Path(sys.argv[0])).resolve().parent == SCRIPTS:
+                check_name(task, script.stem)
             config = replace(
                 usual, lr=lr, weight_decay=weight_decay, batch_size=batch_size, epochs=epochs, patience=patience,
                 augment=augment, precision=precision, device=device, **seeds,
@@ -82,6 +84,8 @@ def main(task: Task) -> None:
                 tracking_uri,
             )  # fmt: skip
             code = _run(request)
+        except DatasetError as error:
+            code = _fail(str(error))
         except SettingError as error:
             raise typer.BadParameter(error.reason, param_hint=f"'{error.option}'") from None
         raise typer.Exit(code)
