@@ -40,7 +40,7 @@ WORKS = (  # model, channels, classes, pixels, images of a batch, images evaluat
         for name in ("lenet5", "vggnet", "resnetcnn", "efficientnet_lite", "efficientnet_b0")
     ),
 )
-KINDS = {  # part of an operation's name: what it is called in the table; the first that fits
+KINDS = {  # part of an operation's name: its name in the table; the first match counts
     "batch_norm": "BatchNorm",
     "convolution_backward": "convolution, backward",
     "conv": "convolution",  # with the activation, and BatchNorm's second pass, which are done by oneDNN's convolution
@@ -71,7 +71,7 @@ def synchronise(device: str) -> None:
 
 
 def convolution_ceiling(dtype: torch.dtype, device: str) -> float:
-    """Operations per second of a 3x3 convolution, which is what most of the work consists of."""
+    """Operations per second of a 3x3 convolution, which is most of the work."""
     x = torch.randn(64, 128, 32, 32).to(device, dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(128, 128, 3, 3).to(device, dtype).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=True):  # its fastest, whatever it takes to find

@@ -1,7 +1,7 @@
-"""What one epoch of a model is made of: the operations of a processor, or the kernels of a GPU, by their time.
+"""Profile of one epoch of a model: the operations of a processor, or the kernels of a GPU, by their time.
 
 What      one epoch of a task's own training on its first split, validation included, after two that do not count; its
-          wall time, the time that the device was busy, and what took it
+          wall time, the busy time of the device, and its operations
 Time      some epochs
 
     python benchmarks/epoch.py task3 lenet5 --data-dir DIR
@@ -54,7 +54,7 @@ def main() -> None:
     busy = sum(spent for spent, _ in events) / 1e6
     print(f"{arguments.model} on {arguments.task}, {hardware.describe_device(config.device)}, {config.precision}:")
     print(f"an epoch takes {1e3 * plain:.1f} ms; in a profiled one the device is busy for {1e3 * busy:.1f} ms\n")
-    print("| what | calls | ms | share |\n|---|--:|--:|--:|")
+    print("| operation | calls | ms | share |\n|---|--:|--:|--:|")
     for spent, event in sorted(events, key=lambda item: -item[0])[:SHOWN]:
         print(f"| `{event.key[:70]}` | {event.count} | {spent / 1e3:.2f} | {spent / 1e6 / busy:.0%} |")
 

@@ -6,7 +6,7 @@ What      Each model is trained twice with each seed, from the same weights on t
           and for EfficientNet-B0, which is made for photographs, 320 muffins and chihuahuas (256 to train)
 Compared  the training loss of each epoch; the final validation loss and accuracy; and the predictions of the model that
           was trained fast, by `evaluate` in this precision and by its own `forward` in fp32
-Fails     where the mean difference of the accuracies exceeds twice its standard error and half a point, or less than
+Fails     if the mean difference of the accuracies exceeds twice its standard error and half a point, or less than
           99.9 % of the predictions agree
 Time      about 10 minutes on 2 CPU cores
 
@@ -55,7 +55,7 @@ class Curve(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What a model is trained on."""
+    """Data, split and settings of a training."""
 
     data: ImageData
     split: Split
@@ -99,7 +99,7 @@ def train_fast(subject: Subject, name: str, seed: int) -> tuple[Curve, float]:
 
 
 def train_plainly(subject: Subject, name: str, seed: int) -> Curve:
-    """Train on the same batches, in fp32 and with nothing that is meant to be fast."""
+    """Train on the same batches, in fp32 and without any fast path."""
     data, split, config = subject
     model = new_model(subject, name, seed).to(memory_format=torch.contiguous_format)
     mean, std = DeviceImages.load(data, "cpu").normalisation(split.train)
@@ -163,7 +163,7 @@ def row(name: str, subject: Subject, seeds: Sequence[int]) -> tuple[str, bool]:
 
 
 def main() -> None:
-    """Print the table; exit code 1 where a model does not agree."""
+    """Print the table; exit code 1 if a model does not agree."""
     parser = argparse.ArgumentParser(description="Compare fast training with plain training; see the docstring.")
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     parser.add_argument("--model", action="append", choices=models.MODELS)

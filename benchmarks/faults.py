@@ -1,4 +1,4 @@
-"""Does a protocol survive kill -9 at any moment, and give the numbers that it gives when nothing happens?
+"""Does a protocol survive kill -9 at any moment, and give the numbers of an undisturbed run?
 
 What      one task script is run to its end, and again with SIGKILL at a random moment, the same command after each
           kill, until it is done; then once more on a new store, until there were enough kills. After each kill the
@@ -53,7 +53,7 @@ class Campaign:
     options : sequence of str
         Of its script.
     folder : Path
-        Of stores and of what the processes leave in TMPDIR.
+        Of the stores, and of TMPDIR of the processes.
     rng : random.Random
         Of the moments.
     """
@@ -77,7 +77,7 @@ class Campaign:
 
     @property
     def scratch(self) -> Path:
-        """What stands in for /tmp, to be empty at the end."""
+        """The stand-in for /tmp, empty at the end."""
         (self.folder / "tmp").mkdir(exist_ok=True)
         return self.folder / "tmp"
 
@@ -143,7 +143,7 @@ def differences(task: str, reference: Path, store: Path) -> list[str]:
 
 
 def contents(task: str, store: Path) -> dict[str, dict[str, object]]:
-    """What a store holds of each run of a task, parents too, that must not depend on the time or on kills.
+    """The content of each run of a task, parents included, that must not depend on the time or on kills.
 
     Of two runs with one name the second is counted, so that a run that stands twice is a difference.
     """
@@ -191,7 +191,7 @@ def strays(store: Path) -> list[str]:
 
 
 def run_campaign(task: str, options: Sequence[str], kills: int, seed: int, folder: Path) -> Campaign:
-    """Kill a task's script at least so many times; `SystemExit` says what is wrong."""
+    """Kill a task's script at least so many times; `SystemExit` names the fault."""
     campaign = Campaign(task, options, folder, random.Random(seed))
     reference, seconds = campaign.reference()
     while campaign.kills < kills:
@@ -200,7 +200,7 @@ def run_campaign(task: str, options: Sequence[str], kills: int, seed: int, folde
 
 
 def main() -> None:
-    """Run a campaign as the command line says and print what happened."""
+    """Run a campaign as the command line says, and print its counts."""
     parser = argparse.ArgumentParser(description="Kill a protocol at random moments; see the module's docstring.")
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--task", choices=script_tasks(), default="task3")

@@ -1,4 +1,4 @@
-"""What pictures that stand in the published training and test folder do to the test score of a task.
+"""Effect of pictures that are in both the published training and test folder on the test score of a task.
 
 What      From the stored predictions: the test accuracy of each finished model of the newest complete comparison group,
           on all test images, on those of which the training folder holds the same picture (an equal perceptual hash),
@@ -8,7 +8,7 @@ Time      seconds
 
     python benchmarks/leaks.py task2
 
-The README has what it printed.
+The README has its output.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tracking import StoreError
 
 
 def divide_test_images(data: datasets.ImageData) -> dict[str, np.ndarray]:
-    """Indices of the test images by what the training folder holds of them."""
+    """Indices of the test images, by how the training folder repeats them."""
     test = np.arange(data.n_pool, len(data.labels))
     shared = datasets.leaking(datasets.duplicate_groups(data), np.arange(data.n_pool), test)
     found = near_duplicates(data)
@@ -77,8 +77,8 @@ def print_tables(task: str, data_dir: Path | None, tracking_uri: str | None) -> 
 
 
 def main() -> None:
-    """Read the options, and say in a sentence what is wrong with them or with what is there."""
-    parser = argparse.ArgumentParser(description="What shared pictures do to a test score; see the module's docstring.")
+    """Read the options and print the tables; an error is one sentence."""
+    parser = argparse.ArgumentParser(description="Measure the effect of shared pictures; see the module's docstring.")
     parser.add_argument("task", choices=("task1", "task2"))
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     parser.add_argument("--tracking-uri")

@@ -1,4 +1,4 @@
-"""What a run costs besides training: how soon the first epoch is there, and how long MLflow takes in all.
+"""Cost of a run besides training: the time to the first epoch, and the total time in MLflow.
 
 What      start: wall seconds from a command to the end of `--help`, to its first epoch in the store (LeNet-5, task 3),
           and to its end after three epochs; in a new store and in one that is there. The cache of images is warm.
@@ -56,7 +56,7 @@ def run(command: Sequence[str], database: Path | None = None) -> tuple[float, fl
 
 
 def start(data: Sequence[str], repeats: int = 5) -> None:
-    """Print the table of what starting takes."""
+    """Print the table of start-up times."""
     helps = [run([LENET[0], "--help"])[1] for _ in range(repeats)]
     new, existing = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +121,7 @@ def share(script: str, options: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Run the measurement that the command line names."""
     parser = argparse.ArgumentParser(description="Measure the overhead of a run; see the module's docstring.")
     modes = parser.add_subparsers(dest="mode", required=True)
     modes.add_parser("start").add_argument("--data-dir", help="as of the task scripts")

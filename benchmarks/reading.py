@@ -1,4 +1,4 @@
-"""How fast analysis/query.py reads the result database, beside what MLflow offers for the same.
+"""How fast analysis/query.py reads the result database, beside MLflow's own functions.
 
 What      `load_runs` against `mlflow.search_runs`: 5,000 child runs and their 500 parents, each child with 21 params,
           11 tags and 24 metrics. `load_curves` against `MlflowClient.get_metric_history` of every run and key: 200

@@ -1,10 +1,10 @@
-"""What a split costs the result database, and what that means for many splits and many workers.
+"""Cost of a split for the result database, and its consequences for many splits and many workers.
 
 What      writes:   processes that log epochs to a store as fast as it takes them, one, two and four of them
           split:    one split of LeNet-5 on the sample, with the calls of MLflow's client that it makes and the seconds
                     that they take, the bytes that travel to a worker, and the bytes that the split leaves
           simulate: W workers that share N splits and one store, from the constants below: a queue with as many servers
-                    as the store works on at a time. docs/scale.md has the tables and what follows from them
+                    as the store works on at a time. docs/scale.md has the tables and the conclusions
 Time      a minute for each; `writes` takes URIs of stores that may be written to
 
     python benchmarks/scale.py writes sqlite:///x.db http://127.0.0.1:5000
@@ -55,7 +55,7 @@ class Engine:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a worker does with a split: `seconds` of its own, and calls of the store, of which some are in between."""
+    """The work of a split: `seconds` of the worker, and calls of the store, some of them in between."""
 
     name: str
     seconds: float
@@ -111,7 +111,7 @@ def writes(uris: list[str]) -> None:
 
 
 def split(uri: str | None) -> None:
-    """Print what one split costs."""
+    """Print the cost of one split."""
     calls: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
 
@@ -186,7 +186,7 @@ def simulated(engine: Engine, work: Work, splits: int, workers: int) -> tuple[fl
 
 
 def simulate() -> None:
-    """Print what the constants imply."""
+    """Print the consequences of the constants."""
     for work in WORKS:
         print(f"\n{work.name}: {work.seconds:g} s, {work.calls + work.calls_between} calls a split\n")
         of_engines = " | ".join(f"{engine.name}: hours | at the store" for engine in ENGINES)
@@ -203,8 +203,8 @@ def simulate() -> None:
 
 
 def main() -> None:
-    """Do what the command line asks for."""
-    parser = argparse.ArgumentParser(description="Measure what a split costs the store; see the module's docstring.")
+    """Run the measurement that the command line names."""
+    parser = argparse.ArgumentParser(description="Measure the cost of splits for the store; see the docstring.")
     modes = parser.add_subparsers(dest="mode", required=True)
     modes.add_parser("writes").add_argument("uri", nargs="+")
     modes.add_parser("split").add_argument("uri", nargs="?", default=os.environ.get("MLFLOW_TRACKING_URI"))

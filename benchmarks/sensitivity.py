@@ -1,14 +1,14 @@
 """How much a comparison depends on the learning rate that all of its models share.
 
 What      The validation accuracy at the best epoch, mean ± sd over splits, of each network that has all its splits, by
-          learning rate: of the newest complete comparison group, and of those that differ from it in nothing else. The
-          test part is left alone: it must not choose a setting
+          learning rate: of the newest complete comparison group, and of those that differ from it in the learning rate
+          alone. The test part is left alone: it must not choose a setting
 Time      seconds, when the runs are there
 
     for lr in 3e-4 1e-3 3e-3; do python experiments/task3.py -m lenet5 -m resnetcnn --lr $lr; done
     python benchmarks/sensitivity.py task3
 
-results/README.md has what it printed.
+results/README.md has its output.
 """
 
 import argparse

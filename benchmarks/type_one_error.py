@@ -62,7 +62,7 @@ Test = Callable[[Comparison], TTest]
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to split, the part that scores, and the tests: ours first, then what else one might do."""
+    """A way to split, the part that scores, and the tests: ours first, then the alternatives."""
 
     title: str
     n_splits: int
@@ -164,7 +164,7 @@ PROTOCOLS = (
 def rejections(protocol: Protocol, repetitions: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Give the share of comparisons in which each test finds a difference, shape (shares, tests): size and power.
 
-    A true difference shifts the mean and nothing else, so the power comes from the same draws.
+    A true difference shifts only the mean, so the power comes from the same draws.
     """
     found = np.zeros((2, len(SHARES), len(protocol.tests)))
     for _ in range(repetitions):

@@ -32,8 +32,8 @@ accuracy of each contestant, the mean of its repeats, may differ from the plain 
 standard errors of the difference of two single runs, which is generous to means of several. sd is pooled over the
 peers' own repeats, but not less than the binomial standard error of the validation part, which stands for what is
 not known of sd after few repeats. So on garments (sd of LeNet-5 after 3 epochs: 1.1 points) a fault of five points is
-seen, and on 128 photos only a gross one; more `--epochs` and `--repeats` make it sharper. With one repeat nothing is
-judged: nothing is known of the noise. The exit code is 1 where an accuracy is off.
+seen, and on 128 photos only a gross one; more `--epochs` and `--repeats` make it sharper. With one repeat the
+noise is unknown and nothing is judged. The exit code is 1 if an accuracy is off.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def busy_seconds() -> float:
 
 
 def run_process(command: list[str], folder: Path, cache: Path) -> dict[str, float]:
-    """Run a process to its end; return what it took, or raise `SystemExit` where it fails.
+    """Run a process to its end; return its time and memory, or raise `SystemExit` if it fails.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def run_process(command: list[str], folder: Path, cache: Path) -> dict[str, floa
 
 
 def our_command(work: Work, entry: Entry, data_root: str) -> list[str]:
-    """The task's script for one split, with what the race fixes."""
+    """The task's script for one split, with the settings of the race."""
     return [
         sys.executable, f"experiments/{work.task}.py", "--model", work.model, "--split", "0", "--no-baselines",
         "--no-augment", "--batch-size", str(work.batch_size), "--epochs", str(entry.epochs),
@@ -116,7 +116,7 @@ def our_command(work: Work, entry: Entry, data_root: str) -> list[str]:
 
 
 def our_result(entry: Entry) -> dict[str, Any]:
-    """What a peer would have written, from the database that ours wrote."""
+    """The result in the form of a peer's, from the database of our run."""
     with contextlib.closing(sqlite3.connect(Path(entry.folder) / "mlflow.db")) as database:
 
         def values(key: str) -> list[float]:

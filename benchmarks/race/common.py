@@ -1,4 +1,4 @@
-"""What the peers share: the images as torch datasets, the network with its initial weights, scores, and MLflow.
+"""Shared by the peers: the images as torch datasets, the network with its initial weights, scores, and MLflow.
 
 The peers differ in the loop alone. Each is a module that is run with the path of an `Entry`.
 """
@@ -61,14 +61,14 @@ class PhotoFiles(Dataset[tuple[Any, Any]]):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all contestants of a work start from, as `preparation` left it.
+    """The common start of all contestants of a work, written by `preparation`.
 
     Attributes
     ----------
     folder : Path
     task : str
     data_root : str
-        What ours is given as --data-dir.
+        `--data-dir` of our script.
     model_arguments : dict
         Of `models.build`, besides the name.
     mean, std : list of float
@@ -76,9 +76,9 @@ class Prepared:
     files : list of (str, int), or None
         Path and label of each photo in the data set's order; None for Fashion-MNIST.
     once_seconds : float
-        What ours pays once for a data set: decoding, and the search for near duplicates.
+        Time of ours, once for a data set: decoding, and the search for near duplicates.
     note : str
-        What the photos are.
+        Origin of the photos.
     sizes : dict of str to int
         Images of each part.
     """
@@ -96,7 +96,7 @@ class Prepared:
 
     @classmethod
     def read(cls, folder: str | Path) -> "Prepared":
-        """Read what `preparation` wrote."""
+        """Read the files of `preparation`."""
         folder = Path(folder)
         return cls(folder, **json.loads((folder / "prepared.json").read_text(encoding="utf-8")))
 
@@ -138,7 +138,7 @@ class Prepared:
         return ConcatDataset(parts)
 
     def parts(self, target_transform: Callable[[int], Any] = int) -> dict[str, Subset[tuple[Any, Any]]]:
-        """The images of `train`, `val`, and `test` where there is one."""
+        """The images of `train`, `val` and, if there is one, `test`."""
         images = self.images(target_transform)
         return {part: Subset(images, rows.tolist()) for part, rows in self.indices.items() if len(rows)}
 
@@ -159,12 +159,12 @@ def cosine(entry: Entry, epoch: int) -> float:
 
 
 def params(entry: Entry) -> dict[str, Any]:
-    """What is logged at the start of a run."""
+    """The params that are logged at the start of a run."""
     return {**asdict(entry), "lr": LR, "weight_decay": WEIGHT_DECAY}
 
 
 def artifact_location(entry: Entry) -> str:
-    """Where the store of this run keeps files."""
+    """The folder of the store's artifacts."""
     return (Path(entry.folder) / "artifacts").as_uri()
 
 
@@ -180,7 +180,7 @@ def mlflow_run(entry: Entry) -> Iterator[None]:
 
 @dataclass
 class Record:
-    """What a peer measures of itself: the epochs' wall time, and the scores of the best one by validation loss."""
+    """Measurements of a peer: wall time of each epoch, and the scores of the one with the lowest validation loss."""
 
     epoch_seconds: list[float] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)

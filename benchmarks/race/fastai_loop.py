@@ -59,7 +59,7 @@ class Schedule(Callback):
 
 
 class Track(Callback):
-    """Time each epoch and log what the Recorder says of it, which stands before it in the order."""
+    """Time each epoch, and log the values of the Recorder, which is called first."""
 
     order = 70
 

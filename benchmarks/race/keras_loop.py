@@ -46,14 +46,14 @@ def convolution(module: nn.Conv2d, x: Any) -> Any:
 
 
 def batch_norm(module: nn.BatchNorm2d, x: Any) -> Any:
-    """BatchNorm; what torch calls momentum is the share of the new."""
+    """BatchNorm; torch's momentum is the share of the new value."""
     assert module.momentum is not None
     layer = layers.BatchNormalization(axis=1, momentum=1 - module.momentum, epsilon=module.eps)
     return weighted(layer, x, module.weight, module.bias, module.running_mean, module.running_var)
 
 
 def apply(module: nn.Module, x: Any) -> Any:
-    """Apply the Keras layers that do what one of ours does."""
+    """Apply the Keras layers that correspond to one of ours."""
     match module:
         case nn.ModuleList() | nn.Sequential():
             for child in module:

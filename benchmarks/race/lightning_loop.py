@@ -83,7 +83,7 @@ class Measure(Callback):
 
 
 def precision() -> Any:
-    """bf16-mixed where the processor multiplies bf16."""
+    """bf16-mixed if the processor multiplies bf16."""
     capabilities = torch.cpu.get_capabilities()
     return "bf16-mixed" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "32-true"
 

@@ -1,4 +1,4 @@
-"""What all contestants of a work start from, made once and in a process of its own: the driver has to stay small.
+"""Prepare the common start of all contestants of a work, once and in a separate process: the driver has to stay small.
 
     python -m benchmarks.race.preparation WORK FOLDER [DATA_DIR]
 
@@ -30,14 +30,14 @@ from experiments.training.images import DeviceImages
 from experiments.training.state import initialise, seed_of_split
 
 PUBLISHED_SIZE = (800, 532)  # pixels: medians of the published photos
-QUALITY = 90  # of JPEG, where photos have to be enlarged
+QUALITY = 90  # of JPEG, for enlarged photos
 
 
 def photos_folder(root: Path, count: int, size: int, folder: Path) -> str:
-    """Make `folder/train/<class>/` of the first photos of each class; return what they are.
+    """Make `folder/train/<class>/` of the first photos of each class; return their origin.
 
-    They are links where the data set is as published. Of a copy that was reduced to what the models see, enlarged
-    files are made, or nobody would decode what people have to decode.
+    They are links if the data set is as published. A copy that was reduced to the models' input size is enlarged, so
+    that decoding costs as much as it does with the published files.
     """
     chosen = {label: files[: count // 2] for label, files in list_folder(root)[0].items()}
     reduced = True
@@ -64,7 +64,7 @@ def photos_folder(root: Path, count: int, size: int, folder: Path) -> str:
 
 
 def unpack_fashion_mnist(root: Path, folder: Path) -> None:
-    """Put the raw files where torchvision looks for them below `folder`, unpacked."""
+    """Unpack the raw files into the subfolder of `folder` that torchvision reads."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for path in raw_files(root):
@@ -73,7 +73,7 @@ def unpack_fashion_mnist(root: Path, folder: Path) -> None:
 
 
 def check_same_images(prepared: Prepared, data: datasets.ImageData) -> None:
-    """Compare some images as a peer loads them with ours; raise `SystemExit` where they differ.
+    """Compare some images as a peer loads them with ours; raise `SystemExit` if they differ.
 
     Peers decode photos whole, ours as near as `datasets.images.decode` says.
     """

@@ -1,4 +1,4 @@
-"""What the race's raw results say: medians, ratios, whether the scores agree; as a table and as a figure."""
+"""Table and figure of the race's raw results: medians, ratios, and whether the scores agree."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +94,7 @@ def plain_accuracies(summary: Mapping[str, Line]) -> list[float]:
 def tolerance(raw: Raw, summary: Mapping[str, Line]) -> float | None:
     """How far from the plain loops an accuracy may be by chance: see the package's `__main__`.
 
-    None where no plain loop ran, or no peer twice: then nothing is known of the noise.
+    None if no plain loop ran, or no peer ran twice: the noise is unknown then.
     """
     reference = plain_accuracies(summary)
     peers = [line.accuracies for name, line in summary.items() if name != OURS]
@@ -156,7 +156,7 @@ def table(raws: Mapping[str, Raw]) -> str:
     Parameters
     ----------
     raws : mapping of str to Raw
-        What race.json holds, by work.
+        Content of race.json, by work.
     """
     ordered = _ordered(raws)
     where: dict[str, list[str]] = {}
@@ -185,7 +185,7 @@ def table(raws: Mapping[str, Raw]) -> str:
 
 
 def _disturbance(raw: Raw) -> str:
-    """Say where other processes were at work on the machine; empty where none were."""
+    """Name the runs that other processes disturbed; empty if there were none."""
     disturbed = [run for run in raw["runs"] if run["others"] > DISTURBED]
     if not disturbed:
         return ""

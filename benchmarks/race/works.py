@@ -1,4 +1,4 @@
-"""What is raced and by whom. Nothing here imports torch: a child's peak memory counts its parent's from the start."""
+"""Works and contestants. Nothing here imports torch: the peak memory of a child includes its parent's."""
 
 import dataclasses
 import importlib.util
@@ -39,7 +39,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Who does the work.
+    """A program that does the work.
 
     Attributes
     ----------
@@ -48,13 +48,13 @@ class Contestant:
     module : str or None
         Run with `python -m`; None is the task's own script.
     package : str or None
-        What has to be installed for it, beside our own requirements.
+        Needed for it, besides our own requirements.
     num_workers : int
         Processes that load data.
     lacks : tuple of str
         Models that it has no version of.
     devices : tuple of str
-        Where it is raced.
+        Devices on which it is raced.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Entry:
 
     @property
     def result(self) -> Path:
-        """Where a peer's process leaves what it measured."""
+        """File with the measurements of a peer's process."""
         return Path(self.folder) / "result.json"
 
     def write(self) -> Path:
@@ -143,5 +143,5 @@ class Entry:
 
     @classmethod
     def read(cls, path: str) -> "Entry":
-        """Read what `write` wrote."""
+        """Read an entry that `write` has written."""
         return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
