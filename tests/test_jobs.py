@@ -26,7 +26,7 @@ from experiments.jobs.job import Job, Result
 from experiments.jobs.local import Local
 from experiments.jobs.schedule import Load
 from experiments.jobs.sequential import Sequential
-from tests.conftest import ROOT, THREE_SPLITS, Gate, disturbed
+from tests.conftest import HANGS, ROOT, THREE_SPLITS, Gate, disturbed
 from tests.test_resume import start
 from tracking import StoreError, TrainingConfig, persist
 from tracking.store import StoreAwayError
@@ -87,7 +87,7 @@ def test_results_are_written_beside_the_next_training_and_in_order() -> None:
             go_on.set()
 
     def record(job: Job) -> Result:
-        done.append(go_on.wait(60) and f"write {job.number}")
+        done.append(go_on.wait(HANGS) and f"write {job.number}")
         return Result("trained")
 
     with Sequential(Worker(train, record)) as engine:
@@ -108,7 +108,7 @@ def test_what_failed_to_be_written_is_raised_and_the_next_is_written_all_the_sam
         if job.number == 1:
             done.append("next")
             return Result("trained")
-        assert begun.wait(60)
+        assert begun.wait(HANGS)
         raise StoreError("no room")
 
     with pytest.raises(StoreError, match="no room"), Sequential(Worker(train, record)) as engine:
@@ -124,7 +124,7 @@ def interrupted(record: Callable[[threading.Event], object]) -> None:
 
     def train(job: Job) -> None:
         if job.number == 1:
-            assert recording.wait(60)
+            assert recording.wait(HANGS)
             interrupt.set()
             raise KeyboardInterrupt
 
@@ -141,7 +141,7 @@ def test_an_interrupt_lets_the_last_split_be_written() -> None:
     done = []
 
     def record(interrupt: threading.Event) -> None:
-        assert interrupt.wait(60)
+        assert interrupt.wait(HANGS)
         time.sleep(0.1)  # the interrupt is on its way out
         done.append("written")
 
@@ -266,7 +266,7 @@ def test_a_killed_worker_costs_nothing_but_time(three_splits: str, store_uri: st
     process = start("task3", store_uri, *SPLITS, "--jobs", "2", **gate.environment)
     os.kill(gate.wait_for(2, process)[0], signal.SIGKILL)
     gate.open()
-    printed, errors = process.communicate(timeout=300)
+    printed, errors = process.communicate(timeout=HANGS)
     assert (process.returncode, errors) == (0, "")
     assert "3 of 3 done" in printed
     assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["FINISHED"] * 3
@@ -281,8 +281,8 @@ def test_the_workers_end_with_their_command_and_it_goes_on(
         process = start("task3", store_uri, *SPLITS, "--jobs", "2", **gate.environment)
         workers = [psutil.Process(pid) for pid in gate.wait_for(2, process)]
         process.send_signal(signum)
-        _, errors = process.communicate(timeout=200)
-        _, alive = psutil.wait_procs(workers, timeout=100)
+        _, errors = process.communicate(timeout=HANGS)
+        _, alive = psutil.wait_procs(workers, timeout=HANGS)
         assert not alive
         if signum == signal.SIGINT:
             assert process.returncode == 130
@@ -340,7 +340,7 @@ def test_source_that_is_edited_after_the_start_is_not_trained_under_the_old_dige
     assert process.stdout is not None and process.stdout.readline().startswith("task3")
     source = tree / "models" / "lenet.py"
     source.write_text(source.read_text().replace("84", "85"))
-    printed, errors = process.communicate(timeout=300)
+    printed, errors = process.communicate(timeout=HANGS)
     old = analysis.load_runs(["task3"], store_uri)
     if process.returncode:  # the workers were started after the edit
         assert process.returncode == 1
@@ -351,7 +351,7 @@ def test_source_that_is_edited_after_the_start_is_not_trained_under_the_old_dige
         assert not old["status"].isin(["FINISHED", "RUNNING"]).any()
 
     # what is finished now was trained from the source of its digest, or it would not be derived again
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert again.returncode == 0, again.stderr
     runs = analysis.load_runs(["task3"], store_uri).query("status == 'FINISHED'")
     new = runs[~runs["run_id"].isin(old["run_id"])]

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import analysis
-from tests.conftest import Gate
+from tests.conftest import HANGS, Gate
 from tests.servers import free_port
 from tests.test_jobs import SPLITS, same_numbers
 from tests.test_resume import start
@@ -26,7 +26,7 @@ HEAD, OTHER = "127.0.0.2", "127.0.0.3"
 
 def ray_command(*arguments: str) -> None:
     command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -88,7 +88,7 @@ def test_a_cluster_gives_the_numbers_of_one_process(gate: Gate, three_splits: st
     process = start("task3", many, *SPLITS, "--backend", "ray")
     gate.wait_for(2, process)  # a worker on each node
     gate.open()
-    printed, errors = process.communicate(timeout=300)
+    printed, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 0 and "Traceback" not in errors, errors  # on a busy machine Ray itself says something
     assert "3 of 3 done, 0 running, 0 failed" in printed
     assert same_numbers(three_splits, many)
@@ -104,7 +104,7 @@ def test_a_node_that_dies_costs_nothing_but_time(gate: Gate, three_splits: str, 
     (node,) = raylets(OTHER)
     node.kill()
     gate.open()
-    printed, errors = process.communicate(timeout=300)
+    printed, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 0, errors
     assert "3 of 3 done, 0 running, 0 failed" in printed
     assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["FINISHED"] * 3
@@ -116,10 +116,10 @@ def test_an_interrupt_ends_the_runs_of_all_nodes(gate: Gate, store_uri: str) -> 
     process = start("task3", store_uri, *SPLITS, "--backend", "ray")
     gate.wait_for(2, process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 130
     assert "Error: interrupted; the same command goes on where this one stopped\n" in errors
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + HANGS
     while (runs := analysis.load_runs(["task3"], store_uri))["status"].eq("RUNNING").any():
         assert time.monotonic() < deadline
         time.sleep(0.2)

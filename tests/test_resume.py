@@ -12,7 +12,7 @@ import pytest
 import analysis
 import tracking
 from benchmarks.faults import run_campaign, strays
-from tests.conftest import ROOT, Gate
+from tests.conftest import HANGS, ROOT, Gate
 
 QUICK = ("--sample", "--epochs", "2", "--n-splits", "2", "-m", "lenet5", "--no-baselines")
 
@@ -41,7 +41,7 @@ def test_interrupt_ends_the_run_in_order_and_the_same_command_goes_on(
     process = start("task1", store_uri, *options, **gate.environment)
     gate.wait_for(1, process)
     process.send_signal(signum)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 130
     assert errors.endswith("Error: interrupted; the same command goes on where this one stopped\n")
     assert "Traceback" not in errors
@@ -75,7 +75,7 @@ def test_the_same_command_again_does_nothing_and_fresh_does_all(store_uri: str, 
 def test_two_processes_share_a_task_and_double_nothing(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     both = [start("task3", uri, *QUICK, "--n-splits", "4") for _ in range(2)]
-    printed = [process.communicate(timeout=300) for process in both]
+    printed = [process.communicate(timeout=HANGS) for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     runs = analysis.load_runs(["task3"], uri)
     assert sorted(runs["split"]) == [0, 1, 2, 3] and runs["status"].eq("FINISHED").all()
@@ -91,7 +91,7 @@ def test_different_tasks_at_once_on_a_fresh_store(tmp_path: Path) -> None:
     cache = tmp_path / "cache"  # all of them decode, too
     tasks = ("task1", "task2", "task3", "task1")
     started = [start(task, uri, *QUICK, "--epochs", "1", CACHE_DIR=str(cache)) for task in tasks]
-    printed = [process.communicate(timeout=400) for process in started]
+    printed = [process.communicate(timeout=HANGS) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0, 0], printed
     runs = analysis.load_runs(["task1", "task2", "task3"], uri)
     assert runs.groupby("task")["split"].apply(sorted).to_dict() == {task: [0, 1] for task in runs["task"].unique()}

@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 import analysis
-from tests.conftest import ROOT, call_command
+from tests.conftest import HANGS, ROOT, call_command
 from tests.servers import BUCKET, TrackingServer, clean_environment, make_bucket, tracking_server
 from tests.test_security import answers
 
@@ -46,7 +46,7 @@ def finished(server: TrackingServer, folder: Path) -> str:
     """A task that was run on the server, with nothing but its address: what it printed."""
     command = [sys.executable, str(ROOT / TASK[0]), *TASK[1:]]
     environment = clean_environment() | {"COLUMNS": "120", "MLFLOW_TRACKING_URI": server.uri}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -217,7 +217,7 @@ def test_a_bucket_that_is_there_is_left_as_it_is(server: TrackingServer, finishe
 ])  # fmt: skip
 def test_the_server_says_what_it_lacks(missing: str, given: dict[str, str]) -> None:
     environment = clean_environment() | given
-    result = subprocess.run([str(DEPLOY / "server.sh")], env=environment, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([str(DEPLOY / "server.sh")], env=environment, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode != 0 and result.stdout == ""
     assert re.search(rf"{missing}.*deploy/README\.md", result.stderr) and result.stderr.count("\n") == 1
 
