@@ -1,4 +1,4 @@
-"""Images and labels of the tasks, and how they are divided into training, validation and test.
+"""Images and labels of the tasks, and their division into training, validation and test parts.
 
 `Kaggle`, `FashionMNIST` and `ImageFolder` name a data set; `load` returns its images as `ImageData`. `RepeatedHoldout`
 and `StratifiedKFold` turn labels and a seed into `Split`s, and `draw_splits` does so for a whole data set.
@@ -10,19 +10,6 @@ from datasets.sources import FashionMNIST, ImageFolder, Kaggle, Source, find, lo
 from datasets.splits import Protocol, RepeatedHoldout, Split, StratifiedKFold, draw_splits
 
 __all__ = [
-    "DatasetError",
-    "FashionMNIST",
-    "ImageData",
-    "ImageFolder",
-    "Kaggle",
-    "Protocol",
-    "RepeatedHoldout",
-    "Source",
-    "Split",
-    "StratifiedKFold",
-    "draw_splits",
-    "duplicate_groups",
-    "find",
-    "leaking",
-    "load",
-]
+    "DatasetError", "FashionMNIST", "ImageData", "ImageFolder", "Kaggle", "Protocol", "RepeatedHoldout", "Source", "Split",
+    "StratifiedKFold", "draw_splits", "duplicate_groups", "find", "leaking", "load",
+]  # fmt: skip

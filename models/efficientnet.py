@@ -33,16 +33,8 @@ class MBConv(nn.Module):
     From MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) with SE. The depthwise convolution does the spatial
     work with one filter per channel, so it can afford many channels; the narrow ends carry the state.
 
-    Parameters
-    ----------
-    in_channels, out_channels : int
-        Width of the narrow ends.
-    kernel, stride : int
-        Of the depthwise convolution.
-    expansion : int
-        Inner width as a multiple of in_channels; 1 omits the first convolution.
-    drop : float
-        Probability of skipping the block for an image in training (`StochasticDepth`).
+    `kernel` and `stride` are those of the depthwise convolution. `expansion` is the inner width as a multiple of
+    in_channels; 1 omits the first convolution. `drop` is the rate of `StochasticDepth`.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from datasets import DatasetError
 from datasets.audit import MAX_GROUPS, audit, draw_contact_sheet, to_text
 from experiments import task1, task2, task3
 from tests.conftest import REAL_DATA, snapshot
+from tests.test_datasets import run_here
 from tests.test_duplicates import picture
 
 DATA = {module.TASK.name: module.TASK.data for module in (task1, task2, task3)}
@@ -157,14 +158,14 @@ def test_text_json_file_and_contact_sheet_of_the_command(folder: Path, tmp_path:
     assert json.loads(out.read_text()) == audit("task1", DATA["task1"], folder)[0]
 
 
-def test_wrong_input_is_one_sentence(image_folder: Path, run_command) -> None:
+def test_wrong_input_is_one_sentence(image_folder: Path, monkeypatch, capfd) -> None:
     for arguments, code in (
         (("task9",), 2),
         (("task1", "--format", "latex"), 2),
         (("task1", "--data-dir", str(image_folder / "nowhere")), 1),
         (("task1", "--data-dir", str(image_folder), "--out", str(image_folder / "train/dark/00.png/a.json")), 1),
     ):
-        result = run_command("-m", "datasets", "audit", *arguments)
+        result = run_here(monkeypatch, capfd, "audit", *arguments)
         assert result.returncode == code and "Traceback" not in result.stderr
         assert code == 2 or result.stderr.splitlines()[-1].startswith("Error: ")
 

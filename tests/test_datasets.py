@@ -2,7 +2,10 @@
 
 import gzip
 import hashlib
+import runpy
 import shutil
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -141,12 +144,21 @@ def test_no_network_says_the_three_ways_on(tmp_path: Path, monkeypatch: pytest.M
     assert capfd.readouterr().out == ""
 
 
-def test_info_prints_classes_counts_and_digest(image_folder: Path, run_command) -> None:
+def run_here(monkeypatch: pytest.MonkeyPatch, capfd, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m datasets` in this process: a new one takes seconds to import all that it needs."""
+    monkeypatch.setattr(sys, "argv", ["datasets", *arguments])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("datasets", run_name="__main__")
+    return subprocess.CompletedProcess(arguments, end.value.code or 0, *capfd.readouterr())
+
+
+def test_info_prints_classes_counts_and_digest(image_folder: Path, run_command, monkeypatch, capfd) -> None:
     result = run_command("-m", "datasets", "info", "task1", "--data-dir", str(image_folder))
     assert result.returncode == 0, result.stderr
     words = result.stdout.split()
     assert words[words.index("dark") : words.index("dark") + 3] == ["dark", "20", "6"]
     assert datasets.load(DATA["task1"], image_folder).digest in result.stdout
-    assert run_command("-m", "datasets", "info", "task9").returncode == 2
-    missing = run_command("-m", "datasets", "info", "task1", "--data-dir", str(image_folder / "nowhere"))
+    assert run_here(monkeypatch, capfd, "info", "task9").returncode == 2
+    missing = run_here(monkeypatch, capfd, "info", "task1", "--data-dir", str(image_folder / "nowhere"))
     assert missing.returncode == 1 and missing.stderr.startswith("Error: ") and "Traceback" not in missing.stderr
