@@ -10,6 +10,6 @@ from datasets.sources import FashionMNIST, ImageFolder, Kaggle, Source, find, lo
 from datasets.splits import Protocol, RepeatedHoldout, Split, StratifiedKFold, draw_splits
 
 __all__ = [
-    "DatasetError", "FashionMNIST", "ImageData", "ImageFolder", "Kaggle", "Protocol", "RepeatedHoldout", "Source", "Split",
-    "StratifiedKFold", "draw_splits", "duplicate_groups", "find", "leaking", "load",
+    "DatasetError", "FashionMNIST", "ImageData", "ImageFolder", "Kaggle", "Protocol", "RepeatedHoldout", "Source",
+    "Split", "StratifiedKFold", "draw_splits", "duplicate_groups", "find", "leaking", "load",
 ]  # fmt: skip
