@@ -67,8 +67,8 @@ def _print_links(store: Store, address: str) -> None:
 
 
 def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
-    """Wait until the server answers; return False if it has ended or 60 s have passed."""
-    deadline = time.monotonic() + 60
+    """Wait until the server answers; return False if it has ended or 300 s have passed."""
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and server.poll() is None:
         try:
             urllib.request.urlopen(address, timeout=2).close()
