@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import analysis
 import tracking
-from analysis import comparison, statistics
+from analysis import comparison, query, statistics
 from analysis.__main__ import app
 from analysis.comparison import compare
 from analysis.figures import draw_figures
@@ -590,6 +590,7 @@ def error_rate(monkeypatch: pytest.MonkeyPatch) -> scores.Score:
     monkeypatch.setitem(scores.SCORES, score.name, score)
     for module in (scores, comparison):
         monkeypatch.setattr(module, "METRICS", (*scores.METRICS, *metrics))
+    monkeypatch.setattr(query, "RUN_COLUMNS", (*query.RUN_COLUMNS, *metrics))
     for metric in metrics:
         monkeypatch.setitem(keys.FINAL_METRICS, metric, "share of images whose class was not predicted")
     return score
