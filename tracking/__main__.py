@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from tracking import Store, StoreError, check_uri, open_store
-from tracking.commands import Uri, each_once, print_differences
+from tracking.commands import Uri, each_once, not_one_of, print_differences, script_tasks
 from tracking.store import in_one_line
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -119,11 +119,13 @@ def _copy(source: str, destination: str, tasks: list[str]) -> bool:
     with _option("--to"):
         if check_uri(destination).rstrip("/") == origin.uri.rstrip("/"):
             raise StoreError(f"--from and --to are both {origin.label}")
-    chosen = tasks or origin.tasks()
+    there, scripts = origin.tasks(), script_tasks()
+    known = sorted({*there, *scripts})
+    if unknown := [task for task in tasks if task not in known]:
+        raise typer.BadParameter(not_one_of(unknown[0], known))
+    chosen = tasks or there or scripts
     if missing := [task for task in chosen if origin.experiment_id(task) is None]:
         raise StoreError(f"there are no runs of {', '.join(missing)} in {origin.label}")
-    if not chosen:
-        raise StoreError(f"there are no runs in {origin.label}")
     with _option("--to"):
         target = open_store(destination, create=True)
     differences = [line for task in chosen for line in _copy_task(origin, target, task)]
