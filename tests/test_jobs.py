@@ -324,7 +324,7 @@ def test_a_worker_that_dies_of_a_signal_is_named_with_it_and_the_others_go_on(
     ]
     assert sorted(attempts) == [0, 1, 2]  # a second one each
     runs = analysis.load_runs(["task3"], store_uri).sort_values("split")
-    assert dict(zip(runs["split"], runs["status"], strict=True)) == {**dict.fromkeys(range(3), "FAILED"), 3: "FINISHED"}
+    assert dict(zip(runs["split"], runs["status"], strict=True)) == {**dict.fromkeys(range(3), "KILLED"), 3: "FINISHED"}
 
 
 def test_source_that_is_edited_after_the_start_is_not_trained_under_the_old_digest(
