@@ -23,7 +23,7 @@ import datasets
 import models
 import tracking
 from analysis.__main__ import app
-from experiments import TrainingConfig, main, task1, task3
+from experiments import TrainingConfig, task1, task3
 from experiments.jobs import worker
 from experiments.request import Request
 from experiments.run import Plan, execute, make_plan, run
@@ -43,7 +43,7 @@ SCRIPTS = {
 }
 TWO_MODELS = {"task1": ("lenet5", "vggnet"), "task2": ("lenet5", "resnetcnn"), "task3": ("lenet5", "seresnet")}
 SMALL = ("--sample", "--epochs", "1", "--n-splits", "2", "--threads", "1", "-m", "lenet5")
-Script = Callable[..., tuple[int, str, str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Finished(NamedTuple):
@@ -79,24 +79,6 @@ def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def script(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
-) -> Script:
-    """Run a task's script in this process; return exit code, stdout and stderr."""
-    monkeypatch.setenv("CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
-
-    def run_here(task: str, *options: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [f"{task}.py", *options])
-        with pytest.raises(SystemExit) as end:
-            main(find(task))
-        printed = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, printed.out, printed.err
-
-    return run_here
-
-
-@pytest.fixture
 def scores_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures and champion out of the end of a command, for tests of other things."""
     monkeypatch.setattr("experiments.jobs.results.log_figures", lambda *_: None)
@@ -104,14 +86,14 @@ def scores_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def requested(script: Script, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Request]:
+def requested(run_here: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Request]:
     """Return the request that the options of task 3 make, without running it."""
 
     def parse(*options: str) -> Request:
         requests: list[Request] = []
         with monkeypatch.context() as patched:
             patched.setattr("experiments.run.run", lambda request: requests.append(request) or [])
-            assert script("task3", *options)[0] == 0
+            assert run_here("experiments/task3.py", *options).returncode == 0
         return requests[0]
 
     return parse
@@ -230,17 +212,17 @@ def test_every_script_trains_all_its_models(empty_database: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("scores_only")
-def test_a_diverging_split_fails_and_the_protocol_goes_on(store_uri: str, script: Script) -> None:
+def test_a_diverging_split_fails_and_the_protocol_goes_on(store_uri: str, run_here: Run) -> None:
     options = (*SMALL[:-2], "--lr", "1e30", "-m", "resnetcnn", "-m", "lenet5", "--no-baselines")
-    code, out, err = script("task3", *options, "--tracking-uri", store_uri)
-    assert code == 1
-    assert "resnetcnn split 1: the validation loss is nan in epoch 1" in err
+    result = run_here("experiments/task3.py", *options, "--tracking-uri", store_uri)
+    assert result.returncode == 1
+    assert "resnetcnn split 1: the validation loss is nan in epoch 1" in result.stderr
     runs = analysis.load_runs(["task3"], store_uri)
     # tanh keeps LeNet-5 finite, whatever its weights
     assert runs["model"].tolist() == ["resnetcnn"] * 2 + ["lenet5"] * 2
     assert runs["status"].tolist() == ["FAILED"] * 2 + ["FINISHED"] * 2
     assert runs["failure"].iloc[:2].str.contains("in epoch 1").all()
-    assert "resnetcnn has 0 of 2 splits; missing: 0 (the validation loss is nan in epoch 1; " in out
+    assert "resnetcnn has 0 of 2 splits; missing: 0 (the validation loss is nan in epoch 1; " in result.stdout
 
 
 @pytest.mark.usefixtures("scores_only")
@@ -262,7 +244,7 @@ def test_a_split_that_does_not_fit_says_so_and_the_protocol_goes_on(store_uri: s
 
 @pytest.mark.usefixtures("scores_only")
 def test_a_model_that_cannot_be_built_is_named_and_the_others_are_trained(
-    store_uri: str, script: Script, monkeypatch: pytest.MonkeyPatch
+    store_uri: str, run_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refuses(torch.nn.Module):
         def __init__(self, in_channels: int, num_classes: int, image_size: int) -> None:
@@ -270,10 +252,10 @@ def test_a_model_that_cannot_be_built_is_named_and_the_others_are_trained(
 
     monkeypatch.setitem(models.MODELS, "refuses", Refuses)
     options = (*SMALL, "--n-splits", "1", "-m", "refuses", "--no-baselines", "--tracking-uri", store_uri)
-    code, _, err = script("task3", *options)
-    assert code == 1 and "Traceback" not in err
+    result = run_here("experiments/task3.py", *options)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
     reason = "cannot be built for 28x28 images of 1 channel and 10 classes (ValueError: it needs 224 pixels)"
-    assert [line for line in err.splitlines() if line.startswith("Error: ")] == [f"Error: refuses {reason}"]
+    assert [line for line in result.stderr.splitlines() if line.startswith("Error: ")] == [f"Error: refuses {reason}"]
     runs = analysis.load_runs(["task3"], store_uri)
     assert runs["model"].tolist() == ["lenet5"] and runs["status"].tolist() == ["FINISHED"]
 
@@ -326,7 +308,7 @@ def test_every_setting_of_a_training_is_an_option(requested: Callable[..., Reque
 
 
 def test_a_folder_of_ones_own_without_test_part_and_read_only(
-    image_folder: Path, store_uri: str, script: Script, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, store_uri: str, run_here: Run
 ) -> None:
     shutil.rmtree(image_folder / "test")
     (image_folder / "train" / "dark").rename(image_folder / "train" / "어두움")
@@ -334,16 +316,16 @@ def test_a_folder_of_ones_own_without_test_part_and_read_only(
     for path in [*image_folder.rglob("*"), image_folder]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = snapshot(image_folder)
-    monkeypatch.setenv("DATA_DIR", str(image_folder))
-    code, out, err = script("task1", *SMALL[1:], "--no-baselines", "--tracking-uri", store_uri)
-    assert code == 0, err
+    options = (*SMALL[1:], "--no-baselines", "--tracking-uri", store_uri)
+    result = run_here("experiments/task1.py", *options, DATA_DIR=str(image_folder))
+    assert result.returncode == 0, result.stderr
     assert snapshot(image_folder) == before
-    assert "1 of 41 files do not decode: train/light/broken.jpg" in out
+    assert "1 of 41 files do not decode: train/light/broken.jpg" in result.stdout
     runs = analysis.load_runs(["task1"], store_uri)
     assert runs["dataset"].tolist() == ["photos"] * 2 and runs["n_test"].tolist() == [0, 0]
     assert runs["test/accuracy"].isna().all() and runs["best_val/accuracy"].notna().all()
     assert pd.api.types.is_float_dtype(runs["test/accuracy"])
-    assert "validation part at the best epoch, which it chose" in out
+    assert "validation part at the best epoch, which it chose" in result.stdout
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
@@ -361,10 +343,10 @@ def test_a_folder_of_ones_own_without_test_part_and_read_only(
     (("--data-dir", "nowhere"), "'--data-dir'"),
     (("--n-splits", "0"), "'--n-splits'"),
 ])  # fmt: skip
-def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, script: Script, tmp_path: Path) -> None:
-    code, _, err = script("task3", *SMALL, *options, "--tracking-uri", f"sqlite:///{tmp_path}/new.db")
-    assert code == 2, err
-    assert sentence in " ".join(err.split())
+def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, run_here: Run, tmp_path: Path) -> None:
+    result = run_here("experiments/task3.py", *SMALL, *options, "--tracking-uri", f"sqlite:///{tmp_path}/new.db")
+    assert result.returncode == 2, result.stderr
+    assert sentence in " ".join(result.stderr.split())
     assert not (tmp_path / "new.db").exists()
 
 
@@ -386,14 +368,14 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize(("folder", "options", "sentence"), IMPOSSIBLE)
 def test_what_cannot_be_done_is_one_sentence(
-    folder: str, options: tuple[str, ...], sentence: str, image_folder: Path, script: Script, tmp_path: Path
+    folder: str, options: tuple[str, ...], sentence: str, image_folder: Path, run_here: Run, tmp_path: Path
 ) -> None:
     if folder == "one":
         shutil.rmtree(image_folder / "train" / "light")
     uri = ("--tracking-uri", f"sqlite:///{tmp_path}/new.db")
-    code, _, err = script("task2", "--data-dir", str(image_folder), "-m", "lenet5", *uri, *options)
-    assert code == 1, err
-    message = err[err.index("Error: ") :]
+    result = run_here("experiments/task2.py", "--data-dir", str(image_folder), "-m", "lenet5", *uri, *options)
+    assert result.returncode == 1, result.stderr
+    message = result.stderr[result.stderr.index("Error: ") :]
     assert sentence in message and message.count("\n") == 1
     assert not (tmp_path / "new.db").exists()
 
@@ -417,9 +399,9 @@ def test_help_names_every_option_without_loading_torch_or_mlflow() -> None:
     assert not {"torch", "mlflow"} & modules
 
 
-def test_k_fold_takes_two_splits(script: Script) -> None:
-    code, _, err = script("task2", "--sample", "--n-splits", "1")
-    assert code == 2 and "k-fold takes at least 2 splits" in err
+def test_k_fold_takes_two_splits(run_here: Run) -> None:
+    result = run_here("experiments/task2.py", "--sample", "--n-splits", "1")
+    assert result.returncode == 2 and "k-fold takes at least 2 splits" in result.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")

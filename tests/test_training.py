@@ -42,8 +42,8 @@ def split(data: ImageData) -> Split:
 
 
 def few(split: Split) -> Split:
-    """The split with 48 training images, for large models."""
-    return split._replace(train=split.train[:48])
+    """The split with 32 training images, for large models."""
+    return split._replace(train=split.train[:32])
 
 
 def new_model(name: str = "lenet5") -> torch.nn.Module:

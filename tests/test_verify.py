@@ -121,7 +121,7 @@ def victim(finished: Path, tmp_path: Path) -> Victim:
 
 def test_what_a_run_left_is_derived_again_without_a_difference(finished: Path, run_command) -> None:
     options = ("task3", "--tracking-uri", Victim(finished).uri)
-    result = run_command("-m", "experiments", "verify", *options, CACHE_DIR="")  # the cache that the run filled
+    result = run_command("-m", "experiments", "verify", *options)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith("task3: 6 runs, ") and result.stdout.count("\n") == 1
     assert "58,800 predictions derived again, 0 differences (exact: same kind of device and threads)" in result.stdout
