@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_a_model_and_a_task_are_one_file_each(empty_database: Path, image_folder
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (model,) = (block for block in blocks if "class TwoConvolutions(nn.Module)" in block)
     (task,) = (block for block in blocks if "TASK =" in block)
-    assert max(len(re.findall(r"^.*\S", block, re.MULTILINE)) for block in (model, task)) <= 15
+    assert max(len(re.findall(r"^.*\S", block, re.MULTILINE)) for block in (model, task)) <= 18
     copy = tmp_path / "copy"
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -99,6 +100,9 @@ def test_a_model_and_a_task_are_one_file_each(empty_database: Path, image_folder
     for file, block in (("models/twoconvolutions.py", model), ("experiments/task4.py", task)):
         assert f"`{file}`" in README and not (copy / file).exists()
         (copy / file).write_text(block)  # and no other file
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    for arguments in (["check"], ["format", "--check"]):  # as `make test` does
+        subprocess.run([sys.executable, "-m", "ruff", *arguments, "."], cwd=copy, check=True)
     new_store(empty_database, copy / "mlruns")
     (copy / "data").symlink_to(ROOT / "data")  # the sample is drawn once for all tests
     image_folder.rename(tmp_path / "flowers")
@@ -109,7 +113,7 @@ def test_a_model_and_a_task_are_one_file_each(empty_database: Path, image_folder
         "-m datasets info task4",
         "-m experiments verify task4",
         f"-m experiments predict task4 {tmp_path / 'flowers' / 'test' / 'light' / '00.png'}",
-        "-m pytest -p no:cacheprovider tests/test_models.py -k 'twoconvolutions and (forward or torch_counts)'",
+        "-m pytest -p no:cacheprovider tests/test_models.py -k user",
     ]
     result = subprocess.run(
         [sys.executable, "-c", IN_ONE_PROCESS, *commands], cwd=copy, capture_output=True, text=True, timeout=600,
@@ -128,4 +132,4 @@ def test_a_model_and_a_task_are_one_file_each(empty_database: Path, image_folder
     assert "task4: flowers, 128x128x3" in info
     assert " 0 differences" in verified
     assert re.search(r"00.png +[\d.]+%  (dark|light)", predicted)
-    assert "8 passed" in checked
+    assert "2 passed" in checked

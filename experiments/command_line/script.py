@@ -40,9 +40,9 @@ def main(task: Task) -> None:
         precision: Annotated[Precision, Option(help=MEANINGS["precision"])] = usual.precision,
         device: Annotated[str, Option(help=MEANINGS["device"])] = usual.device,
         seed: Annotated[int | None, Option(help="sets both seeds")] = None,
-        split_seed: Annotated[int | None, Option(help=MEANINGS["split_seed"], show_default=str(usual.split_seed))]
+        split_seed: Annotated[int | None, Option(help=f"{MEANINGS['split_seed']}; default: {usual.split_seed}")]
         = None,
-        train_seed: Annotated[int | None, Option(help=MEANINGS["train_seed"], show_default=str(usual.train_seed))]
+        train_seed: Annotated[int | None, Option(help=f"{MEANINGS['train_seed']}; default: {usual.train_seed}")]
         = None,
         data_dir: Annotated[Path | None, Option(envvar="DATA_DIR", exists=True, file_okay=False, help="folder with the "
                                                 "data set under its published name, or with train/<class>/; only read")]

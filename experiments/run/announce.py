@@ -44,7 +44,8 @@ def announce(plan: Plan, store: Store) -> None:
         shown = "; ".join(data.skipped[:5]) + ("; ..." if len(data.skipped) > 5 else "")
         total = len(data.labels) + len(data.skipped)
         console.print(f"  left out  {len(data.skipped)} of {total:,} files do not decode: {shown}", markup=False)
-    for sentence in [*unusable_sentences(), *plan.unusable]:
+    said = "; ".join(plan.unusable)
+    for sentence in [*plan.unusable, *(each for each in unusable_sentences() if each not in said)]:
         print(f"! {sentence}", file=sys.stderr)
 
 
