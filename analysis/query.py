@@ -28,7 +28,18 @@ import pandas as pd
 from tracking import Store, StoreError, UnknownTaskError, check_uri, open_store
 from tracking.artifacts import local_path, moved_artifacts, relocated
 from tracking.commands import not_one_of, script_tasks
-from tracking.keys import CLASSES, EPOCH_METRICS, FINAL_METRICS, PARAMS, PARENT, PREDICTIONS, TAGS, TASK, THUMBNAILS
+from tracking.keys import (
+    CLASSES,
+    EPOCH_METRICS,
+    FINAL_METRICS,
+    PARAMS,
+    PARENT,
+    PREDICTIONS,
+    SEEDS,
+    TAGS,
+    TASK,
+    THUMBNAILS,
+)
 from tracking.keys import UNTAGGED_EXPERIMENTS as UNTAGGED
 from tracking.settings import TYPES
 from tracking.store import StoreAwayError, check_exists, in_one_line, sqlite_error, sqlite_path, without_password
@@ -47,7 +58,7 @@ INTEGERS = (
     "n_splits", "split", "n_train", "n_val", "n_test", "parameters", "macs", "threads", "seed", "epoch",
     *(key for key, kind in TYPES.items() if kind is int),
 )  # fmt: skip
-SEEDS = ("split_seed", "train_seed")  # older runs have one `seed` for both
+
 RUN_COLUMNS = (
     "run_id", "parent_id", "status", "start_time", "end_time", "artifact_uri", *TAGS, *PARAMS, *FINAL_METRICS,
 )  # fmt: skip

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from analysis.comparison import Evidence, pairs_of_models, predicted_part
 from analysis.figures import confusion_counts, draw_figures, encode
-from analysis.query import SEEDS, local_artifact
+from analysis.query import local_artifact
 from analysis.tables import ResultTable, difference_table, number, score_table, verdict_sentences
 from tracking import Store, StoreError
-from tracking.keys import BASELINES, MODEL_CARD, SAMPLE
+from tracking.keys import BASELINES, MODEL_CARD, SAMPLE, SEEDS
 from tracking.settings import TYPES
 
 CAPTIONS = {

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
-from analysis.query import SEEDS
 from experiments.jobs import results
 from experiments.jobs.progress import count
 from experiments.provenance import fingerprint
@@ -32,7 +31,7 @@ AGREEMENT = 0.999  # of the predictions, likewise
 FILES = (
     keys.CHECKPOINT, keys.CONFUSION, keys.CONFUSION_FIGURE, keys.HISTORY, keys.PREDICTIONS, keys.SPLIT, keys.THUMBNAILS
 )  # fmt: skip
-NEEDED_PARAMS = tuple(key for key in keys.PARAMS if key not in ("seed", *SEEDS))
+NEEDED_PARAMS = tuple(key for key in keys.PARAMS if key not in ("seed", *keys.SEEDS))
 NEEDED_TAGS = ("task", "fingerprint", "split_hash", "dataset_digest", "source_digest", "hardware", "versions")
 SCORED = {"val": "best_val", "test": "test"}  # part of the predictions: prefix of its scores
 
@@ -40,7 +39,7 @@ SCORED = {"val": "best_val", "test": "test"}  # part of the predictions: prefix 
 def check_run(run: SplitRecord, parent: Record, material: Material | None) -> None:
     """Run all checks of a split that are possible."""
     checks: list[Callable[[], None]] = [functools.partial(_check_files, run)]
-    seeds = ("seed",) if "seed" in run.params else SEEDS  # older runs have one seed for both
+    seeds = ("seed",) if "seed" in run.params else keys.SEEDS  # older runs have one seed for both
     missing = [key for key in (*NEEDED_PARAMS, *seeds) if key not in run.params]
     missing += [key for key in NEEDED_TAGS if key not in run.tags]
     if missing:
