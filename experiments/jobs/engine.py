@@ -36,8 +36,8 @@ class Engine(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def why_lost(self, error: BaseException) -> str:
-        """Say why a worker was lost."""
+    def why_lost(self, future: "Future[Result]", error: BaseException) -> str:
+        """Say why the worker of a job was lost."""
         return f"its worker was lost ({type(error).__name__})"
 
     @abstractmethod
@@ -64,7 +64,7 @@ def run_jobs(
             try:
                 result = future.result()
             except engine.lost as error:
-                reason = f"{job.title}: {engine.why_lost(error)}"
+                reason = f"{job.title}: {engine.why_lost(future, error)}"
                 result = Result("failed", reason, again=not engine.tries_again)
             if result.again and job.attempt + 1 < ATTEMPTS:
                 again.append(job.again())

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import re
 import signal
 import sys
 import threading
@@ -50,6 +49,7 @@ class Local(Engine):
         dumps(context, reducers=self._reducers)
         self._idle: list[Any] = []
         self._busy: dict[Future[Result], Any] = {}
+        self._processes: dict[Future[Result], list[Any]] = {}  # of their executors
 
     def submit(self, job: Job) -> "Future[Result]":
         """Give a job to an idle process, or to a new one."""
@@ -61,12 +61,16 @@ class Local(Engine):
         with _without_ctrl_c():
             future = executor.submit(self._work, job)
         self._busy[future] = executor
+        self._processes[future] = list(executor._processes.values())
         return future  # type: ignore[no-any-return]
 
-    def why_lost(self, error: BaseException) -> str:
-        """Say which signal ended a worker."""
-        signals = [name for name in re.findall(r"SIG[A-Z0-9]+", str(error)) if hasattr(signal, name)]
-        return f"its process was ended by {signals[0]}" if signals else super().why_lost(error)
+    def why_lost(self, future: "Future[Result]", error: BaseException) -> str:
+        """Say which signal ended the worker of a job."""
+        for process in self._processes.pop(future):
+            process.join(5)  # loky's own message lacks the signal if it comes before the exit code
+            if process.exitcode and process.exitcode < 0:
+                return f"its process was ended by {signal.Signals(-process.exitcode).name}"
+        return super().why_lost(future, error)
 
     def _start(self) -> Any:
         from joblib.externals.loky import ProcessPoolExecutor
