@@ -1,6 +1,7 @@
 """Jobs in several processes of this machine."""
 
 import contextlib
+import faulthandler
 import functools
 import os
 import signal
@@ -128,6 +129,7 @@ def _serve(driver: int) -> None:
     # loky takes memory that the allocator keeps for the next job for a leak: it replaces a worker that grew by 300 MB,
     # and warns. It has no option for that; should this name change, workers are replaced now and then, no more.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+    faulthandler.disable()  # loky's, which would write pages on the screen; the command reports the signal
 
     def watch() -> None:
         while os.getppid() == driver:
