@@ -1,7 +1,6 @@
 """Jobs in several processes of this machine."""
 
 import contextlib
-import faulthandler
 import functools
 import os
 import signal
@@ -76,13 +75,13 @@ class Local(Engine):
     def _start(self) -> Any:
         from joblib.externals.loky import ProcessPoolExecutor
 
-        return ProcessPoolExecutor(
-            1,
-            initializer=_serve,
-            initargs=(os.getpid(),),
-            env={"OMP_NUM_THREADS": str(self._threads)},
-            job_reducers=self._reducers,
-        )
+        environment = {
+            "OMP_NUM_THREADS": str(self._threads),
+            # else loky lets a worker that dies of a signal write pages on the screen; the command reports the signal
+            "PYTHONFAULTHANDLER": os.environ.get("PYTHONFAULTHANDLER", ""),
+        }
+        reducers, driver = self._reducers, (os.getpid(),)
+        return ProcessPoolExecutor(1, initializer=_serve, initargs=driver, env=environment, job_reducers=reducers)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for executor in [*self._idle, *self._busy.values()]:
@@ -129,7 +128,6 @@ def _serve(driver: int) -> None:
     # loky takes memory that the allocator keeps for the next job for a leak: it replaces a worker that grew by 300 MB,
     # and warns. It has no option for that; should this name change, workers are replaced now and then, no more.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
-    faulthandler.disable()  # loky's, which would write pages on the screen; the command reports the signal
 
     def watch() -> None:
         while os.getppid() == driver:
