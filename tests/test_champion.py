@@ -1,11 +1,9 @@
 """The champion of a task: which model it is, that its program gives what the run did, and predicting photos with it."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -34,23 +32,19 @@ from experiments.provenance import fingerprint
 from experiments.task3 import TASK
 from tests.conftest import NETWORKS
 from tests.servers import answers, free_port, running, wait_until
-from tests.test_comparison import TAGS, copy_of, log_model
+from tests.test_comparison import TAGS, log_model
+from tests.test_verify import copy_store
 from tracking import keys, registry
 from tracking.registry import Champion
 
-PATHS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-         ("model_versions", "source"), ("model_versions", "storage_location"))  # fmt: skip
 WHOLE = {"n_splits": 4, "epochs": 2, "patience": 7}  # as test_comparison's settings
 
 
 @pytest.fixture(scope="module")
 def store(finished_task3: str, tmp_path_factory: pytest.TempPathFactory) -> tracking.Store:
-    """A copy of the shared store of two networks and the baselines, for tests that change it; it has its own paths."""
-    made, folder = Path(finished_task3.removeprefix("sqlite:///")).parent, tmp_path_factory.mktemp("champion") / "store"
-    shutil.copytree(made, folder, ignore=shutil.ignore_patterns("mlflow.*"))
-    with contextlib.closing(sqlite3.connect(copy_of(finished_task3, folder))) as connection, connection:
-        for table, column in PATHS:
-            connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(made), str(folder)))
+    """A copy of the shared store of two networks and the baselines, which the tests change."""
+    folder = tmp_path_factory.mktemp("champion") / "store"
+    copy_store(finished_task3, folder, folder)
     return tracking.open_store(f"sqlite:///{folder / 'mlflow.db'}")
 
 

@@ -1,10 +1,10 @@
 """`python -m experiments verify`: nothing differs in what a run left, and every change to it is found and named."""
 
+import contextlib
 import json
 import math
 import os
 import pickle
-import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -92,26 +92,31 @@ class Victim:
         return verify(TASK, "cpu", tracking_uri=self.uri)
 
 
+PATHS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+         ("model_versions", "source"), ("model_versions", "storage_location"))  # fmt: skip
+
+
+def copy_store(uri: str, folder: Path, home: Path) -> None:
+    """Copy a store to a new folder; its database says that it was made in `home`."""
+    made = Path(uri.removeprefix("sqlite:///")).parent
+    shutil.copytree(made, folder, ignore=shutil.ignore_patterns("mlflow.*"))
+    with contextlib.closing(sqlite3.connect(copy_of(uri, folder))) as connection, connection:
+        for table, column in PATHS:
+            connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(made), str(home)))
+
+
 @pytest.fixture(scope="module")
 def finished(finished_task3: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the shared store, of LeNet-5 and the baselines alone; it is not changed."""
+    """A folder with LeNet-5 and the baselines of the shared store; it was moved since, and is not changed."""
     folder = tmp_path_factory.mktemp("verify") / "moved"
-    folder.mkdir()
-    connection = sqlite3.connect(copy_of(finished_task3, folder))
-    with connection:
+    copy_store(finished_task3, folder, folder.with_name("made"))
+    runs = analysis.load_runs(["task3"], f"sqlite:///{folder / 'mlflow.db'}")
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as connection, connection:
         of_vggnet = "SELECT run_uuid FROM params WHERE key = 'model' AND value = 'vggnet'"
         connection.execute(f"UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid IN ({of_vggnet})")
-    connection.close()
-    made = Path(finished_task3.removeprefix("sqlite:///")).parent
-    runs = analysis.load_runs(["task3"], f"sqlite:///{folder / 'mlflow.db'}")
-    shutil.copytree(made / "artifacts", folder / "artifacts", ignore=all_but(runs))
+    for run_id in runs.loc[runs["model"] == "vggnet", "run_id"]:
+        shutil.rmtree(next(folder.glob(f"artifacts/*/{run_id}")))
     return folder
-
-
-def all_but(runs: pd.DataFrame) -> Callable[[str, list[str]], set[str]]:
-    """For `copytree`: pass over the folders of other runs."""
-    kept = {*runs["run_id"], *runs["parent_id"]}
-    return lambda _, names: {name for name in names if re.fullmatch("[0-9a-f]{32}", name)} - kept
 
 
 @pytest.fixture
