@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = --sample --n-splits 2
 
-.PHONY: demo test lint task1 task2 task3 ui server notebook race clean
+.PHONY: demo test sweep lint task1 task2 task3 ui server notebook race clean
 
 demo: .venv/ready                ## all three tasks on generated images, 5 to 10 minutes on 2 cores
 	$(BIN)/python experiments/task1.py $(DEMO) --epochs 12 --batch-size 32
@@ -15,6 +15,9 @@ task1 task2 task3: .venv/ready   ## the real thing; downloads the data where the
 
 test: .venv/ready-dev lint       ## lint, types, and the test suite
 	$(BIN)/python -m pytest
+
+sweep: .venv/ready-dev           ## every model of every task on generated images, end to end; part of CI
+	SWEEP=1 $(BIN)/python -m pytest tests/test_scripts.py -k trains_all_its_models
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
