@@ -32,7 +32,7 @@ from experiments.task import find
 from experiments.training.fit import EpochRecord, fit
 from experiments.training.state import TrainingState
 from experiments.verification import verify
-from tests.conftest import ROOT, help_and_modules, new_store, snapshot
+from tests.conftest import HANGS, ROOT, help_and_modules, new_store, snapshot
 from tracking import keys
 from tracking.checkpoints import Checkpoint
 
@@ -63,7 +63,7 @@ def run_scripts(database: Path, folder: Path, chosen: Mapping[str, tuple[str, ..
         if names != SCRIPTS[task]:
             options += [part for name in names for part in ("-m", name)]
         script = [sys.executable, str(ROOT / "experiments" / f"{task}.py"), *options]
-        result = subprocess.run(script, cwd=folder, capture_output=True, text=True, timeout=1000)
+        result = subprocess.run(script, cwd=folder, capture_output=True, text=True, timeout=HANGS)
         assert result.returncode == 0, result.stderr
         printed[task] = result.stdout
     assert {path.name for path in folder.iterdir()} <= {
@@ -408,9 +408,9 @@ def test_k_fold_takes_two_splits(run_here: Run) -> None:
 def test_full_disk_is_one_sentence_and_the_run_has_failed(store_uri: str, tmp_path: Path) -> None:
     # A limit on file sizes stands in for the full disk: the checkpoint is the first file that exceeds it.
     script = f"{sys.executable} {ROOT / 'experiments' / 'task1.py'} --sample --epochs 1 --n-splits 1 --no-baselines"
-    command = f"ulimit -f 3000; trap '' XFSZ; exec {script} -m resnetcnn --tracking-uri {store_uri}"
+    command = f"ulimit -f 3000; trap '' XFSZ; exec {script} -m lenet5 --tracking-uri {store_uri}"
     datasets.load(task1.TASK.data, sample=True)  # drawn and cached before the limit
-    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "the results cannot be written" in result.stderr and "Traceback" not in result.stderr
     runs = analysis.load_runs(["task1"], store_uri)
