@@ -165,6 +165,7 @@ def params(**changed: object) -> dict[str, Any]:
      "lenet5, sample, 2 splits, 12 epochs, batch size 32"),
     ({"dataset": "my photos", "augment": True, "lr": 3e-3, "seed": 1, "leak_free": True},
      "lenet5, my photos, lr 0.003, augmented, seed 1, leak-free"),
+    ({"split_seed": 1, "train_seed": 2}, "lenet5, split seed 1, train seed 2"),
 ])  # fmt: skip
 def test_a_parent_is_called_by_what_is_unusual(changed: dict[str, Any], name: str) -> None:
     assert descriptions.parent_name(TASK, params(**changed)) == name
