@@ -17,7 +17,7 @@ training.
 """
 
 from experiments.command_line import main
-from experiments.provenance import sources  # noqa: F401 - reads the source before anything else is imported
+from experiments.provenance import sources  # noqa: F401 - reads the source before models and training are imported
 from experiments.task import Task
 from tracking.settings import TrainingConfig
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datasets import DatasetError
-from experiments.task import find
+from experiments.task import TaskError, find
 from tracking import SettingError, StoreError, TrainingConfig, in_one_line, open_store
 from tracking.commands import ScriptedTask, ScriptedTasks, Uri, print_differences
 
@@ -54,7 +54,7 @@ def verify(
     for name in tasks:
         try:
             report = verify_task(find(name), device, data_dir, tracking_uri, sample_splits)
-        except (StoreError, DatasetError, OSError, MlflowException) as error:
+        except (StoreError, DatasetError, TaskError, OSError, MlflowException) as error:
             print(f"Error: {in_one_line(error)}", file=sys.stderr)
             failed = True
             continue

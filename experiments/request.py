@@ -39,6 +39,8 @@ class Request:
     tracking_uri: str | None = None  # see `tracking.open_store`
 
     def __post_init__(self) -> None:
+        if len({(config.device, config.split_seed, config.train_seed) for config in self.training.values()}) != 1:
+            raise SettingError("model", "there must be a model, and all of them share the device and the seeds")
         try:
             dataclasses.replace(self.task.protocol, n_splits=self.n_splits)
         except ValueError as error:

@@ -4,10 +4,14 @@ import importlib
 import re
 from dataclasses import dataclass, field
 
-from datasets import DatasetError, Protocol, Source
+from datasets import Protocol, Source
 from tracking.commands import script_tasks
 from tracking.keys import BASELINES
 from tracking.settings import TrainingConfig
+
+
+class TaskError(Exception):
+    """A task cannot be found or done; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Task:
         Names in `models.MODELS` and `models.BASELINES`.
     training : TrainingConfig
     experiment : str, optional
-        Name of the MLflow experiment; the task's name unless given.
+        Name of the MLflow experiment when it is made; the task's name unless given.
 
     Raises
     ------
@@ -58,8 +62,12 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Task:
-    """Import a task's script, and return its TASK; a `DatasetError` says so if it has another name."""
-    task: Task = importlib.import_module(f"experiments.{name}").TASK
+    """Import a task's script, and return its TASK; a `TaskError` says so if that fails, or if it has another name."""
+    try:
+        task: Task = importlib.import_module(f"experiments.{name}").TASK
+    except Exception as error:  # noqa: BLE001 - a user's script may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise TaskError(f"experiments/{name}.py cannot be imported ({reason})") from None
     check_name(task, name)
     return task
 
@@ -67,4 +75,4 @@ def find(name: str) -> Task:
 def check_name(task: Task, script: str) -> None:
     """Refuse a task that is not named like its script: other commands would not find it."""
     if task.name != script:
-        raise DatasetError(f"experiments/{script}.py defines the task {task.name!r}; give it the name {script!r}")
+        raise TaskError(f"experiments/{script}.py defines the task {task.name!r}; give it the name {script!r}")

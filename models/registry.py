@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import cleandoc
@@ -41,11 +41,15 @@ def register(name: Model | str, among: dict[str, type[nn.Module]] = MODELS) -> M
     ------
     ValueError
         The name is taken.
+    TypeError
+        It is not a class derived from nn.Module, so that nothing could say which source it depends on.
     """
     if not isinstance(name, str):
         return register(name.__name__.lower())(name)
 
     def enter(cls: Model) -> Model:
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise TypeError(f"{name} is not a class that derives from nn.Module")
         if name in MODELS | BASELINES:
             other = (MODELS | BASELINES)[name].__module__.replace(".", "/")
             raise ValueError(f"{other}.py already has a model called {name}")
@@ -55,16 +59,15 @@ def register(name: Model | str, among: dict[str, type[nn.Module]] = MODELS) -> M
     return enter
 
 
-def import_all(package: str, path: list[str]) -> None:
+def import_all(package: str, path: list[str], first: Sequence[str] = ()) -> None:
     """Import every file of this package to register its models; record the files that fail in `UNUSABLE`."""
-    for module in pkgutil.iter_modules(path):
-        if module.name.startswith("_"):
-            continue
+    found = [module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")]
+    for module in dict.fromkeys([*first, *found]):
         before = MODELS | BASELINES
         try:
-            importlib.import_module(f"{package}.{module.name}")
+            importlib.import_module(f"{package}.{module}")
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a missing package, or any error of a user's file
-            UNUSABLE[f"{package}/{module.name}.py"] = _reason(error)
+            UNUSABLE[f"{package}/{module}.py"] = _reason(error)
             for name, cls in (MODELS | BASELINES).items() - before.items():
                 if cls.__module__ not in sys.modules or not cls.__module__.startswith(f"{package}."):
                     MODELS.pop(name, None)  # registered before the error; models of files that it imported stay
@@ -113,7 +116,8 @@ def build(name: str, in_channels: int, num_classes: int, image_size: int) -> nn.
     if image_size < MIN_IMAGE_SIZE:
         raise ModelError(f"images of {image_size} pixels are too small; models take at least {MIN_IMAGE_SIZE}")
     with _refusal(name, in_channels, num_classes, image_size):
-        model = (MODELS | BASELINES)[name](in_channels, num_classes, image_size)
+        arguments = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}
+        model = (MODELS | BASELINES)[name](**arguments)
         if not isinstance(model, nn.Module):
             raise TypeError(f"it is a {type(model).__name__}, not an nn.Module")
         if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
@@ -131,7 +135,7 @@ def _refusal(name: str, channels: int, classes: int, size: int) -> Iterator[None
         yield
     except ModelError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"{name} cannot be built for {size}x{size} images of {channels} channel{'s' * (channels != 1)} and "
             f"{classes} classes ({_reason(error)})"

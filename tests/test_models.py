@@ -257,6 +257,8 @@ def source(name: str, channels: str = "in_channels", returned: str = "", before:
 
 
 NOT_IMPORTED = {  # file: source, and the reason
+    "function.py": ("from models import register\n\n@register\ndef function(in_channels):\n    return 3\n",
+                    "TypeError: function is not a class that derives from nn.Module"),
     "missing_package.py": ("import no_such_package\n", "ModuleNotFoundError: No module named 'no_such_package'"),
     "raises.py": (source("HalfWay", after="raise RuntimeError('first line\\nsecond line')"),
                   "RuntimeError: first line second line"),
@@ -277,8 +279,6 @@ NOT_BUILT = {  # file: source, the model, and the reason
                      "TypeError: it returns a list, not a tensor of logits"),
     "squeezed.py": (source("Squeezed", returned="self.head(self.conv(x).mean((2, 3))).squeeze()"),
                     "ValueError: its logits have shape (10,), not (1, 10)"),
-    "function.py": ("from models import register\n\n@register\ndef function(channels, classes, size):\n    return 3\n",
-                    "TypeError: it is a int, not an nn.Module"),
 }  # fmt: skip
 GOOD = {"twin_a.py": source("Twin"), "after.py": source("After")}
 

@@ -14,7 +14,11 @@ SHOWN = 50  # differences that are printed
 
 def script_tasks() -> list[str]:
     """Sorted names of the scripts in `experiments/` that define a TASK. The files are read, not imported."""
-    found = (path for path in SCRIPTS.glob("*.py") if re.search(r"^TASK\b", path.read_text("utf-8"), re.MULTILINE))
+    found = (
+        path
+        for path in SCRIPTS.glob("*.py")
+        if re.search(r"^TASK\s*[:=]", path.read_text("utf-8", "replace"), re.MULTILINE)
+    )
     return sorted(path.stem for path in found)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PLAIN = {int: "whole number", float: "number", bool: "boolean", str: "text"}
 LARGEST_SEED = 2**32 - 1
 DEVICE_MEMORY = 0.5  # share of a device's memory that images may take before they are streamed from the host
 
@@ -59,6 +60,8 @@ def require_declarations(cls: type[T]) -> type[T]:
                 f"{cls.__name__}.{field.name} does not say whether it makes runs comparable; declare it with "
                 "compared(...) or not_compared(...)"
             )
+        if field.type in PLAIN and type(field.default) is not field.type:  # the type of the column follows from it
+            raise TypeError(f"the default of {cls.__name__}.{field.name}, {field.default!r}, is not of its type")
     return cls
 
 
@@ -106,6 +109,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kinds = (int, float) if field.type is float else (field.type,)  # a bool is an int, but not here
+            if field.type in PLAIN and type(value) not in kinds:
+                raise SettingError(field.name, f"{value!r} is not a {PLAIN[field.type]}")
             check_range(field.name, getattr(self, field.name), field.metadata)
 
 

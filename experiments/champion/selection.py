@@ -89,8 +89,9 @@ def best_split(evidence: analysis.Evidence, metric: str) -> "pd.Series[Any] | No
     complete = scores[scores["count"] >= evidence.group["n_splits"].max()]
     if complete.empty:
         return None
-    of_best = networks[networks["model"] == complete["mean"].idxmax()].sort_values("split")
-    row: pd.Series[Any] = of_best.loc[of_best[metric].idxmax()]
+    sign = score_of(metric).sign
+    of_best = networks[networks["model"] == (sign * complete["mean"]).idxmax()].sort_values("split")
+    row: pd.Series[Any] = of_best.loc[(sign * of_best[metric]).idxmax()]
     return row
 
 
@@ -136,7 +137,7 @@ def _better_than(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]
     else:
         ours, theirs = (evidence.of(model)[metric].mean() for model in (best["model"], row["model"]))
         what = f"mean {score}"
-    if ours <= theirs:
+    if score_of(metric).sign * (ours - theirs) <= 0:
         return ""
     against = f"that of {_title(row)} (version {held.version}) was {number(theirs, metric)} %"
     return f"its {what} is {number(ours, metric)} %, {against}"

@@ -12,10 +12,10 @@ import typer
 from datasets import DatasetError
 from experiments.jobs.engine import EngineError
 from experiments.request import MOST_JOBS, Request
-from experiments.task import Task, check_name
+from experiments.task import Task, TaskError, check_name
 from tracking import StoreError
 from tracking.commands import SCRIPTS, Uri, not_one_of
-from tracking.settings import DEVICE_MEMORY, MEANINGS, Precision, SettingError
+from tracking.settings import DEVICE_MEMORY, LARGEST_SEED, MEANINGS, Precision, SettingError, check_range
 from tracking.store import in_one_line
 
 Option = typer.Option
@@ -71,6 +71,8 @@ def main(task: Task) -> None:
             for key, own in chosen.items()
         }
         try:
+            if seed is not None:
+                check_range("seed", seed, {"low": 0, "high": LARGEST_SEED})
             if (script := Path(sys.argv[0])).resolve().parent == SCRIPTS:
                 check_name(task, script.stem)
             config = replace(
@@ -84,7 +86,7 @@ def main(task: Task) -> None:
                 tracking_uri,
             )  # fmt: skip
             code = _run(request)
-        except DatasetError as error:
+        except TaskError as error:
             code = _fail(str(error))
         except SettingError as error:
             raise typer.BadParameter(error.reason, param_hint=f"'{error.option}'") from None
@@ -98,11 +100,11 @@ def main(task: Task) -> None:
 
 def _known_models(names: list[str]) -> list[str]:
     """Return models that are there, and those of files that cannot be imported: the run names them and goes on."""
-    from models import MODELS, UNUSABLE  # brings torch, which --help need not wait for
+    from models import MODELS, UNUSABLE, unusable_sentences  # brings torch, which --help need not wait for
 
     for name in names:
         if name not in MODELS and f"models/{name}.py" not in UNUSABLE:
-            raise SettingError("model", not_one_of(name, MODELS))
+            raise SettingError("model", "; ".join([not_one_of(name, MODELS), *unusable_sentences()]))
     return list(dict.fromkeys(names))
 
 
@@ -132,7 +134,7 @@ def _run(request: Request) -> int:
     except KeyboardInterrupt:
         how = ", without --fresh," if request.fresh else ""
         return _fail(f"interrupted; the same command{how} goes on where this one stopped", 130)
-    except (DatasetError, StoreError, EngineError) as error:
+    except (DatasetError, StoreError, EngineError, TaskError) as error:
         return _fail(str(error))
     except (OSError, MlflowException) as error:  # a full disk or a store that went away, while results were written
         reason = in_one_line(error)

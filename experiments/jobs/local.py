@@ -59,7 +59,11 @@ class Local(Engine):
                 self._idle.append(executor)
         executor = self._idle.pop() if self._idle else self._start()
         with _without_ctrl_c():
-            future = executor.submit(self._work, job)
+            try:
+                future = executor.submit(self._work, job)
+            except BrokenExecutor:  # it died while it was idle
+                executor = self._start()
+                future = executor.submit(self._work, job)
         self._busy[future] = executor
         self._processes[future] = list(executor._processes.values())
         return future  # type: ignore[no-any-return]
@@ -69,7 +73,9 @@ class Local(Engine):
         for process in self._processes.pop(future):
             process.join(5)  # loky's own message lacks the signal if it comes before the exit code
             if process.exitcode and process.exitcode < 0:
-                return f"its process was ended by {signal.Signals(-process.exitcode).name}"
+                number = -process.exitcode
+                known = {each.value: each.name for each in signal.Signals}
+                return f"its process was ended by {known.get(number, f'signal {number}')}"
         return super().why_lost(future, error)
 
     def _start(self) -> Any:

@@ -1,4 +1,4 @@
-"""Everything that a job writes to the result database: claims, epochs, results through the journal, the summary."""
+"""Recording jobs in the result database: claims, results through the journal, and the parent's summary."""
 
 import functools
 import json

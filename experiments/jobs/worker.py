@@ -22,7 +22,7 @@ from experiments.jobs.recorder import History, Recorder, Trained
 from experiments.provenance import fingerprint, sources
 from experiments.training import hardware
 from experiments.training.baselines import fit_baseline
-from experiments.training.evaluation import Evaluation, evaluate
+from experiments.training.evaluation import Evaluation, evaluate_test
 from experiments.training.fit import TrainingDivergedError, fit
 from experiments.training.images import DeviceImages
 from experiments.training.state import TrainingState, initialise, seed_of_split
@@ -37,7 +37,7 @@ SAVE_SHARE = 0.02  # of the training's time, which saves may take at most, but f
 class ChangedSourceError(Exception):
     """The source of a worker is not that of its command."""
 
-    def __init__(self, files: list[str]) -> None:
+    def __init__(self, files: set[str]) -> None:
         verb = "was" if len(files) == 1 else "were"
         super().__init__(f"{', '.join(sorted(files))} {verb} edited after the command began; run it again")
 
@@ -96,6 +96,8 @@ class Worker:
         self.context = context
         self.recorder = Recorder(context, store)
         self.images = DeviceImages.load(context.data, context.device, context.device_memory)
+        # all is imported now, and nothing of it later: files that were edited until now may be what was imported
+        self._edited = sources.changed_on_disk(sources.TEXTS)
         self._state: tuple[str, TrainingState] | None = None  # recordings on a GPU serve the model's next split
 
     def train(self, job: Job) -> Attempt:
@@ -155,9 +157,7 @@ class Worker:
                     model = state.model
                     history, best = self._fit(state, job.split, claimed, child, bar)
                 mean, std = self.images.normalisation(job.split.train)
-                test = None
-                if len(job.split.test):
-                    test = evaluate(model, self.images, job.split.test, mean, std, config.precision).on_host()
+                test = evaluate_test(model, self.images, job.split, mean, std, config.precision)
                 best_epoch = results.best_entry(history)["epoch"]
                 scores = progress.scores(best_epoch, best, test)
                 bar.finish(scores)
@@ -169,9 +169,10 @@ class Worker:
     def _refuse_other_source(self, job: Job, model: nn.Module) -> None:
         """Refuse to train with source that differs from the command's: the fingerprint would be wrong."""
         source = fingerprint.source_of(model)
-        if source.digest != job.tags["source_digest"]:
-            changed = sources.changed_since(self.context.sources, source.files) or ["the source"]
-            raise ChangedSourceError(changed)
+        edited = [file for file in self._edited if file in source.files]
+        if edited or source.digest != job.tags["source_digest"]:
+            changed = {*edited, *sources.changed_since(self.context.sources, source.files)}
+            raise ChangedSourceError(changed or {"the source"})
 
     def _begin(self, name: str, model: nn.Module, job: Job, seed: int) -> TrainingState:
         """A state at its first epoch; on a GPU the recordings of the model's last split go on to be used."""

@@ -76,31 +76,43 @@ def _module(name: str) -> _Module:
     nodes: dict[str, list[ast.stmt]] = {}
     for node in tree.body:
         match node:
+            case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()):
+                names = set()
             case ast.FunctionDef(name=defined) | ast.AsyncFunctionDef(name=defined) | ast.ClassDef(name=defined):
-                names = [defined]
-            case ast.Assign(targets=targets):
-                names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
-            case ast.AnnAssign(target=ast.Name(id=defined)) | ast.AugAssign(target=ast.Name(id=defined)):
-                names = [defined]
-            case _:
-                names = []
+                names = {defined}
+            case ast.Assign() | ast.AnnAssign() | ast.AugAssign():
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+            case _:  # `if`, `try`, a call, ...: part of every name that it binds or mentions
+                inside = list(ast.walk(node))
+                names = {n.id for n in inside if isinstance(n, ast.Name)}
+                names |= {n.name for n in inside if isinstance(n, ast.FunctionDef | ast.ClassDef)}
         for defined in names:
             nodes.setdefault(defined, []).append(node)
-    return _Module(nodes, _imports(tree.body))
+    return _Module(nodes, _imports(ast.walk(tree), name))
 
 
-def _imports(nodes: Iterable[ast.AST]) -> dict[str, str]:
+def _imports(nodes: Iterable[ast.AST], module: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {(alias.asname or alias.name.split(".")[0]): alias.name for alias in node.names}
+            found |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names if alias.asname}
+            found |= dict.fromkeys((alias.name.split(".")[0] for alias in node.names if not alias.asname), "")
         elif isinstance(node, ast.ImportFrom):
-            found |= {(alias.asname or alias.name): f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            is_package = (_file(module) or "").endswith("__init__.py")
+            parts = module.split(".")[: -node.level or None] if not is_package or node.level != 1 else [module]
+            base = ".".join([*(parts if node.level else []), *([node.module] if node.module else [])])
+            for alias in node.names:
+                star = alias.name == "*" and _file(base) is not None
+                names = list(_module(base).nodes) if star else [alias.name]
+                found |= {(alias.asname or name): f"{base}.{name}" for name in names}
+    return {name: dotted or name for name, dotted in found.items()}
 
 
 class _Bare(ast.NodeTransformer):
-    """Removes docstrings, annotations, registrations as a model, and imports from our packages."""
+    """Removes docstrings, annotations, messages of errors, registrations as a model, and imports from our packages."""
+
+    _in_function = False
 
     def generic_visit(self, node: ast.AST) -> Any:
         match node:
@@ -112,13 +124,21 @@ class _Bare(ast.NodeTransformer):
                 return None
             case ast.arg():
                 node.annotation = None
+            case ast.AnnAssign() if self._in_function:
+                if node.value is None:
+                    return None
+                node = ast.Assign([node.target], node.value, lineno=node.lineno)
             case ast.AnnAssign():
                 node.annotation = ast.Constant(None)  # a dataclass field stays one
+            case ast.Raise(exc=ast.Call() as call):
+                call.args, call.keywords = [], []  # a message decides nothing
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
                 node.decorator_list = [d for d in node.decorator_list if "register" not in ast.unparse(d).split("(")[0]]
                 if not isinstance(node, ast.ClassDef):
                     node.returns = None
+        outside, self._in_function = self._in_function, self._in_function or isinstance(node, ast.FunctionDef)
         super().generic_visit(node)
+        self._in_function = outside
         if getattr(node, "body", None) == []:
             node.body = [ast.Pass()]  # type: ignore[attr-defined]
         return node
@@ -127,7 +147,10 @@ class _Bare(ast.NodeTransformer):
 @cache
 def _text(definition: Definition) -> str:
     """Source of a definition without everything that decides no result."""
-    nodes = [ast.parse(ast.unparse(node)).body[0] for node in _module(definition.module).nodes[definition.name]]
+    found = _module(definition.module).nodes.get(definition.name)
+    if found is None:
+        raise LookupError(f"{definition.name} is not defined by a statement in {_file(definition.module)}")
+    nodes = [ast.parse(ast.unparse(node)).body[0] for node in found]
     return "\n".join(ast.unparse(ast.fix_missing_locations(_Bare().visit(node))) for node in nodes)
 
 
@@ -136,27 +159,33 @@ def _uses(definition: Definition) -> list[tuple[str, Definition | str]]:
     """Names from outside that a definition uses: of ours with their definition, of others with their dotted name."""
     module = _module(definition.module)
     nodes = list(ast.walk(ast.parse(_text(definition))))
-    imports = module.imports | _imports(node for top in module.nodes[definition.name] for node in ast.walk(top))
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    found: list[tuple[str, Definition | str]] = []
-    for name in sorted(names):
+    dotted = {ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and _is_chain(n)}
+    dotted |= {n.id for n in nodes if isinstance(n, ast.Name)}
+    found: dict[str, Definition | str] = {}
+    for used in sorted(dotted):
+        name, _, rest = used.partition(".")
         if name in module.nodes:
-            found.append((name, Definition(definition.module, name)))
-        elif name in imports and _file(imports[name]):  # a module of ours: its members count
-            of_module = (n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name))
-            members = sorted({n.attr for n in of_module if n.value.id == name})  # type: ignore[attr-defined]
-            found += [(f"{name}.{member}", _resolve(f"{imports[name]}.{member}")) for member in members]
-        elif name in imports:
-            found.append((name, _resolve(imports[name])))
-    return found
+            found[name] = Definition(definition.module, name)
+        elif name in module.imports:
+            target = _resolve(".".join(filter(None, [module.imports[name], rest])))
+            if isinstance(target, Definition) or not is_ours(target):
+                found[used if isinstance(target, Definition) else name] = target
+    return list(found.items())
 
 
-def _resolve(dotted: str) -> Definition | str:
-    """Find the definition behind `package.module.name`, through modules that only pass a name on."""
-    module, _, name = dotted.rpartition(".")
-    if _file(module) is None:
-        return dotted
+def _is_chain(node: ast.expr) -> bool:
+    """Whether an expression is a name with attributes, such as `models.resnet.ResidualBlock`."""
+    return isinstance(node, ast.Name) or (isinstance(node, ast.Attribute) and _is_chain(node.value))
+
+
+def _resolve(dotted: str, seen: frozenset[str] = frozenset()) -> Definition | str:
+    """Find the definition behind `package.module.name...`, through modules that only pass a name on."""
+    parts = dotted.split(".")
+    lengths = [length for length in range(len(parts), 0, -1) if _file(".".join(parts[:length]))]
+    if not lengths or lengths[0] == len(parts) or dotted in seen:
+        return dotted  # of another package, or a module itself
+    module, name, rest = ".".join(parts[: lengths[0]]), parts[lengths[0]], parts[lengths[0] + 1 :]
     found = _module(module)
     if name in found.nodes:
         return Definition(module, name)
-    return _resolve(found.imports[name]) if name in found.imports else dotted
+    return _resolve(".".join([found.imports[name], *rest]), seen | {dotted}) if name in found.imports else dotted

@@ -23,11 +23,13 @@ from models import BASELINES
 SHARED = (  # train and score every model; splits and images have digests of their own
     Definition("experiments.training.fit", "fit"),
     Definition("experiments.training.evaluation", "evaluate"),
+    Definition("experiments.training.evaluation", "evaluate_test"),
     Definition("experiments.training.images", "DeviceImages"),
     Definition("experiments.training.state", "TrainingState"),
     Definition("experiments.training.state", "initialise"),
     Definition("experiments.training.state", "seed_of_split"),
     Definition("experiments.training.hardware", "prepare"),
+    Definition("models.layers", "compute_wide_layers_in_fp32"),
 )
 BASELINE = Definition("experiments.training.baselines", "fit_baseline")
 
@@ -57,9 +59,11 @@ def source_of(model: nn.Module) -> Source:
     """Digest the source behind a model's results: of training and evaluation, and of the model's own layers."""
     kinds = {base for module in model.modules() for base in type(module).__mro__}
     kinds = {kind for kind in kinds if definitions.is_ours(kind.__module__)}
+    if not kinds:
+        raise LookupError(f"{type(model).__name__} is not defined in this repository")
     own, files = definitions.digest(Definition(kind.__module__, kind.__qualname__.split(".")[0]) for kind in kinds)
     if isinstance(model, tuple(BASELINES.values())):
-        fitting, more = definitions.digest([BASELINE], _is_layer)
+        fitting, more = definitions.digest([BASELINE], _is_boundary)
         own, files = digest([own, fitting]), files | more
     shared, shared_files = _shared()
     return Source(f"{shared[:32]}-{own[:32]}", frozenset(shared_files | files))
@@ -68,12 +72,14 @@ def source_of(model: nn.Module) -> Source:
 @cache
 def _shared() -> tuple[str, set[str]]:
     """Digest of `SHARED`. Layers count by name: those of a model are in its own digest."""
-    return definitions.digest(SHARED, _is_layer)
+    return definitions.digest(SHARED, _is_boundary)
 
 
-def _is_layer(definition: Definition) -> bool:
+def _is_boundary(definition: Definition) -> bool:
+    """Whether a definition counts by name: layers are in their models' own digests; of tracking, names decide."""
     value = getattr(sys.modules.get(definition.module), definition.name, None)
-    return definition.module.startswith("models.") and isinstance(value, type) and issubclass(value, nn.Module)
+    is_layer = definition.module.startswith("models.") and isinstance(value, type) and issubclass(value, nn.Module)
+    return is_layer or definition.module.startswith("tracking.")
 
 
 def configuration_fingerprint(params: Mapping[str, Any], dataset_digest: str, source: str) -> str:

@@ -11,17 +11,16 @@ import tracking
 from datasets import StratifiedKFold
 from experiments.task import Task
 from tracking import Store
-from tracking.keys import BASELINES, EPOCH_METRICS, FINAL_METRICS, HIGH, LOW, MEAN, SAMPLE, SD, SUMMARY_METRICS
+from tracking.keys import BASELINES, EPOCH_METRICS, FINAL_METRICS, HIGH, LOW, MEAN, SAMPLE, SD, SEEDS, SUMMARY_METRICS
 
 OF_THE_MACHINE = ("device", "precision")  # settings that follow from it
 
 
 def parent_name(task: Task, params: Mapping[str, Any]) -> str:
     """Name a parent run: its model, and which settings are not the task's own, such as "lenet5, sample, 2 splits"."""
-    usual = {"n_splits": task.protocol.n_splits, **dataclasses.asdict(task.training)}
-    seeds = ("split_seed", "train_seed")
+    usual = {"n_splits": task.protocol.n_splits, "epochs": task.training.epochs, **dataclasses.asdict(task.training)}
     if "seed" in params:  # one number for both
-        usual = {"seed": task.training.train_seed} | {key: usual[key] for key in usual if key not in seeds}
+        usual = {key: value for key, value in usual.items() if key not in SEEDS} | {"seed": task.training.train_seed}
     dataset = params["dataset"]
     parts = [params["model"]]
     if dataset.startswith(SAMPLE):

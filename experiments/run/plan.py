@@ -11,13 +11,13 @@ import datasets
 import models
 import tracking
 from datasets import ImageData, Split
-from experiments.jobs.engine import EngineError
 from experiments.jobs.job import Job, JobContext, model_arguments
 from experiments.jobs.ray import Ray
 from experiments.jobs.schedule import Concurrency, Load, decide
 from experiments.provenance import fingerprint, sources
 from experiments.request import Request
 from experiments.run.descriptions import parent_name
+from experiments.task import TaskError
 from experiments.training import hardware
 from models import ModelCard, ModelError
 from tracking import Store, TrainingConfig
@@ -89,11 +89,11 @@ def make_plan(request: Request) -> Plan:
         for number in request.splits
     ]
     if not loads:
-        raise EngineError("; ".join(unusable))
+        raise TaskError("; ".join(unusable))
     concurrency = decide(request.jobs, request.threads, request.config.device, loads, on_cluster=cluster is not None)
     planned = [_plan_model(request, card, data, splits, concurrency.threads) for card in cards.values()]
     if edited := sources.changed_on_disk(sources.TEXTS):
-        raise EngineError(f"{', '.join(edited)} changed while the command was starting; run it again")
+        raise TaskError(f"{', '.join(edited)} changed while the command was starting; run it again")
     return Plan(request, data, groups, splits, planned, unusable, concurrency, cluster, uri)
 
 
@@ -115,9 +115,14 @@ def _describe(request: Request, data: ImageData) -> tuple[dict[str, ModelCard], 
     cards, unusable = {}, []
     for name in request.baselines + request.models:  # seconds first: the scores that the networks have to beat
         try:
-            cards[name] = models.describe(name, **model_arguments(data))
+            card = models.describe(name, **model_arguments(data))
+            fingerprint.source_of(models.build(name, **model_arguments(data)))
         except ModelError as error:
             unusable.append(str(error))
+        except LookupError as error:
+            unusable.append(f"{name} has no fingerprint ({error.args[0]}); define its class in a file of models/")
+        else:
+            cards[name] = card
     return cards, unusable
 
 

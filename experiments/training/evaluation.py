@@ -1,15 +1,18 @@
 """Evaluation: the one way in which scores are computed, after each epoch and by `verify`."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets import Split
 from experiments.training import confusion
 from experiments.training.images import DeviceImages, Part
 from models.execution import Inference, close_calls
+from tracking.scores import SCORES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # pixels and images in a batch of evaluation: on a CPU they fit the cache, but share a convolution's weights; on a GPU
@@ -27,17 +30,22 @@ class Evaluation:
     probability: Tensor  # float32, shape (n,), of the predicted class
 
     def scores(self) -> dict[str, float]:
-        """The scores by name."""
-        return {
-            "accuracy": confusion.accuracy(self.confusion),
-            "f1_micro": confusion.f1_micro(self.confusion),
-            "f1_macro": confusion.f1_macro(self.confusion),
-            "loss": self.loss,
-        }
+        """The scores by name, as they are registered."""
+        return {name: SCORERS[name](self) for name in SCORES}
 
     def on_host(self) -> "Evaluation":
         """The same, with all tensors in the host's memory."""
         return Evaluation(self.loss, self.confusion, self.predicted.cpu(), self.probability.cpu())
+
+
+SCORERS: dict[str, Callable[[Evaluation], float]] = {
+    "accuracy": lambda evaluation: confusion.accuracy(evaluation.confusion),
+    "f1_micro": lambda evaluation: confusion.f1_micro(evaluation.confusion),
+    "f1_macro": lambda evaluation: confusion.f1_macro(evaluation.confusion),
+    "loss": lambda evaluation: evaluation.loss,
+}
+if missing := SCORES.keys() ^ SCORERS.keys():
+    raise TypeError(f"scores that are registered but not computed, or the other way round: {', '.join(missing)}")
 
 
 @dataclass(frozen=True)
@@ -110,3 +118,10 @@ def evaluate(
     """
     result = evaluate_on_device(model, Part(data, indices, mean, std, DTYPES[precision]))
     return read_back(torch.zeros(0, dtype=torch.float64, device=data.device), result)[1]
+
+
+def evaluate_test(
+    model: nn.Module, data: DeviceImages, split: Split, mean: Tensor, std: Tensor, precision: str
+) -> Evaluation | None:
+    """Evaluate a model on the test part of a split; None if that is empty. Parameters are those of `evaluate`."""
+    return evaluate(model, data, split.test, mean, std, precision).on_host() if len(split.test) else None
