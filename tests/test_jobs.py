@@ -390,7 +390,7 @@ def plan_for(*names: str, n_splits: int = 10, cores: int = 2, memory: float = 16
         patch.setattr(schedule.torch, "get_num_threads", lambda: more.pop("all_threads", cores))
         patch.setattr(schedule.hardware, "memory_of", lambda device: memory)
         patch.setenv("OMP_NUM_THREADS", more.pop("omp", ""))
-        return schedule.decide(jobs, more.pop("threads", None), None, "cpu", loads)
+        return schedule.decide(jobs, more.pop("threads", None), "cpu", loads)
 
 
 def test_small_models_get_a_job_a_core_and_a_large_one_all_threads() -> None:

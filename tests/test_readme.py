@@ -113,7 +113,7 @@ def test_a_model_and_a_task_are_one_file_each(empty_database: Path, image_folder
         "-m datasets info task4",
         "-m experiments verify task4",
         f"-m experiments predict task4 {tmp_path / 'flowers' / 'test' / 'light' / '00.png'}",
-        "-m pytest -p no:cacheprovider tests/test_models.py -k user",
+        "-m pytest -p no:cacheprovider tests/test_models.py -k of_a_user_fits",
     ]
     result = subprocess.run(
         [sys.executable, "-c", IN_ONE_PROCESS, *commands], cwd=copy, capture_output=True, text=True, timeout=600,
