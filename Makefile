@@ -5,7 +5,7 @@ DEMO = --sample --n-splits 2
 
 .PHONY: demo test sweep lint task1 task2 task3 ui server notebook race clean
 
-demo: .venv/ready                ## all three tasks on generated images with two models each, 3 minutes on 2 cores
+demo: .venv/ready                ## all three tasks on generated images with two models each, 3 to 4 minutes on 2 cores
 	$(BIN)/python experiments/task1.py $(DEMO) -m lenet5 -m vggnet --epochs 2 --batch-size 16
 	$(BIN)/python experiments/task2.py $(DEMO) -m lenet5 -m efficientnet_b0 --epochs 2 --batch-size 16
 	$(BIN)/python experiments/task3.py $(DEMO) -m lenet5 -m vggnet --epochs 3 --batch-size 8
