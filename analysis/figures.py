@@ -5,12 +5,11 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,7 +29,11 @@ KNOWN = ("lenet5", "vggnet", "resnetcnn", "seresnet", "efficientnet_lite", "effi
 MARKERS = "osD^vP*X"
 # file formats; without version and date the same figure always gives the same bytes
 FORMS: Any = {"png": {"dpi": 200, "metadata": {"Software": None}}, "svg": {"metadata": {"Date": None}}}
+# distinguishable by the colour-blind (Wong 2011, doi:10.1038/nmeth.1618, without black)
+PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#ece133", "#56b4e9")
 STYLE: Any = {
+    "axes.grid": True, "axes.axisbelow": True, "axes.labelcolor": "0.15", "text.color": "0.15", "xtick.color": "0.15",
+    "ytick.color": "0.15", "xtick.bottom": False, "ytick.left": False, "lines.solid_capstyle": "round",
     "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
     "legend.fontsize": 6.5, "axes.edgecolor": "0.4", "grid.color": "0.9", "grid.linewidth": 0.6,
     "axes.linewidth": 0.6, "lines.linewidth": 1.2, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
@@ -38,19 +41,12 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-def colour(model: str) -> tuple[float, float, float]:
+def colour(model: str) -> str:
     """Return the colour of a model in every figure; baselines are gray."""
     if model in BASELINES:
-        return (0.45, 0.45, 0.45)
-    palette = seaborn.color_palette("colorblind")
-    place = KNOWN.index(model) if model in KNOWN else (6, 8, 9)[sum(model.encode()) % 3]  # 7 is gray
-    return cast("tuple[float, float, float]", palette[place])
-
-
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    with seaborn.axes_style("whitegrid"), mpl.rc_context(STYLE):
-        yield
+        return "#737373"
+    place = KNOWN.index(model) if model in KNOWN else len(KNOWN) + sum(model.encode()) % 3
+    return PALETTE[place]
 
 
 def encode(figure: Figure, form: str) -> bytes:
@@ -150,7 +146,7 @@ def curves_figure(curves: pd.DataFrame, models: Sequence[str]) -> Figure:
     Mean and ±1 sd band over splits end with the shortest split: beyond it, the mean would cover only the splits that
     early stopping left. Thin lines are single splits, with a dot at the best epoch.
     """
-    with _style():
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.55 + 1.15 * len(models)), layout="constrained")
         grid = figure.subplots(len(models), 2, sharex=True, sharey="col", squeeze=False)
         for model, row in zip(models, grid, strict=True):
@@ -211,7 +207,7 @@ def _rows(
 ) -> Figure:
     """Draw mean and interval in a row for each name, and above them a point a split."""
     count = len(splits)
-    with _style():
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.75 + 0.32 * count), layout="constrained")
         axes = figure.subplots()
         for row, (values, estimate, shade) in enumerate(zip(splits, estimates.to_numpy(float), colours, strict=True)):
@@ -238,7 +234,7 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
     costs |= {f"{MEAN}train_seconds": "training and validation, seconds a split"}
     networks = table[~table["baseline"]].dropna(subset=["mean", *costs])
     lower_is_better = not score_of(metric).higher_is_better
-    with _style():
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
         panels = figure.subplots(3, 1, sharey=True)
         for axes, (key, label) in zip(panels, costs.items(), strict=True):
@@ -281,17 +277,23 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
     size = len(classes)
     side = min(12.0, max(WIDTH, 0.3 * size + 0.9))
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    numbers: Any = False
+    numbers = np.full(shares.shape, "")
     if size <= 4:
         numbers = np.vectorize("{:,d}".format)(confusion)
     elif size <= 20:
         numbers = np.where(shares < 0.005, "", np.round(100 * shares).astype(int).astype(str))
         title += "\n% of the true class"
-    with _style():
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
         axes = figure.subplots()
-        seaborn.heatmap(shares, annot=numbers, fmt="", annot_kws={"fontsize": 6.5}, cmap="Blues", vmin=0, vmax=1,
-                        cbar=False, square=True, ax=axes)  # fmt: skip
+        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set(aspect="equal", ylim=(size, 0))
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        for (row, column), number in np.ndenumerate(numbers):
+            shade = "white" if shares[row, column] > 0.5 else "0.15"
+            if number:
+                axes.text(column + 0.5, row + 0.5, number, ha="center", va="center", fontsize=6.5, color=shade)
         shown = range(0, size, 1 + size // 60)
         names = [classes[label] for label in shown]
         text = _any_text([*classes, title])
@@ -321,7 +323,7 @@ def mistakes_figure(
     top = 1 - (below_title + between) / height
     place = {"left": margin / WIDTH, "right": 1 - margin / WIDTH, "bottom": margin / height, "top": top}
     place |= {"wspace": 0.05, "hspace": between / side}
-    with _style():
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height))
         figure.suptitle(title, fontsize=8, y=1 - margin / height, **text)
         grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=place)

@@ -22,6 +22,9 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from tests.commands import StartedCommand  # noqa: E402
+
 for name in ("DATA_DIR", "CACHE_DIR", "MLFLOW_TRACKING_URI"):  # a user's own settings are not the tests'
     os.environ.pop(name, None)
 # tests run a process a core; in a network that uses several, too, threads would wait for each other
@@ -83,23 +86,17 @@ def image_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script or module of the repository from another working directory, or from the root for `-m`.
+    """Run a script or module of the repository in a process, from another working directory, or from the root for `-m`.
 
-    It starts a process, which imports torch and MLflow for seconds: `run_here` gives the same output.
+    `run_here` gives the same output and needs no process.
     """
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         cwd = ROOT if arguments[0] == "-m" else tmp_path
         script = arguments if arguments[0] == "-m" else (str(ROOT / arguments[0]), *arguments[1:])
-        inherited = os.environ | {"COLUMNS": "120"}
-        return subprocess.run(
-            [sys.executable, *script],
-            cwd=cwd,
-            env=inherited | environment,
-            capture_output=True,
-            text=True,
-            timeout=HANGS,
-        )
+        started = StartedCommand(script, cwd, os.environ | {"COLUMNS": "120"} | environment)
+        printed = started.communicate(HANGS)
+        return subprocess.CompletedProcess(script, started.returncode, *printed)
 
     return run
 
@@ -170,7 +167,7 @@ class Gate:
     folder: Path
     environment: dict[str, str]
 
-    def wait_for(self, count: int, process: "subprocess.Popen[str]") -> list[int]:
+    def wait_for(self, count: int, process: StartedCommand) -> list[int]:
         """Wait until trainings of so many processes are at the closed gate; return the ids of the processes."""
         deadline = time.monotonic() + HANGS
         while process.poll() is None and time.monotonic() < deadline:
@@ -179,7 +176,7 @@ class Gate:
                 return waiting
             time.sleep(0.05)
         process.kill()
-        raise AssertionError(process.communicate(timeout=HANGS))
+        raise AssertionError(process.communicate(HANGS))
 
     def open(self) -> None:
         """Let all pass, now and later."""
@@ -238,12 +235,11 @@ def new_store(empty_database: Path, folder: Path) -> str:
 
 def run_task3(folder: Path, *options: str, code: int = 0) -> None:
     """Run two splits of task 3 on the sample, with one thread, in the store of a folder and from there."""
-    script = [sys.executable, str(ROOT / "experiments" / "task3.py"), "--sample", "--n-splits", "2", *options]
-    result = subprocess.run(
-        [*script, "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}"],
-        cwd=folder, capture_output=True, text=True, timeout=HANGS, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert result.returncode == code, result.stderr
+    store = ("--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}")
+    arguments = (str(ROOT / "experiments" / "task3.py"), "--sample", "--n-splits", "2", *options, *store)
+    started = StartedCommand(arguments, folder, os.environ | {"OMP_NUM_THREADS": "1"})
+    _, errors = started.communicate(HANGS)
+    assert started.returncode == code, errors
 
 
 def help_and_modules(*command: str) -> tuple[str, set[str]]:

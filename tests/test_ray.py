@@ -88,7 +88,7 @@ def test_a_cluster_gives_the_numbers_of_one_process(gate: Gate, three_splits: st
     process = start("task3", many, *SPLITS, "--backend", "ray")
     gate.wait_for(2, process)  # a worker on each node
     gate.open()
-    printed, errors = process.communicate(timeout=HANGS)
+    printed, errors = process.communicate(HANGS)
     assert process.returncode == 0 and "Traceback" not in errors, errors  # on a busy machine Ray itself says something
     assert "3 of 3 done, 0 running, 0 failed" in printed
     assert same_numbers(three_splits, many)
@@ -104,7 +104,7 @@ def test_a_node_that_dies_costs_nothing_but_time(gate: Gate, three_splits: str, 
     (node,) = raylets(OTHER)
     node.kill()
     gate.open()
-    printed, errors = process.communicate(timeout=HANGS)
+    printed, errors = process.communicate(HANGS)
     assert process.returncode == 0, errors
     assert "3 of 3 done, 0 running, 0 failed" in printed
     assert analysis.load_runs(["task3"], store_uri)["status"].tolist() == ["FINISHED"] * 3
@@ -116,7 +116,7 @@ def test_an_interrupt_ends_the_runs_of_all_nodes(gate: Gate, store_uri: str) -> 
     process = start("task3", store_uri, *SPLITS, "--backend", "ray")
     gate.wait_for(2, process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=HANGS)
+    _, errors = process.communicate(HANGS)
     assert process.returncode == 130
     assert "Error: interrupted; the same command goes on where this one stopped\n" in errors
     deadline = time.monotonic() + HANGS

@@ -3,29 +3,31 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import analysis
 import tracking
-from benchmarks.faults import run_campaign, strays
+from benchmarks.faults import Campaign, run_campaign, strays, uri
+from tests.commands import StartedCommand
 from tests.conftest import HANGS, ROOT, Gate
 
 QUICK = ("--sample", "--epochs", "2", "--n-splits", "2", "-m", "lenet5", "--no-baselines")
 
 
-def start(task: str, uri: str, *options: str, **environment: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "experiments" / f"{task}.py"), *options, "--tracking-uri", uri],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
-    )  # fmt: skip
+def start(task: str, uri: str, *options: str, **environment: str) -> StartedCommand:
+    arguments = (str(ROOT / "experiments" / f"{task}.py"), *options, "--tracking-uri", uri)
+    return StartedCommand(arguments, Path.cwd(), os.environ | environment)
 
 
-def test_kill_9_at_random_moments_changes_no_number(tmp_path: Path) -> None:
+def test_kill_9_at_random_moments_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(campaign: Campaign, store: Path) -> StartedCommand:
+        script = (str(ROOT / "experiments" / "task3.py"), *campaign.options, "--tracking-uri", uri(store))
+        environment = {**os.environ, "TMPDIR": str(campaign.scratch)}
+        return StartedCommand(script, tmp_path, environment, start_new_session=True)
+
+    monkeypatch.setattr(Campaign, "start", start)
     seed = random.randrange(2**32)
     print(f"the moments follow from seed={seed}")
     campaign = run_campaign("task3", QUICK, kills=5, seed=seed, folder=tmp_path)
@@ -41,7 +43,7 @@ def test_interrupt_ends_the_run_in_order_and_the_same_command_goes_on(
     process = start("task1", store_uri, *options, **gate.environment)
     gate.wait_for(1, process)
     process.send_signal(signum)
-    _, errors = process.communicate(timeout=HANGS)
+    _, errors = process.communicate(HANGS)
     assert process.returncode == 130
     assert errors.endswith("Error: interrupted; the same command goes on where this one stopped\n")
     assert "Traceback" not in errors
@@ -75,7 +77,7 @@ def test_the_same_command_again_does_nothing_and_fresh_does_all(store_uri: str, 
 def test_two_processes_share_a_task_and_double_nothing(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     both = [start("task3", uri, *QUICK, "--n-splits", "4") for _ in range(2)]
-    printed = [process.communicate(timeout=HANGS) for process in both]
+    printed = [process.communicate(HANGS) for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     runs = analysis.load_runs(["task3"], uri)
     assert sorted(runs["split"]) == [0, 1, 2, 3] and runs["status"].eq("FINISHED").all()
@@ -91,7 +93,7 @@ def test_different_tasks_at_once_on_a_fresh_store(tmp_path: Path) -> None:
     cache = tmp_path / "cache"  # all of them decode, too
     tasks = ("task1", "task2", "task3", "task1")
     started = [start(task, uri, *QUICK, "--epochs", "1", CACHE_DIR=str(cache)) for task in tasks]
-    printed = [process.communicate(timeout=HANGS) for process in started]
+    printed = [process.communicate(HANGS) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0, 0], printed
     runs = analysis.load_runs(["task1", "task2", "task3"], uri)
     assert runs.groupby("task")["split"].apply(sorted).to_dict() == {task: [0, 1] for task in runs["task"].unique()}

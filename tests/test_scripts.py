@@ -32,6 +32,7 @@ from experiments.task import find
 from experiments.training.fit import EpochRecord, fit
 from experiments.training.state import TrainingState
 from experiments.verification import verify
+from tests.commands import StartedCommand
 from tests.conftest import HANGS, ROOT, help_and_modules, new_store, snapshot
 from tracking import keys
 from tracking.checkpoints import Checkpoint
@@ -62,10 +63,9 @@ def run_scripts(database: Path, folder: Path, chosen: Mapping[str, tuple[str, ..
         options = ["--sample", "--epochs", "1", "--n-splits", "2", "--tracking-uri", uri]
         if names != SCRIPTS[task]:
             options += [part for name in names for part in ("-m", name)]
-        script = [sys.executable, str(ROOT / "experiments" / f"{task}.py"), *options]
-        result = subprocess.run(script, cwd=folder, capture_output=True, text=True, timeout=HANGS)
-        assert result.returncode == 0, result.stderr
-        printed[task] = result.stdout
+        started = StartedCommand((str(ROOT / "experiments" / f"{task}.py"), *options), folder, os.environ)
+        printed[task], errors = started.communicate(HANGS)
+        assert started.returncode == 0, errors
     assert {path.name for path in folder.iterdir()} <= {
         "mlflow.db", "mlflow.db-shm", "mlflow.db-wal", "mlflow.state", "artifacts"
     }  # fmt: skip

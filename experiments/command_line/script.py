@@ -11,6 +11,7 @@ import typer
 
 from datasets import DatasetError
 from experiments.jobs.engine import EngineError
+from experiments.jobs.processes import start_server
 from experiments.request import MOST_JOBS, Request
 from experiments.task import Task, TaskError, check_name
 from tracking import StoreError
@@ -125,6 +126,8 @@ def _run(request: Request) -> int:
         signum = getattr(signal, name, None)
         if signum and signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(signum, signal.default_int_handler)
+    if request.backend == "local" and request.jobs != 1:
+        start_server()  # it imports beside this process
     try:
         from mlflow.exceptions import MlflowException
 

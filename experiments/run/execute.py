@@ -117,7 +117,7 @@ def _make_engine(plan: Plan, context: JobContext, store: Store, working: context
         return plan.cluster
     if concurrency.at_once > 1:
         folder = working.enter_context(store.scratch())
-        return Local(context, concurrency.at_once, concurrency.threads, Path(folder))
+        return Local(context, concurrency.at_once, Path(folder))
     torch.set_num_threads(concurrency.threads)
     try:
         return Sequential(Worker(context, store))

@@ -1,6 +1,7 @@
 """The state of a training between two epochs, and the gradients of a batch."""
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -18,6 +19,16 @@ from models.execution import Training
 from tracking.settings import TrainingConfig
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class AdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov and Hutter 2019) without torch's compiler, which torch's methods import to keep it off: 2 s."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
 
 
 def seed_of_split(train_seed: int, number: int) -> int:
@@ -65,7 +76,7 @@ class TrainingState:
         torch.manual_seed(seed)  # dropout draws from the global generator
         config, parameters = self.config, self.model.parameters()
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+        self.optimizer = AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.epoch = self.best_epoch = 0  # epochs done, and the one with the lowest validation loss
