@@ -15,6 +15,13 @@ from pathlib import Path
 from experiments.jobs import processes
 
 ROOT = Path(__file__).resolve().parent.parent
+processes.PRELOADED += [
+    "torch.export",
+    "torch._dynamo",
+    "mlflow.pytorch",
+    "mlflow.store.db.utils",
+    "sklearn.linear_model",
+]
 OURS = {"analysis", "benchmarks", "datasets", "experiments", "models", "tracking"}
 
 
