@@ -4,6 +4,7 @@
 and `StratifiedKFold` turn labels and a seed into `Split`s, and `draw_splits` does so for a whole data set.
 """
 
+from datasets.account import account, notes
 from datasets.duplicates import duplicate_groups, leaking
 from datasets.images import DatasetError, ImageData
 from datasets.sources import FashionMNIST, ImageFolder, Kaggle, Source, find, load
@@ -11,5 +12,5 @@ from datasets.splits import Protocol, RepeatedHoldout, Split, StratifiedKFold, d
 
 __all__ = [
     "DatasetError", "FashionMNIST", "ImageData", "ImageFolder", "Kaggle", "Protocol", "RepeatedHoldout", "Source",
-    "Split", "StratifiedKFold", "draw_splits", "duplicate_groups", "find", "leaking", "load",
+    "Split", "StratifiedKFold", "account", "draw_splits", "duplicate_groups", "find", "leaking", "load", "notes",
 ]  # fmt: skip

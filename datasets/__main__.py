@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 
 from datasets import DatasetError, Source, find, load
+from datasets.account import account, count_classes, notes
 from datasets.audit import audit as examine
-from datasets.audit import count_classes, count_table, draw_contact_sheet, to_text
+from datasets.audit import count_table, draw_contact_sheet, to_text
 from datasets.images import one_sentence
 
 TASKS = "experiments.task"  # imported by name, like a plug-in: this package does not depend on it
@@ -47,8 +48,8 @@ def info(tasks: Tasks, data_dir: DataDir = None, sample: Sample = False) -> None
         _, height, width, channels = data.images.shape
         console.print(f"{task}: {data.name}, {height}x{width}x{channels}", markup=False, soft_wrap=True)
         console.print(count_table(count_classes(data)))
-        for reason in data.skipped:
-            console.print(f"skipped: {reason}", markup=False, soft_wrap=True)
+        for line in [*account(data), *notes(data)]:
+            console.print(line, markup=False, soft_wrap=True)
         console.print(f"digest {data.digest}\n", soft_wrap=True)
 
 

@@ -39,9 +39,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from datasets.account import count_classes, slices
 from datasets.duplicates import NearDuplicates, connect, equal_pixels, leaking, limits, near_duplicates
-from datasets.images import DatasetError, ImageData, decode_files, list_folder, one_sentence, readable_name
-from datasets.sources import FashionMNIST, Source, find, load
+from datasets.folder import list_folder, read_folder
+from datasets.images import DatasetError, ImageData, one_sentence
+from datasets.names import readable_name
+from datasets.sources import Source, find, load
 
 Report = dict[str, Any]
 
@@ -106,15 +109,6 @@ def audit(
         "leaks": leaks,
         "method": {"hash": "dHash, 64 bits", "distance": limit.distance, "correlation": limit.correlation},
     }, data
-
-
-def count_classes(data: ImageData) -> dict[str, dict[str, int]]:
-    """Return the number of images by published part and class."""
-    parts = {"train": data.labels[: data.n_pool], "test": data.labels[data.n_pool :]}
-    return {
-        part: {name: int(np.sum(labels == label)) for label, name in enumerate(data.classes)}
-        for part, labels in parts.items()
-    }
 
 
 def count_table(parts: Mapping[str, Mapping[str, int]]) -> Table:
@@ -186,51 +180,25 @@ def draw_contact_sheet(report: Report, data: ImageData, path: Path) -> None:
 
 def _read(source: Source, data_dir: str | os.PathLike[str] | None, sample: bool) -> _Images:
     root = find(source, data_dir, sample)
-    if isinstance(source, FashionMNIST) and source.is_packed(root):
-        data = load(source, data_dir, sample)
-        parts = ("train", data.n_pool), ("test", len(data.labels) - data.n_pool)
-        numbers = [f"{part}/{number}" for part, count in parts for number in range(count)]
-        sizes = np.tile(data.images.shape[2:0:-1], (len(data.labels), 1))
-        return _Images(root, data, numbers, sizes, [], None)
-    listed = list_folder(root)
-    paths = [path for part in listed for files in part.values() for path in files]
-    names = [readable_name(path.relative_to(root).as_posix()) for path in paths]
-    loaded, refusal = _load(source, data_dir, sample)
-    failures: list[str | None] = [None] * len(paths)
-    if loaded is not None and not loaded.skipped:
-        data = loaded
-    else:  # find the undecodable files
-        images, failures = decode_files(root, paths, source.image_size, source.channels)
-        if refusal and not any(failures):
-            raise DatasetError(refusal)
-        data = _keep_decoded(root.name, listed, images, failures)
-    good = [row for row, failure in enumerate(failures) if failure is None]
-    undecodable = [
-        {"file": name, "reason": failure.removeprefix(name)[2:-1]}  # "file (reason)"
-        for name, failure in zip(names, failures, strict=True)
-        if failure
-    ]
-    sizes = np.array([_original_size(paths[row]) for row in good]).reshape(-1, 2)
-    return _Images(root, data, [names[row] for row in good], sizes, undecodable, refusal)
-
-
-def _load(source: Source, data_dir: str | os.PathLike[str] | None, sample: bool) -> tuple[ImageData | None, str | None]:
-    """Return the images of a run, or the reason why it refuses them."""
+    refusal = None
     try:
-        return load(source, data_dir, sample), None
+        data = load(source, data_dir, sample)
     except DatasetError as error:
-        return None, str(error)
-
-
-def _keep_decoded(
-    name: str, listed: Sequence[Mapping[str, Sequence[Path]]], images: np.ndarray, failures: Sequence[str | None]
-) -> ImageData:
-    classes = tuple(listed[0])
-    labels = np.array([classes.index(label) for part in listed for label, files in part.items() for _ in files])
-    good = np.array([failure is None for failure in failures])
-    n_pool = int(good[: sum(map(len, listed[0].values()))].sum())
-    skipped = tuple(failure for failure in failures if failure)
-    return ImageData(name, images[good], labels[good].astype(np.int64), classes, n_pool, skipped)
+        refusal = str(error)
+        # without the pictures that do not decode it may be a data set; if not, this raises the reason
+        data = read_folder(root, readable_name(root.name), source.image_size, source.channels, strict=False)
+    undecodable = [
+        {"file": each.file, "reason": each.reason.partition("(")[2].removesuffix(")")}
+        for each in data.aside
+        if each.is_broken
+    ]
+    if not data.files:
+        numbers = [f"{part}/{n}" for part, rows in slices(data).items() for n in range(rows.stop - rows.start)]
+        sizes = np.tile(data.images.shape[2:0:-1], (len(data.labels), 1))
+        return _Images(root, data, numbers, sizes, undecodable, refusal)
+    paths = {listing.name(path): path for listing in [list_folder(root)] for path in listing.files()}
+    sizes = np.array([_original_size(paths[name]) for name in data.files]).reshape(-1, 2)
+    return _Images(root, data, list(data.files), sizes, undecodable, refusal)
 
 
 def _original_size(path: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Folders of images, decoded once into one uint8 array that a cache keeps."""
+"""The images of a data set in memory, and the cache of decoded ones."""
 
 import contextlib
 import errno
@@ -7,23 +7,17 @@ import json
 import os
 import shutil
 import sys
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import rich.markup
 from filelock import FileLock, Timeout
-from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif"}
-MAX_SKIPPED = 0.05  # a larger share of undecodable files means that the folder is no data set
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"  # downloads, the sample, and the cache
-CACHE_FORMAT = 2  # part of every cache key: raise it when decoding or the layout of an entry changes
+CACHE_FORMAT = 3  # part of every cache key: raise it when decoding or the layout of an entry changes
+STORED = ("name", "classes", "n_pool", "n_val", "depth", "files", "aside")  # besides the arrays and the digest
 LOCK = ".lock"  # in every folder that `building` fills
 SILENT_WAIT = 3.0  # seconds of waiting for another process before a message
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or a file is full
@@ -49,160 +43,39 @@ def one_sentence() -> Iterator[None]:
         raise DatasetError(f"cannot use {where} ({error.strerror or error}); {remedy} and run again") from None
 
 
+class SetAside(NamedTuple):
+    """A file that is not used."""
+
+    part: str  # train, val or test; empty outside them
+    label: str  # name of the class; empty outside of one
+    file: str  # readable path below the data set's folder
+    reason: str
+    is_broken: bool  # whether it is a picture that does not decode
+
+
 @dataclass(frozen=True)
 class ImageData:
-    """All images of a data set in memory: the published training part, then the published test part."""
+    """All images of a data set in memory: the published training, validation and test parts, in this order."""
 
     name: str  # the published name, or the name of the user's folder
     images: np.ndarray  # uint8, shape (N, height, width, channels)
     labels: np.ndarray  # int64, shape (N,): indices into `classes`
     classes: tuple[str, ...]  # class names in Unicode NFC, in the order of their code points on every machine
-    n_pool: int  # size of the published training part, which protocols split
-    skipped: tuple[str, ...] = ()  # undecodable files, each with the reason
-    digest: str = ""  # SHA-256 over shape, classes, `n_pool`, labels and pixels, in hexadecimal
+    n_pool: int  # size of the published training and validation parts, which protocols split
+    n_val: int = 0  # size of the published validation part, the last images of the pool
+    depth: tuple[float, float] | None = None  # values that became 0 and 255, of images of 16 or 32 bits a pixel
+    files: tuple[str, ...] = ()  # readable paths below the data set's folder; empty if images have no files
+    aside: tuple[SetAside, ...] = ()
+    digest: str = ""  # SHA-256 over shape, classes, sizes of the parts, depth, labels and pixels, in hexadecimal
 
     def __post_init__(self) -> None:
-        header = json.dumps([self.images.shape, self.classes, self.n_pool])
+        # parts that most data sets lack are left out, so that their digests are those of earlier versions
+        others = {"n_val": self.n_val or None, "depth": self.depth}
+        header = json.dumps([self.images.shape, self.classes, self.n_pool, *([others] if any(others.values()) else [])])
         digest = hashlib.sha256(header.encode())
         digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
         digest.update(np.ascontiguousarray(self.images).data)
         object.__setattr__(self, "digest", digest.hexdigest())
-
-
-def decode(path: Path, size: int, channels: int) -> np.ndarray:
-    """Decode one image file to the pixels that models see.
-
-    Only the first frame is read. EXIF orientation is applied, transparency becomes white, CMYK and palettes are
-    converted, and the image is resized to a square regardless of its aspect ratio, as is usual for both Kaggle tasks.
-
-    Returns
-    -------
-    numpy.ndarray of uint8, shape (size, size, channels)
-        RGB for 3 channels, gray for 1.
-    """
-    with Image.open(path) as file:
-        # JPEG decodes to 1/2, 1/4 or 1/8 of its size by skipping frequencies: twice as fast for a photo of 800x532
-        # pixels. At twice the wanted size the picture is the same: 0.24 of 255 off in the mean, 7 at most
-        file.draft(None, (2 * size, 2 * size))
-        image: Image.Image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion clips at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("RGB" if channels == 3 else "L")
-    image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(size, size, channels)
-
-
-def readable_name(name: str) -> str:
-    """Return a file name as printable, comparable text: Unicode NFC, undecodable bytes replaced."""
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    """List the files below a folder in order of their names, without hidden files and folders."""
-    os.scandir(folder).close()  # raises for an unreadable folder, which rglob skips silently
-    found = [path for path in folder.rglob("*") if not any(part[0] == "." for part in path.relative_to(folder).parts)]
-    return sorted(filter(Path.is_file, found), key=lambda path: readable_name(path.as_posix()))
-
-
-def _list_classes(part: Path) -> dict[str, list[Path]]:
-    """List image files by class name, both sorted; subfolders belong to their class."""
-    found: dict[str, list[Path]] = {}
-    for folder in part.iterdir():
-        if folder.is_dir() and not folder.name.startswith("."):
-            images = [path for path in _visible_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-            found[readable_name(folder.name)] = images
-    return dict(sorted(found.items()))
-
-
-def list_folder(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """List `root/train/<class>/*` and `root/test/<class>/*`, and check that they form a data set.
-
-    Returns
-    -------
-    train, test : dict of str to list of Path
-        Files by class name; `test` is empty without a test folder.
-
-    Raises
-    ------
-    DatasetError
-        There is no train folder, only one class, a class without images, or a test class missing from training.
-    """
-    if not (root / "train").is_dir():
-        raise DatasetError(f"{root} holds no folder train/; put each class into a folder of its own below it")
-    train = _list_classes(root / "train")
-    test = _list_classes(root / "test") if (root / "test").is_dir() else {}
-    if len(train) < 2:
-        found = f"only the class {next(iter(train))!r}" if train else "no class"
-        raise DatasetError(f"{root / 'train'} holds {found}; put each of two or more classes into a folder of its own")
-    for part, classes in (("train", train), ("test", test)):
-        for name, files in classes.items():
-            if not files:
-                raise DatasetError(f"{root / part / name} holds no image; add some or remove the folder")
-    if unknown := sorted(set(test) - set(train)):
-        raise DatasetError(f"{root / 'test'} holds classes that {root / 'train'} lacks: {', '.join(unknown)}")
-    return train, test
-
-
-def decode_files(
-    root: Path, files: Sequence[Path], size: int, channels: int, num_workers: int = 8
-) -> tuple[np.ndarray, list[str | None]]:
-    """Decode image files below `root`, and record those that fail.
-
-    Pillow releases the interpreter lock, so up to `num_workers` threads decode, at most one per core.
-
-    Returns
-    -------
-    images : numpy.ndarray of uint8, shape (N, size, size, channels)
-        Row i is `decode(files[i])`, or undefined if that fails.
-    failures : list of str or None, length N
-        The file's path below `root` and the reason, or None for a decoded file.
-    """
-    images = np.empty((len(files), size, size, channels), dtype=np.uint8)
-
-    def decode_into(row: int) -> str | None:
-        try:
-            images[row] = decode(files[row], size, channels)
-        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise any error for a broken file
-            reason = str(error).replace(str(files[row]), "the file")
-            return readable_name(f"{files[row].relative_to(root)} ({error.__class__.__name__}: {reason})")
-        return None
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(num_workers, cores)) as pool:
-        results = pool.map(decode_into, range(len(files)))
-        description = f"decoding {rich.markup.escape(root.name)}"
-        return images, list(track(results, description, total=len(files), console=Console(stderr=True)))
-
-
-def read_folder(root: Path, name: str, size: int, channels: int, num_workers: int = 8) -> ImageData:
-    """Decode a folder with `train/<class>/*` and optionally `test/<class>/*`, which is only read.
-
-    See `decode_files` for the parameters; `name` is that in the result database.
-
-    Raises
-    ------
-    DatasetError
-        The folder is no data set, or more than 5 % of its files do not decode.
-    """
-    parts = list_folder(root)
-    classes = tuple(parts[0])
-    jobs = [(path, classes.index(label)) for part in parts for label, files in part.items() for path in files]
-    n_train = sum(map(len, parts[0].values()))
-    images, failures = decode_files(root, [path for path, _ in jobs], size, channels, num_workers)
-    skipped = tuple(filter(None, failures))
-    if len(skipped) > MAX_SKIPPED * len(jobs):
-        raise DatasetError(
-            f"{len(skipped)} of {len(jobs)} files in {root} do not decode, more than {MAX_SKIPPED:.0%}: "
-            f"{'; '.join(skipped[:3])}; repair or remove them"
-        )
-    good = np.array([failure is None for failure in failures])
-    labels = np.array([label for _, label in jobs], dtype=np.int64)
-    n_pool = int(good[:n_train].sum())
-    if missing := set(range(len(classes))) - set(labels[:n_train][good[:n_train]].tolist()):
-        raise DatasetError(f"no image of class {classes[missing.pop()]!r} in {root / 'train'} decodes; repair them")
-    return ImageData(name, images if good.all() else images[good], labels[good], classes, n_pool, skipped)
 
 
 def cached(
@@ -312,8 +185,10 @@ def _read_entry(entry: Path) -> ImageData | None:
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         images, labels = (np.load(entry / f"{part}.npy", allow_pickle=False) for part in ("images", "labels"))
-        classes, skipped = tuple(meta["classes"]), tuple(meta["skipped"])
-        data = ImageData(meta["name"], images, labels, classes, meta["n_pool"], skipped)
+        meta |= {"classes": tuple(meta["classes"]), "files": tuple(meta["files"])}
+        meta["depth"] = tuple(meta["depth"]) if meta["depth"] else None
+        meta["aside"] = tuple(SetAside(*each) for each in meta["aside"])
+        data = ImageData(images=images, labels=labels, **{key: meta[key] for key in STORED})
         return data if data.digest == meta["digest"] else None
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None  # damaged: the caller reads the files again
@@ -322,5 +197,5 @@ def _read_entry(entry: Path) -> ImageData | None:
 def _write_entry(partial: Path, data: ImageData) -> None:
     np.save(partial / "images.npy", data.images)
     np.save(partial / "labels.npy", data.labels)
-    meta = {key: getattr(data, key) for key in ("name", "classes", "n_pool", "skipped", "digest")}
+    meta = {key: getattr(data, key) for key in (*STORED, "digest")}
     (partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from datasets.images import NO_ROOM, DatasetError, building, list_folder
+from datasets.folder import list_folder
+from datasets.images import NO_ROOM, DatasetError, building
 
 PAGES = "https://www.kaggle.com/datasets"
 CREDENTIALS = "KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, or ~/.kaggle"

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.images import DATA_DIR, DatasetError, ImageData, cache_dir, cached, list_folder, one_sentence, read_folder
+from datasets.folder import find_parts, list_folder, read_folder
+from datasets.images import DATA_DIR, DatasetError, ImageData, cache_dir, cached, one_sentence
+from datasets.names import readable_name
 
 
 class Source(ABC):
@@ -35,12 +37,12 @@ class Source(ABC):
 
     def is_in(self, folder: Path) -> bool:
         """Whether `folder` itself is such a data set."""
-        return (folder / "train").is_dir()
+        return folder.is_dir() and bool(find_parts(folder))
 
     def read(self, root: Path, name: str) -> ImageData:
         """Decode the data set in `root`, or read it from the cache."""
-        files = [path for classes in list_folder(root) for paths in classes.values() for path in paths]
-        settings = [name, self.image_size, self.channels]
+        listing = list_folder(root)
+        files, settings = listing.files(), [name, self.image_size, self.channels, [each.file for each in listing.aside]]
         return cached(
             name, files, settings, cache_dir(), lambda: read_folder(root, name, self.image_size, self.channels)
         )
@@ -57,7 +59,7 @@ class ImageFolder(Source):
     @property
     def name(self) -> str:
         """Name of the folder."""
-        return self.home.name
+        return readable_name(self.home.name)
 
     @property
     def home(self) -> Path:
@@ -119,7 +121,7 @@ class FashionMNIST(Source):
 
     def is_packed(self, folder: Path) -> bool:
         """Whether `folder` has the published idx files rather than pictures."""
-        return (folder / "raw").is_dir()
+        return (folder / "raw").is_dir() and not super().is_in(folder)
 
     def read(self, root: Path, name: str) -> ImageData:
         """Decode the data set in `root`, or read it from the cache."""
@@ -162,7 +164,7 @@ def load(source: Source, data_dir: str | os.PathLike[str] | None = None, sample:
         The data set is missing and cannot be downloaded, or is unusable.
     """
     root = find(source, data_dir, sample)
-    name = f"sample/{source.name}" if sample else root.name
+    name = f"sample/{source.name}" if sample else readable_name(root.name)
     with one_sentence():
         return source.read(root, name)
 

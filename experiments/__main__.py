@@ -94,7 +94,7 @@ def _print_predictions(predictor: "Predictor", photos: list[Path], out: Path | N
     print(predictor.origin)
     if predictor.is_of_sample:
         print("! it was trained on generated images and knows nothing of real ones", file=sys.stderr)
-    from datasets.images import readable_name  # late, as it brings NumPy and Pillow
+    from datasets.names import readable_name  # late, as it brings NumPy and Pillow
 
     width = max(len(str(path)) for path in photos)
     for path, name, probability in predictor.predict(photos):

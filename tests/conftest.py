@@ -254,4 +254,4 @@ def help_and_modules(*command: str) -> tuple[str, set[str]]:
 
 def snapshot(root: Path) -> dict[str, tuple[int, int]]:
     """Time of change and size of everything below a folder, to show that nothing was written there."""
-    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in [root, *root.rglob("*")]}
+    return {str(path): (path.lstat().st_mtime_ns, path.lstat().st_size) for path in [root, *root.rglob("*")]}

@@ -112,7 +112,7 @@ def test_broken_files_are_named_where_a_run_refuses_the_data(folder: Path, run_c
     report = json.loads(result.stdout)
     assert set(report) == KEYS
     assert files(report["undecodable"]) == [f"train/dogs/{number:02d}.png" for number in range(0, 30, 4)]
-    assert "8 of 50 files" in report["refusal"]
+    assert "8 of 50 pictures" in report["refusal"]
     assert report["parts"]["train"] == {"cats": 16, "dogs": 8}
     assert [files(group["images"]) for group in report["near_duplicates"]] == [
         ["train/cats/01 equal.png", "train/cats/01.png"],

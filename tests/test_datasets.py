@@ -72,7 +72,7 @@ def test_real_data(task: str, train: int, test: int, counts: list[int]) -> None:
     data = datasets.load(DATA[task], REAL_DATA)
     assert (data.n_pool, len(data.labels) - data.n_pool) == (train, test)
     assert np.bincount(data.labels[: data.n_pool]).tolist() == counts
-    assert data.skipped == ()
+    assert data.aside == ()
 
 
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"the real data are not in {REAL_DATA.name}/ beside the repository")

@@ -14,7 +14,9 @@ from PIL import Image
 
 import datasets
 from datasets import DatasetError, Kaggle
-from datasets.images import LOCK, cached, decode, decode_files, list_folder, read_folder
+from datasets.decoding import decode, decode_files
+from datasets.folder import list_folder, read_folder
+from datasets.images import LOCK, cached
 from datasets.kaggle import unpack
 from tests.conftest import ROOT, snapshot
 
@@ -103,14 +105,24 @@ def test_broken_files_are_named_and_left_out(image_folder: Path) -> None:
         (image_folder / "train" / "dark" / hidden).write_bytes(b"nobody put this here as a picture")
     data = read_folder(image_folder, "photos", 16, 3)
     assert np.array_equal(data.images, whole.images) and data.n_pool == whole.n_pool
-    assert len(data.skipped) == 2
-    assert "train/dark/broken.jpg" in data.skipped[0] and "test/light/cut.png" in data.skipped[1]
+    assert [(each.part, each.label, each.file, each.is_broken) for each in data.aside] == [
+        ("train", "dark", "train/dark/broken.jpg", True), ("train", "dark", "train/dark/notes.txt", False),
+        ("test", "light", "test/light/cut.png", True),
+    ]  # fmt: skip
+    assert list(datasets.account(data)) == [
+        "found 55 = used 52 + set aside 3",
+        "train/dark: found 22 = used 20 + set aside 2",
+        "  1 does not decode: train/dark/broken.jpg (UnidentifiedImageError: cannot identify image file 'the file')",
+        "  1 is no image: train/dark/notes.txt",
+        "test/light: found 7 = used 6 + set aside 1",
+        "  1 does not decode: test/light/cut.png (OSError: image file is truncated)",
+    ]
 
 
 def test_many_broken_files_are_an_error(image_folder: Path) -> None:
     for number in range(3):
         (image_folder / "train" / "dark" / f"broken{number}.jpg").write_bytes(b"nothing")
-    with pytest.raises(DatasetError, match=r"3 of 55 files .* do not decode, more than 5%: train/dark/broken0"):
+    with pytest.raises(DatasetError, match=r"3 of 55 pictures .* do not decode, more than 5%: train/dark/broken0"):
         read_folder(image_folder, "photos", 16, 3)
 
 
@@ -118,17 +130,19 @@ def test_decoding_names_the_file_of_each_row_however_many_fail(image_folder: Pat
     whole = read_folder(image_folder, "photos", 16, 3)
     for number in range(20):
         (image_folder / "train" / "dark" / f"{number:02d}.png").write_bytes(b"nothing")
-    files = [path for classes in list_folder(image_folder) for paths in classes.values() for path in paths]
-    images, failures = decode_files(image_folder, files, 16, 3)
+    files = list_folder(image_folder).files()
+    images, failures, depth = decode_files(image_folder, files, 16, 3)
     assert [failure is None for failure in failures] == [path.read_bytes() != b"nothing" for path in files]
-    assert failures[0].startswith("train/dark/00.png (UnidentifiedImageError: ")
+    assert type(failures[0]).__name__ == "UnidentifiedImageError" and depth is None
     assert np.array_equal(images[20:], whole.images[20:])
 
 
 def test_folders_that_are_no_data_set(image_folder: Path) -> None:
-    (image_folder / "test" / "other").mkdir()
-    with pytest.raises(DatasetError, match="other holds no image"):
+    (image_folder / "train" / "empty").mkdir()
+    with pytest.raises(DatasetError, match="empty holds no image"):
         read_folder(image_folder, "photos", 16, 3)
+    (image_folder / "train" / "empty").rmdir()
+    (image_folder / "test" / "other").mkdir()
     Image.new("L", (4, 4)).save(image_folder / "test" / "other" / "a.png")
     with pytest.raises(DatasetError, match="lacks: other"):
         read_folder(image_folder, "photos", 16, 3)
@@ -192,8 +206,8 @@ def test_damaged_or_half_written_entries_are_never_used(image_folder: Path, tmp_
 
 def test_processes_that_fill_one_cache_entry_at_once(image_folder: Path, tmp_path: Path) -> None:
     code = (
-        "import os, datasets, datasets.images as images; decode = images.decode\n"
-        "images.decode = lambda *arguments: os.write(2, b'#') and decode(*arguments)\n"
+        "import os, datasets, datasets.decoding as decoding; open_image = decoding._open\n"
+        "decoding._open = lambda *arguments: os.write(1, b'#') and open_image(*arguments)\n"
         f"print(datasets.load(datasets.Kaggle('somebody/photos'), {str(image_folder)!r}).digest)"
     )
     environment = os.environ | {"CACHE_DIR": str(tmp_path / "cache")}
@@ -202,8 +216,8 @@ def test_processes_that_fill_one_cache_entry_at_once(image_folder: Path, tmp_pat
         for _ in range(4)
     ]
     answers = [process.communicate(timeout=100) for process in started]
-    assert len({digest for digest, _ in answers}) == 1 and answers[0][0].strip() != ""
-    assert sum(errors.count("#") for _, errors in answers) == 52  # each image was decoded once
+    assert len({printed.strip("#\n") for printed, _ in answers}) == 1 and answers[0][0].strip("#\n") != ""
+    assert sum(printed.count("#") for printed, _ in answers) == 52  # each image was decoded once
     assert only_entry(tmp_path / "cache").name.startswith("photos-")
 
 

@@ -23,7 +23,7 @@ import tracking
 from benchmarks.race.common import Prepared
 from benchmarks.race.works import WORKS, Work
 from datasets.fashion_mnist import raw_files
-from datasets.images import list_folder
+from datasets.folder import list_folder
 from experiments import task
 from experiments.jobs.job import model_arguments
 from experiments.training.images import DeviceImages
@@ -39,7 +39,7 @@ def photos_folder(root: Path, count: int, size: int, folder: Path) -> str:
     They are links if the data set is as published. A copy that was reduced to the models' input size is enlarged, so
     that decoding costs as much as it does with the published files.
     """
-    chosen = {label: files[: count // 2] for label, files in list_folder(root)[0].items()}
+    chosen = {label: files[: count // 2] for label, files in list_folder(root).parts["train"].items()}
     reduced = True
     for path in (path for files in chosen.values() for path in files):
         with Image.open(path) as image:  # reads the header alone
@@ -109,10 +109,10 @@ def prepare(work: Work, folder: Path, data_dir: Path | None, sample: bool = Fals
     if work.photos is None:
         unpack_fashion_mnist(root, folder)
     else:
-        parts = list_folder(root)[0].values()
+        parts = list_folder(root).parts["train"].values()
         files = [(str(path), label) for label, paths in enumerate(parts) for path in paths]
-        if data.skipped:
-            raise SystemExit(f"these photos do not decode: {', '.join(data.skipped)}")
+        if data.aside:
+            raise SystemExit(f"these files are no photos: {', '.join(each.file for each in data.aside)}")
     split = datasets.draw_splits(found.protocol, data, found.training.split_seed)[0]
     arguments = model_arguments(data)
     seed = seed_of_split(found.training.train_seed, 0)

@@ -78,7 +78,7 @@ def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
             signature=signature,
             input_example=example,
             pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # inferring them takes ten seconds
-            metadata={"classes": list(data.classes)},
+            metadata={"classes": list(data.classes), "depth": list(data.depth) if data.depth else None},
             serialization_format="pt2",
         )
     # MLflow would take a GPU if there is one, and refuse this program, which was exported on the CPU
@@ -94,7 +94,7 @@ def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     program : nn.Module
         As `Classifier`.
     about : dict
-        Its `classes`, and `size` and `channels` of its images.
+        Its `classes`, and `size`, `channels` and `depth` of its images.
 
     Raises
     ------
@@ -115,7 +115,11 @@ def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         with _quiet():
             program: nn.Module = mlflow.pytorch.load_model(str(folder))
         shape = about.signature.inputs.inputs[0].shape
-        return program, {"classes": list((about.metadata or {})["classes"]), "size": shape[1], "channels": shape[3]}
+        metadata = about.metadata or {}
+        depth = tuple(map(float, metadata["depth"])) if metadata.get("depth") else None
+        return program, {
+            "classes": list(metadata["classes"]), "size": shape[1], "channels": shape[3], "depth": depth
+        }  # fmt: skip
     except Exception as error:  # noqa: BLE001 - readers raise whatever a damaged or foreign file makes them trip over
         reason = f"{type(error).__name__}: {tracking.in_one_line(error)}"
         raise StoreError(f"{folder} holds no model that was registered by this program ({reason})") from None

@@ -1,7 +1,6 @@
 """Predictions of a task's champion for photographs."""
 
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from mlflow.exceptions import MlflowException
 from torch import nn
 
 import tracking
-from datasets.images import decode, readable_name
+from datasets.decoding import NoImageError, Range, decode, quiet_libraries
+from datasets.names import readable_name
 from experiments.champion import export
 from tracking import Store, StoreError, registry
 from tracking.keys import SAMPLE
@@ -28,6 +28,7 @@ class Predictor:
     classes: list[str]
     size: int  # of its images, in pixels
     channels: int
+    depth: Range | None  # of its training images, if they had 16 or 32 bits a pixel (`decode`)
     origin: str  # model, split, version and run, in words
     run_id: str  # of that split
     is_of_sample: bool  # whether it was trained on generated images
@@ -65,7 +66,8 @@ class Predictor:
         """
         for first in range(0, len(photos), BATCH):
             batch = photos[first : first + BATCH]
-            decoded = [self._decode(path) for path in batch]
+            with quiet_libraries():
+                decoded = [self._decode(path) for path in batch]
             images = [image for image in decoded if isinstance(image, np.ndarray)]
             answers = iter(self._answers(np.stack(images)) if images else [])
             for path, image in zip(batch, decoded, strict=True):
@@ -82,9 +84,9 @@ class Predictor:
         try:
             if not path.is_file():
                 return f"{name} is {'a folder; name the photos in it' if path.is_dir() else 'not there'}"
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's, of odd but readable files
-                return decode(path, self.size, self.channels)
+            return decode(path, self.size, self.channels, self.depth)
+        except NoImageError:
+            return f"{name} is no image"
         except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
             reason = f"{type(error).__name__}: {tracking.in_one_line(error)}".replace(name, "the file")
             return f"{name} cannot be read as an image ({reason})"

@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Sequence
 
+import datasets
 from experiments.jobs.progress import console, count
 from experiments.run.plan import Plan
 from models import BASELINES, unusable_sentences
 from tracking import Store
+
+MOST_LINES = 12  # of the account of a folder; `python -m datasets info` prints all
 
 
 def announce(plan: Plan, store: Store) -> None:
@@ -40,10 +43,10 @@ def announce(plan: Plan, store: Store) -> None:
     }
     for label, text in lines.items():
         console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)
-    if data.skipped:
-        shown = "; ".join(data.skipped[:5]) + ("; ..." if len(data.skipped) > 5 else "")
-        total = len(data.labels) + len(data.skipped)
-        console.print(f"  left out  {len(data.skipped)} of {total:,} files do not decode: {shown}", markup=False)
+    for label, text in zip(["files", *[""] * MOST_LINES], datasets.account(data), strict=False):
+        console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)
+    for text in datasets.notes(data):
+        console.print(f"! {text}", markup=False, soft_wrap=True)
     said = "; ".join(plan.unusable)
     for sentence in [*plan.unusable, *(each for each in unusable_sentences() if each not in said)]:
         print(f"! {sentence}", file=sys.stderr)

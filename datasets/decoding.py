@@ -1,0 +1,196 @@
+"""Decoding image files to the pixels that models see, quietly and in several threads."""
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import rich.markup
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
+
+from datasets.names import readable_name
+
+Range = tuple[float, float]  # values that become 0 and 255, of images that have other pixels than 8 bits
+# what an EXIF orientation asks for (CIPA DC-008, tag 0x0112)
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+ORIENTATION = 0x0112
+# of files that are pictures to their owner, whether Pillow opens them or not
+FOREIGN_SUFFIXES = {".heic", ".heif", ".jxl", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"}
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what Pillow logs of odd files
+
+
+class NoImageError(Exception):
+    """The file is something else than an image."""
+
+
+def is_picture_by_name(path: Path) -> bool:
+    """Whether the suffix is that of an image."""
+    Image.init()
+    suffix = path.suffix.lower()
+    return suffix in FOREIGN_SUFFIXES or Image.EXTENSION.get(suffix) in Image.OPEN
+
+
+def decode(path: Path, size: int, channels: int, depth: Range | None = None) -> np.ndarray:
+    """Decode one image file to the pixels that models see.
+
+    Only the first frame is read. EXIF orientation is applied, unless the EXIF data are damaged. Transparency becomes
+    white, CMYK and palettes are converted, and the image is resized to a square regardless of its aspect ratio, as is
+    usual for both Kaggle tasks.
+
+    Parameters
+    ----------
+    path : Path
+    size, channels : int
+        Height and width in pixels; 3 for RGB, 1 for gray.
+    depth : (float, float), optional
+        The values of a gray image with 16 or 32 bits a pixel that become 0 and 255. The default is the range of its
+        type: 0 to 65,535, or 0 to 1 for fractions, or that of the image itself if it goes beyond.
+
+    Returns
+    -------
+    numpy.ndarray of uint8, shape (size, size, channels)
+
+    Raises
+    ------
+    NoImageError
+        Pillow finds no image in the file, and its suffix is not that of one.
+    """
+    image = _open(path, 2 * size)
+    return _to_pixels(_to_8_bits(image, depth) if _is_deep(image) else image, size, channels)
+
+
+def _to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("RGB" if channels == 3 else "L")
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(size, size, channels)
+
+
+def _open(path: Path, least: int) -> Image.Image:
+    """Read and turn the first frame; a JPEG may be reduced to at least `least` pixels a side."""
+    try:
+        file = Image.open(path)
+    except UnidentifiedImageError:
+        if is_picture_by_name(path):
+            raise
+        raise NoImageError from None
+    with file:
+        if file.format == "EPS":  # Pillow has Ghostscript execute it
+            raise ValueError("EPS is a program for printers; convert it to PNG")
+        # JPEG decodes to 1/2, 1/4 or 1/8 of its size by skipping frequencies: twice as fast for a photo of 800x532
+        # pixels. At twice the wanted size the picture is the same: 0.24 of 255 off in the mean, 7 at most
+        file.draft(None, (least, least))
+        file.load()
+        orientation = 1
+        with contextlib.suppress(Exception):  # damaged metadata are no damaged picture; the parsers raise anything
+            orientation = file.getexif().get(ORIENTATION, 1)
+        return file.transpose(TURNS[orientation]) if orientation in TURNS else file.copy()
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image has 16 or 32 bits a pixel: Pillow's own conversion cuts them off at 255."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _to_8_bits(image: Image.Image, depth: Range | None) -> Image.Image:
+    pixels = np.asarray(image).astype(np.float64)
+    low, high = depth or _own_range(image, pixels)
+    scaled = np.nan_to_num(pixels - low, nan=0.0, posinf=high - low, neginf=0.0) * (255 / max(high - low, 1e-300))
+    return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
+
+
+def _own_range(image: Image.Image, pixels: np.ndarray) -> Range:
+    low, high = (0.0, 1.0) if image.mode == "F" else (0.0, 65_535.0)
+    found = _range_of(pixels)
+    return (low, high) if low <= found[0] and found[1] <= high else found
+
+
+def _range_of(pixels: np.ndarray) -> Range:
+    """Return the lowest and the highest value that is finite; (0, 0) without one."""
+    finite = pixels[np.isfinite(pixels)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[TextIO]:
+    """Keep off the screen what libraries print of odd files, also those in C; yield a stream for our own messages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            sys.stderr.flush()
+            ours = sys.stderr.fileno()
+        except (OSError, ValueError, AttributeError):  # of a notebook
+            yield sys.stderr
+            return
+        with os.fdopen(os.dup(ours), "w", encoding=sys.stderr.encoding, errors="replace") as screen:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, ours)
+            os.close(nothing)
+            try:
+                yield screen
+            finally:
+                os.dup2(screen.fileno(), ours)
+
+
+def decode_files(
+    root: Path, files: Sequence[Path], size: int, channels: int, num_workers: int = 8, n_train: int | None = None
+) -> tuple[np.ndarray, list[Exception | None], Range | None]:
+    """Decode image files below `root`, and record those that fail.
+
+    Pillow releases the interpreter lock, so up to `num_workers` threads decode, at most one per core.
+
+    Parameters
+    ----------
+    root, files : Path, sequence of Path
+    size, channels : int
+        See `decode`.
+    num_workers : int
+    n_train : int, optional
+        How many of the files, from the first one, decide the range of deep images; all of them by default.
+
+    Returns
+    -------
+    images : numpy.ndarray of uint8, shape (N, size, size, channels)
+        Row i is `decode(files[i], size, channels, depth)`, or undefined if that fails.
+    failures : list of Exception or None, length N
+    depth : (float, float) or None
+        The lowest and the highest value of deep images among the first `n_train`; None if there are none.
+    """
+    images = np.empty((len(files), size, size, channels), dtype=np.uint8)
+    deep: dict[int, Range] = {}
+
+    def decode_into(row: int, depth: Range | None = None) -> Exception | None:
+        try:
+            image = _open(files[row], 2 * size)
+            if _is_deep(image) and depth is None:
+                deep[row] = _range_of(np.asarray(image))  # decoded once the range of all is known
+            else:
+                images[row] = _to_pixels(_to_8_bits(image, depth) if depth else image, size, channels)
+        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise any error for a broken file
+            return error
+        return None
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with quiet_libraries() as screen, ThreadPoolExecutor(min(num_workers, cores)) as pool:
+        results = pool.map(decode_into, range(len(files)))
+        description = f"decoding {rich.markup.escape(readable_name(root.name))}"
+        failures = list(track(results, description, total=len(files), console=Console(file=screen)))
+        known = [values for row, values in deep.items() if n_train is None or row < n_train]
+        depth = (min(low for low, _ in known), max(high for _, high in known)) if known else None
+        for row, failure in zip(deep, pool.map(decode_into, deep, [depth] * len(deep)), strict=True):
+            failures[row] = failure
+    return images, failures, depth

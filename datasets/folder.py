@@ -1,0 +1,277 @@
+"""Folders of images: which pictures belong to which class and part, and why a file is set aside.
+
+Every file below a folder is used or named with a reason, except hidden files and those that systems make.
+"""
+
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from datasets.decoding import NoImageError, decode_files, is_picture_by_name
+from datasets.images import DatasetError, ImageData, SetAside
+from datasets.names import is_hidden, readable_name
+
+MAX_BROKEN = 0.05  # a larger share of pictures that do not decode means that the folder is no data set
+PART_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}  # of folders, in any case
+ALL_PART_NAMES = {name for names in PART_NAMES.values() for name in names}
+ARRANGE = "python -m datasets arrange"
+
+
+@dataclass
+class Listing:
+    """The files of a folder: by part and class, and those that are set aside."""
+
+    root: Path
+    parts: dict[str, dict[str, list[Path]]] = field(default_factory=dict)  # part -> class -> files, in order
+    aside: list[SetAside] = field(default_factory=list)
+
+    def files(self, *parts: str) -> list[Path]:
+        """Files of the parts, in the order of `ImageData`."""
+        return [path for part in parts or PART_NAMES for files in self.parts[part].values() for path in files]
+
+    def set_aside(self, path: Path, reason: str, part: str = "", label: str = "", is_broken: bool = False) -> None:
+        """Note that a file is not used."""
+        self.aside.append(SetAside(part, label, self.name(path), reason, is_broken))
+
+    def name(self, path: Path) -> str:
+        """Return the readable path below the root."""
+        return readable_name(path.relative_to(self.root).as_posix())
+
+
+def list_folder(root: Path) -> Listing:
+    """List the images of a folder by part and class, and check that they form a data set.
+
+    The layouts: `train/<class>/*` with, optionally, `val/<class>/*` and `test/<class>/*` (or `training/`, `valid/`,
+    `validation/`, `testing/`); `<class>/*` alone; any of these inside a folder that is the only one. Folders in a class
+    belong to the class, and links are followed. Class names that are equal in Unicode are one class.
+
+    Raises
+    ------
+    DatasetError
+        There is no such layout, only one class, a class without files, or a test class missing from training.
+    """
+    listing = Listing(root)
+    folders = find_parts(root)
+    for part in PART_NAMES:
+        listing.parts[part] = _list_classes(listing, part, folders.get(part, []))
+    _list_others(listing, folders)
+    _check(listing, folders)
+    return listing
+
+
+def find_parts(root: Path) -> dict[str, list[Path]]:
+    """Return the folders of each part; without one for `train` if `root` has no layout that is known."""
+    inside = _folders(root)
+    found: dict[str, list[Path]] = {}
+    for folder in inside:
+        for part, names in PART_NAMES.items():
+            if folder.name.lower() in names:
+                found.setdefault(part, []).append(_innermost(folder, names))
+    if "train" in found:
+        return found
+    if len(inside) == 1 and not found and (deeper := find_parts(inside[0])):
+        return deeper
+    classes = [folder for folder in inside if folder.name.lower() not in ALL_PART_NAMES]
+    if sum(_holds_pictures(folder) for folder in classes) > 1:
+        found["train"] = [root]
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
+
+
+def _innermost(folder: Path, names: Sequence[str]) -> Path:
+    """Return the `train/` in a `train/` that holds no other folder."""
+    inside = _folders(folder)
+    if len(inside) == 1 and inside[0].name.lower() in names:
+        return _innermost(inside[0], names)
+    return folder
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return any(is_picture_by_name(path) for path in folder.iterdir() if not is_hidden(path))
+
+
+def _list_classes(listing: Listing, part: str, folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """List files by class name, both sorted."""
+    found: dict[str, list[Path]] = {}
+    shown: dict[str, str] = {}  # readable names, by names as they are
+    for folder in folders:
+        is_flat = folder.name.lower() not in PART_NAMES[part]
+        for path in sorted(folder.iterdir(), key=_in_order):
+            if is_hidden(path) or (is_flat and path.name.lower() in ALL_PART_NAMES and path.is_dir()):
+                continue
+            if not path.is_dir():
+                listing.set_aside(path, _why_unusable(path) or "lies in no class folder", "" if is_flat else part)
+                continue
+            own = unicodedata.normalize("NFC", path.name)
+            if own not in shown:
+                shown[own] = _unlike(readable_name(path.name), set(shown.values()))
+            label = shown[own]
+            files = found.setdefault(label, [])
+            for inner, reason in _walk(path):
+                if reason:
+                    listing.set_aside(inner, reason, part, label)
+                else:
+                    files.append(inner)
+            files.sort(key=_in_order)
+    return dict(sorted(found.items()))
+
+
+def _in_order(path: Path) -> str:
+    return readable_name(path.as_posix())
+
+
+def _unlike(name: str, others: set[str]) -> str:
+    """Return a name that no other folder has; two only look alike if one holds what another shows for a byte."""
+    number = 2
+    unlike = name
+    while unlike in others:
+        unlike = f"{name} ({number})"
+        number += 1
+    return unlike
+
+
+def _walk(folder: Path, above: Sequence[os.stat_result] = ()) -> Iterator[tuple[Path, str]]:
+    """Yield all files below a folder, each with the reason why it cannot be used, or an empty one."""
+    here = [*(above or (parent.stat() for parent in folder.parents)), folder.stat()]
+    for entry in os.scandir(folder):  # raises for an unreadable folder, which Path.rglob passes over
+        path = Path(entry.path)
+        if is_hidden(path):
+            continue
+        if not entry.is_dir():
+            yield path, _why_unusable(path)
+        elif any(os.path.samestat(path.stat(), status) for status in here):
+            yield path, "is a link to a folder that holds it"
+        else:
+            yield from _walk(path, here)
+
+
+def _why_unusable(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return "is a link to nothing"
+    return "" if path.is_file() else "is no regular file"
+
+
+def _list_others(listing: Listing, folders: Mapping[str, Sequence[Path]]) -> None:
+    """Set aside all files that lie in no part."""
+    within = {folder for part in folders.values() for folder in part}
+
+    def visit(folder: Path) -> None:
+        for path in sorted(folder.iterdir(), key=_in_order):
+            if is_hidden(path) or path in within:
+                continue
+            if any(inner.is_relative_to(path) for inner in within):
+                visit(path)
+            elif path.is_dir():
+                for inner, reason in _walk(path):
+                    listing.set_aside(inner, reason or f"lies in {listing.name(path)}/, which is no part of the data")
+            else:
+                listing.set_aside(path, _why_unusable(path) or "lies beside the folders of the classes")
+
+    if listing.root not in within:
+        visit(listing.root)
+
+
+def _check(listing: Listing, folders: Mapping[str, Sequence[Path]]) -> None:
+    root, train = listing.root, listing.parts["train"]
+    loose = [each.file for each in listing.aside if not each.label and is_picture_by_name(Path(each.file))]
+    if not folders.get("train") and not loose:
+        raise DatasetError(
+            f"{readable_name(str(root))} holds neither train/<class>/ nor two or more folders of pictures; put each "
+            f"class into a folder of its own ({ARRANGE} does so by file names or a table)"
+        )
+    where = readable_name(str(folders.get("train", [root])[0]))
+    if len(train) < 2:
+        if loose:
+            raise DatasetError(
+                f"{where} holds {len(loose):,} pictures in no class folder, such as {Path(loose[0]).name}; "
+                f"{ARRANGE} FOLDER TARGET copies them into folders, by their names or by a table"
+            )
+        found = f"only the class {next(iter(train))!r}" if train else "no class"
+        raise DatasetError(f"{where} holds {found}; put each of two or more classes into a folder of its own")
+    for label, files in train.items():
+        if not files:
+            raise DatasetError(f"{where}/{label} holds no image; add some or remove the folder")
+    for part in ("val", "test"):
+        if unknown := sorted(set(listing.parts[part]) - set(train)):
+            raise DatasetError(
+                f"{readable_name(str(folders[part][0]))} holds classes that {where} lacks: {', '.join(unknown)}; "
+                "rename or remove them"
+            )
+
+
+def read_folder(
+    root: Path, name: str, size: int, channels: int, num_workers: int = 8, strict: bool = True
+) -> ImageData:
+    """Decode a folder of images (`list_folder`), which is only read.
+
+    See `decode_files` for the parameters; `name` is that in the result database. Without `strict`, broken pictures
+    are set aside however many they are.
+
+    Raises
+    ------
+    DatasetError
+        The folder is no data set, or more than 5 % of its pictures do not decode.
+    """
+    listing = list_folder(root)
+    rows = [
+        (part, label, path) for part, classes in listing.parts.items() for label, files in classes.items()
+        for path in files
+    ]  # fmt: skip
+    n_train = sum(part != "test" for part, _, _ in rows)
+    paths = [path for _, _, path in rows]
+    images, failures, depth = decode_files(root, paths, size, channels, num_workers, n_train)
+    for (part, label, path), failure in zip(rows, failures, strict=True):
+        if isinstance(failure, NoImageError):
+            listing.set_aside(path, "is no image", part, label)
+        elif failure is not None:
+            reason = " ".join(str(failure).replace(str(path), "the file").split())
+            listing.set_aside(path, f"does not decode ({type(failure).__name__}: {reason})", part, label, True)
+    good = np.array([failure is None for failure in failures], dtype=bool)
+    kept = [row for row, is_good in zip(rows, good, strict=True) if is_good]
+    classes = tuple(listing.parts["train"])
+    if strict:
+        _refuse_broken(listing, len(kept))
+        trained = {label for part, label, _ in kept if part == "train"}
+        broken = {each.label for each in listing.aside if each.part == "train" and each.is_broken}
+        for label in sorted((broken | {label for _, label, _ in kept}) - trained):
+            raise DatasetError(
+                f"no image of class {label!r} in the training part of {readable_name(str(root))} decodes; add some, or "
+                "remove the class"
+            )
+        classes = tuple(label for label in classes if label in trained)  # the others hold files that are no images
+        if len(classes) < 2:
+            raise DatasetError(f"{readable_name(str(root))} holds images of {len(classes)} class; two are the least")
+    counts = {part: sum(each == part for each, _, _ in kept) for part in PART_NAMES}
+    return ImageData(
+        name,
+        images if good.all() else images[good],
+        np.array([classes.index(label) for _, label, _ in kept], dtype=np.int64),
+        classes,
+        counts["train"] + counts["val"],
+        counts["val"],
+        depth,
+        tuple(listing.name(path) for _, _, path in kept),
+        tuple(listing.aside),
+    )
+
+
+def _refuse_broken(listing: Listing, n_decoded: int) -> None:
+    broken = [each for each in listing.aside if each.is_broken]
+    total = len(broken) + n_decoded
+    if len(broken) > MAX_BROKEN * total:
+        named = "; ".join(f"{each.file} {each.reason.removeprefix('does not decode ')}" for each in broken[:3])
+        raise DatasetError(
+            f"{len(broken)} of {total} pictures in {readable_name(str(listing.root))} do not decode, more than "
+            f"{MAX_BROKEN:.0%}: {named}; repair or remove them"
+        )

@@ -1,0 +1,218 @@
+"""Folders as people have them: every file is used or set aside with a reason, and a picture is what it looks like."""
+
+import os
+import struct
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import datasets
+from datasets import DatasetError, ImageData, Kaggle
+from datasets.account import count_classes, slices
+from datasets.decoding import decode
+from datasets.folder import read_folder
+from datasets.names import readable_name
+from tests.conftest import ROOT, snapshot
+
+
+def picture(path: Path, value: int = 100, mode: str = "L") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(value)
+    Image.fromarray(rng.integers(value - 20, value + 20, (12, 12)).astype(np.uint8)).convert(mode).save(path)
+    return path
+
+
+def fill(folder: Path, *labels: str, count: int = 3) -> Path:
+    for number, label in enumerate(labels):
+        for index in range(count):
+            picture(folder / label / f"{index}.png", 40 + 60 * number + index)
+    return folder
+
+
+def read(root: Path) -> ImageData:
+    return read_folder(root, "photos", 8, 1)
+
+
+def on_disk(root: Path) -> int:
+    """Count files as a user does, with a tool of another kind."""
+    listed = subprocess.run(
+        ["find", "-L", str(root), "-name", ".*", "!", "-name", ".", "-prune", "-o", "!", "-type", "d", "-print0"],
+        capture_output=True, check=False,
+    ).stdout  # fmt: skip
+    system = (b"@eaDir", b"__MACOSX", b"Thumbs.db", b"desktop.ini")
+    return sum(not any(name in path for name in system) for path in listed.split(b"\0") if path)
+
+
+def test_every_file_is_used_or_named_with_a_reason(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    fill(root / "train", "cats", "dogs", count=30)
+    fill(root / "validation", "cats", "dogs")
+    fill(root / "test", "cats")
+    picture(root / "train/cats/holiday/1.pgm")
+    (root / "train/cats/nothing.jpg").symlink_to(tmp_path / "gone.jpg")
+    (root / "train/dogs/more").symlink_to(fill(tmp_path / "elsewhere", "in") / "in", target_is_directory=True)
+    (root / "train/dogs/loop").symlink_to(root / "train", target_is_directory=True)
+    (root / "train/cats/notes.txt").write_text("no image")
+    (root / "train/cats/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (root / "train/cats/photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    picture(root / "train/loose.png")
+    picture(root / "test/unknown.png")
+    picture(root / "raw/scan.png")
+    (root / "README.md").write_text("mine")
+    picture(root / "train/cats/@eaDir/0.png/SYNOPHOTO_THUMB_M.png")
+    picture(root / "train/__MACOSX/cats/0.png")
+    picture(root / "train/cats/.hidden.png")
+    (root / "train/cats/Thumbs.db").write_bytes(b"windows")
+    before = snapshot(root)
+    data = read(root)
+    assert snapshot(root) == before
+    used = {each: np.bincount(data.labels[rows]).tolist() for each, rows in slices(data).items()}
+    assert used == {"train": [31, 33], "val": [3, 3], "test": [3]}
+    aside = {(each.part, each.label, each.file): each.reason.partition(" (")[0] for each in data.aside}
+    assert aside == {
+        ("train", "cats", "train/cats/nothing.jpg"): "is a link to nothing",
+        ("train", "dogs", "train/dogs/loop"): "is a link to a folder that holds it",
+        ("train", "cats", "train/cats/notes.txt"): "is no image",
+        ("train", "cats", "train/cats/broken.png"): "does not decode",
+        ("train", "cats", "train/cats/photo.heic"): "does not decode",
+        ("train", "", "train/loose.png"): "lies in no class folder",
+        ("test", "", "test/unknown.png"): "lies in no class folder",
+        ("", "", "raw/scan.png"): "lies in raw/, which is no part of the data",
+        ("", "", "README.md"): "lies beside the folders of the classes",
+    }
+    assert len(data.labels) + len(data.aside) == on_disk(root)
+    assert len(data.files) == len(data.labels) == len(set(data.files))
+
+
+LAYOUTS: dict[str, Callable[[Path], object]] = {
+    "train and test": lambda root: (fill(root / "train", "a", "b"), fill(root / "test", "a", "b")),
+    "other names": lambda root: (fill(root / "Training", "a", "b"), fill(root / "testing", "a", "b")),
+    "a folder in a folder": lambda root: (fill(root / "x/y/train", "a", "b"), fill(root / "x/y/test", "a", "b")),
+    "train in train": lambda root: (fill(root / "train/train", "a", "b"), fill(root / "test/test", "a", "b")),
+    "raw beside it": lambda root: (
+        fill(root / "train", "a", "b"), fill(root / "test", "a", "b"), (root / "raw").mkdir(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_that_people_have(layout: str, tmp_path: Path) -> None:
+    LAYOUTS[layout](tmp_path / "photos")
+    expected = {part: {"a": 3, "b": 3} for part in ("train", "test")}
+    for source in (Kaggle("somebody/photos", 8, 1), datasets.FashionMNIST()):
+        data = datasets.load(source, tmp_path / "photos")
+        assert count_classes(data) == expected and data.aside == ()
+
+
+def test_classes_alone_are_a_training_part(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", "a", "b")
+    picture(tmp_path / "photos" / "stray.png")
+    data = read(tmp_path / "photos")
+    assert count_classes(data) == {"train": {"a": 3, "b": 3}, "test": {"a": 0, "b": 0}}
+    assert [each.file for each in data.aside] == ["stray.png"]
+    assert datasets.load(Kaggle("somebody/photos", 8, 1), tmp_path / "photos").digest == data.digest
+
+
+def test_a_folder_of_data_sets_is_no_data_set(tmp_path: Path) -> None:
+    fill(tmp_path / "cats-and-dogs" / "train", "a", "b")
+    fill(tmp_path / "muffins" / "train", "a", "b")
+    with pytest.raises(DatasetError, match="holds neither photos/ nor"):
+        datasets.load(Kaggle("somebody/photos"), tmp_path)
+
+
+def test_pictures_in_no_folder_get_the_command_that_arranges_them(tmp_path: Path) -> None:
+    for part in ("train", "."):
+        root = tmp_path / part.replace(".", "flat")
+        for name in ("cat.0.png", "cat.1.png", "dog.0.png"):
+            picture(root / (part if part == "train" else "") / name)
+        with pytest.raises(DatasetError, match=r"holds 3 pictures in no class folder, such as cat\.0\.png; .*arrange"):
+            read(root)
+
+
+def test_names_that_are_equal_in_unicode_are_one_class_and_others_stay_apart(tmp_path: Path) -> None:
+    root = fill(tmp_path / "photos" / "train", "개", unicodedata.normalize("NFD", "개"), "고양이")
+    for number, name in enumerate((b"caf\xe9", b"caf\xe8")):
+        for index in range(3):
+            picture(root / os.fsdecode(name) / f"{index}.png", 200 + number)
+    data = read(tmp_path / "photos")
+    assert count_classes(data)["train"] == {"caf\\xe8": 3, "caf\\xe9": 3, "개": 6, "고양이": 3}
+    assert len(data.labels) == 15
+
+
+def test_no_name_reaches_a_terminal_raw(tmp_path: Path) -> None:
+    assert readable_name("a\x1b[31m\nb\u202ec") == "a\\x1b[31m\\nb\\u202ec"
+    fill(tmp_path / "photos" / "train", "red\x1b[31m", "b")
+    (tmp_path / "photos" / "train" / "b" / "x\x1b[2J.txt").write_text("")
+    data = read(tmp_path / "photos")
+    assert data.classes == ("b", "red\\x1b[31m")
+    assert "\x1b" not in "".join(datasets.account(data))
+
+
+@pytest.mark.parametrize(("kind", "dark", "bright"), [
+    ("12 bits in 16", 300, 3_000), ("8 bits in 16", 40, 200), ("negative", -900, 1_200), ("fractions", 0.1, 0.8),
+    ("large fractions", 1e4, 9e4), ("16 bits", 5_000, 60_000),
+])  # fmt: skip
+def test_deep_pixels_keep_the_range_of_the_training_part(kind: str, dark: float, bright: float, tmp_path: Path) -> None:
+    dtype = {"negative": np.int32, "fractions": np.float32, "large fractions": np.float32}.get(kind, np.uint16)
+    rng = np.random.default_rng(0)
+    spread = abs(bright - dark) / 10
+    every = []
+    for part in ("train", "test"):
+        for label, base in (("dark", dark), ("bright", bright)):
+            (tmp_path / "photos" / part / label).mkdir(parents=True)
+            for number in range(3):
+                pixels = (base + rng.uniform(-spread, spread, (8, 8))).astype(dtype)
+                Image.fromarray(pixels).save(tmp_path / "photos" / part / label / f"{number}.tif")
+                every += [pixels] * (part == "train")
+    data = read(tmp_path / "photos")
+    low, high = float(np.min(every)), float(np.max(every))
+    assert data.depth == (low, high)
+    first = np.asarray(Image.open(tmp_path / "photos" / "train" / "bright" / "0.tif")).astype(float)
+    assert np.abs(data.images[0, ..., 0] - (first - low) / (high - low) * 255).max() <= 0.51
+    means = [data.images[data.labels == label].mean() for label in (0, 1)]  # bright, dark
+    assert means[0] - means[1] > 100
+    again = decode(tmp_path / "photos" / "train" / "bright" / "0.tif", 8, 1, data.depth)
+    assert np.array_equal(again, data.images[0])
+    assert f"{low:g} becomes black and {high:g} white" in " ".join(datasets.notes(data))
+    assert data.digest != ImageData(data.name, data.images, data.labels, data.classes, data.n_pool).digest
+
+
+def test_pictures_of_one_colour_and_small_test_parts_are_named(tmp_path: Path) -> None:
+    fill(tmp_path / "photos" / "train", "a", "b")
+    fill(tmp_path / "photos" / "test", "a")
+    Image.new("L", (9, 9), 7).save(tmp_path / "photos" / "train" / "b" / "black.png")
+    assert list(datasets.notes(read(tmp_path / "photos"))) == [
+        "1 of 4 pictures of class 'b' are of one colour",
+        "the test part has only 3 of class 'a': one image is 33 % of it",
+        "the test part has no image of class 'b': its score there is not known",
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_damaged_metadata_are_no_damaged_picture(suffix: str, tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8))
+    broken = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 900) + b"\x01\x12\0\x03\xff\xff"
+    options = {"lossless": True} if suffix == "webp" else {}
+    image.save(tmp_path / f"a.{suffix}", exif=broken, **options)
+    image.save(tmp_path / f"b.{suffix}", **options)
+    assert np.array_equal(decode(tmp_path / f"a.{suffix}", 16, 3), decode(tmp_path / f"b.{suffix}", 16, 3))
+
+
+def test_libraries_print_nothing(tmp_path: Path) -> None:
+    fill(tmp_path / "photos" / "train", "a", "b", count=30)
+    rng = np.random.default_rng(0)
+    fax = Image.fromarray(rng.integers(0, 255, (64, 64)).astype(np.uint8)).convert("1")
+    fax.save(tmp_path / "photos" / "train" / "a" / "fax.tif", compression="group4")
+    content = bytearray((tmp_path / "photos" / "train" / "a" / "fax.tif").read_bytes())
+    for place in range(200, len(content) - 200, 37):
+        content[place] ^= 0xFF
+    (tmp_path / "photos" / "train" / "a" / "fax.tif").write_bytes(bytes(content))
+    code = f"import pathlib, datasets.folder as folder; folder.read_folder(pathlib.Path({str(tmp_path)!r}), 'p', 8, 1)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert all("decoding" in line for line in done.stderr.splitlines() if line.strip()), done.stderr
