@@ -1,6 +1,6 @@
 """Index arrays of repeated holdout and stratified k-fold, which depend only on labels, groups and a seed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from datasets.duplicates import leaking
 from datasets.images import DatasetError, ImageData
+
+ATTEMPTS = 100  # at a division in which no part lacks what it needs
 
 
 class Split(NamedTuple):
@@ -57,7 +59,9 @@ class RepeatedHoldout:
         """Whether each split draws its own test part."""
         return len(self.shares) == 3
 
-    def split(self, labels: np.ndarray, seed: int, groups: np.ndarray | None = None) -> list[Split]:
+    def split(
+        self, labels: np.ndarray, seed: int, groups: np.ndarray | None = None, classes: Sequence[str] = ()
+    ) -> list[Split]:
         """Return the splits of `labels`, with the guarantees in the notes of the class.
 
         Parameters
@@ -68,6 +72,8 @@ class RepeatedHoldout:
             Not negative.
         groups : numpy.ndarray of int64, shape (N,), optional
             Images with equal ids stay in one part.
+        classes : sequence of str, optional
+            Names, for the messages of errors.
 
         Raises
         ------
@@ -78,23 +84,28 @@ class RepeatedHoldout:
         counts = np.bincount(labels)
         sizes = controlled_rounding(np.atleast_2d(np.asarray(self.shares) * len(labels) / sum(self.shares)))[0]
         if counts.min() < len(self.shares) or sizes.min() < len(counts):
+            smallest = _name(classes, int(counts.argmin()))
             raise DatasetError(
-                f"{len(labels)} images of {len(counts)} classes, {counts.min()} in the smallest, are too few for "
+                f"{len(labels)} images of {len(counts)} classes, {counts.min()} of {smallest}, are too few for "
                 f"{self.name}; add images"
             )
-        seeds = [np.random.SeedSequence([seed, i]) for i in range(self.n_splits)]
         if groups is None and not self.has_test_part:
-            splits = [self._draw_two(labels, sizes, own) for own in seeds]
-        else:
-            groups = np.arange(len(labels)) if groups is None else groups
-            splits = [self._draw_groups(labels, sizes, own, groups) for own in seeds]
-        for split in splits:
-            if (trained := np.bincount(labels[split.train], minlength=len(counts))).min() == 0:
-                raise DatasetError(
-                    f"{self.name} leaves no training image of class {trained.argmin()}; add images of it"
-                )
-            if min(map(len, split[: len(self.shares)])) == 0:
+            seeds = [np.random.SeedSequence([seed, i]) for i in range(self.n_splits)]
+            return [self._draw_two(labels, sizes, own) for own in seeds]
+        groups = np.arange(len(labels)) if groups is None else groups
+
+        def is_usable(parts: Sequence[np.ndarray]) -> bool:
+            return min(map(len, parts)) > 0 and np.bincount(labels[parts[0]], minlength=len(counts)).min() > 0
+
+        splits = []
+        for i in range(self.n_splits):
+            parts = _draw_parts(labels, sizes, (seed, i), groups, is_usable)
+            if (trained := np.bincount(labels[parts[0]], minlength=len(counts))).min() == 0:
+                missing = _name(classes, int(trained.argmin()))
+                raise DatasetError(f"{self.name} leaves no training image of {missing}; add images of it")
+            if min(map(len, parts)) == 0:
                 raise DatasetError(f"near duplicates that stay together leave a part of {self.name} empty; add images")
+            splits.append(_sorted_split(*parts))
         return splits
 
     def _draw_two(self, labels: np.ndarray, sizes: np.ndarray, seed: np.random.SeedSequence) -> Split:
@@ -105,30 +116,18 @@ class RepeatedHoldout:
         train, val = next(splitter.split(labels, labels))
         return _sorted_split(train, val)
 
-    def _draw_groups(
-        self, labels: np.ndarray, sizes: np.ndarray, seed: np.random.SeedSequence, groups: np.ndarray
-    ) -> Split:
-        rng = np.random.default_rng(seed)
-        lacking = controlled_rounding(np.outer(np.bincount(labels), sizes / sizes.sum()))  # (classes, parts)
-        several, single = _several_and_single(groups)
-        placed: list[list[np.ndarray]] = [[] for _ in sizes]
-        for group in sorted((several[i] for i in rng.permutation(len(several))), key=len, reverse=True):
-            held = np.bincount(labels[group], minlength=len(lacking))
-            part = _choose_part(lacking, held, rng)
-            lacking[:, part] -= held
-            placed[part].append(group)
-        for label, row in enumerate(lacking):
-            rest = rng.permutation(single[labels[single] == label])
-            for part, piece in enumerate(np.split(rest, np.cumsum(_fill(row, len(rest)))[:-1])):
-                placed[part].append(piece)
-        return _sorted_split(*(np.concatenate(pieces) for pieces in placed))
-
 
 @dataclass(frozen=True)
 class StratifiedKFold:
     """Stratified k-fold cross-validation with scikit-learn's splitter, shuffled.
 
     Each image is in the validation part of one split. A fold has its share of each class to within one image.
+
+    Notes
+    -----
+    Groups stay in one fold. scikit-learn's `StratifiedGroupKFold` places a group that holds the classes evenly last, on
+    top of a full fold, and may leave a fold without a class where others would not. Where one of its folds lacks a
+    class, or is more than 10 % too large, the folds are drawn by the method of `RepeatedHoldout`, if they are more even.
     """
 
     n_splits: int  # at least 2
@@ -139,10 +138,10 @@ class StratifiedKFold:
         if self.n_splits < 2:
             raise ValueError("k-fold takes at least 2 splits")
 
-    def split(self, labels: np.ndarray, seed: int, groups: np.ndarray | None = None) -> list[Split]:
+    def split(
+        self, labels: np.ndarray, seed: int, groups: np.ndarray | None = None, classes: Sequence[str] = ()
+    ) -> list[Split]:
         """Return the folds of `labels`; parameters are those of `RepeatedHoldout.split`, seed is below 2**32.
-
-        With `groups` scikit-learn's `StratifiedGroupKFold` makes sizes and classes as even as the groups allow.
 
         Raises
         ------
@@ -154,21 +153,48 @@ class StratifiedKFold:
         held, units = labels, "images"  # class of each indivisible unit
         if groups is not None:
             held, units = np.unique(np.column_stack([groups, labels]), axis=0)[:, 1], "groups of near duplicates"
-        if (fewest := int(np.bincount(held).min())) < self.n_splits:
-            raise DatasetError(f"the smallest class has {fewest} {units} for {self.n_splits} folds; lower --n-splits")
-        kind = model_selection.StratifiedKFold if groups is None else model_selection.StratifiedGroupKFold
-        folds = kind(self.n_splits, shuffle=True, random_state=seed)
-        splits = [_sorted_split(train, val) for train, val in folds.split(labels, labels, groups)]
-        for split in splits:
-            if (counts := np.bincount(labels[split.val], minlength=labels.max() + 1)).min() == 0:
+        remedy = "lower --n-splits" if self.n_splits > 2 else "add images of it, or leave it out"
+        if (fewest := np.bincount(held)).min() < self.n_splits:
+            raise DatasetError(
+                f"{_name(classes, int(fewest.argmin()))} has {fewest.min()} {units} for {self.n_splits} folds; {remedy}"
+            )
+        if groups is None:
+            folds = model_selection.StratifiedKFold(self.n_splits, shuffle=True, random_state=seed)
+            return [_sorted_split(train, val) for train, val in folds.split(labels, labels)]
+        several = model_selection.StratifiedGroupKFold(self.n_splits, shuffle=True, random_state=seed)
+        parts = [val for _, val in several.split(labels, labels, groups)]
+
+        def is_usable(parts: Sequence[np.ndarray]) -> bool:
+            return all(len(np.unique(labels[part])) == labels.max() + 1 for part in parts)
+
+        if not is_usable(parts) or max(map(len, parts)) > 1.1 * len(labels) / self.n_splits:
+            sizes = controlled_rounding(np.full((1, self.n_splits), len(labels) / self.n_splits))[0]
+            ours = _draw_parts(labels, sizes, (seed,), groups, is_usable)
+            if (is_usable(ours), -max(map(len, ours))) > (is_usable(parts), -max(map(len, parts))):
+                parts = ours
+        for part in parts:
+            if (counts := np.bincount(labels[part], minlength=labels.max() + 1)).min() == 0:
                 raise DatasetError(
-                    f"near duplicates that stay together leave no image of class {counts.argmin()} in one of "
-                    f"{self.n_splits} folds; lower --n-splits"
+                    f"near duplicates that stay together leave no image of {_name(classes, int(counts.argmin()))} in "
+                    f"one of {self.n_splits} folds; {remedy}"
                 )
-        return splits
+        return [_sorted_split(np.setdiff1d(np.arange(len(labels)), part), part) for part in parts]
 
 
-Protocol = RepeatedHoldout | StratifiedKFold
+@dataclass(frozen=True)
+class PublishedValidation:
+    """One split: the published training and validation parts as they are."""
+
+    n_splits: int = 1
+    name = "published validation part"
+    has_test_part = False
+
+    def __post_init__(self) -> None:
+        if self.n_splits != 1:
+            raise ValueError("there is one published validation part; --holdout or --folds divide anew")
+
+
+Protocol = RepeatedHoldout | StratifiedKFold | PublishedValidation
 
 
 def draw_splits(protocol: Protocol, data: ImageData, seed: int, groups: np.ndarray | None = None) -> list[Split]:
@@ -177,15 +203,23 @@ def draw_splits(protocol: Protocol, data: ImageData, seed: int, groups: np.ndarr
     With `groups` (see `duplicate_groups`) near duplicates stay together, and training excludes near duplicates of the
     published test part. Errors are those of the protocol.
     """
-    if protocol.has_test_part:
-        return protocol.split(data.labels, seed, groups)
     published_test = np.arange(data.n_pool, len(data.labels))
-    pool = slice(data.n_pool)
-    splits = protocol.split(data.labels[pool], seed, None if groups is None else groups[pool])
-    splits = [split._replace(test=published_test) for split in splits]
+    if isinstance(protocol, PublishedValidation):
+        if not data.n_val:
+            raise DatasetError(f"{data.name} has no folder val/ with the validation part")
+        train, val = np.split(np.arange(data.n_pool), [data.n_pool - data.n_val])
+        splits = [_sorted_split(train, val, published_test)]
+    elif protocol.has_test_part:
+        return protocol.split(data.labels, seed, groups, data.classes)
+    else:
+        pool = slice(data.n_pool)
+        splits = protocol.split(data.labels[pool], seed, None if groups is None else groups[pool], data.classes)
+        splits = [split._replace(test=published_test) for split in splits]
     if groups is None:
         return splits
-    leaked = [leaking(groups, published_test, split.train) for split in splits]
+    published = isinstance(protocol, PublishedValidation)
+    held_out = [np.concatenate([split.val, split.test]) if published else split.test for split in splits]
+    leaked = [leaking(groups, held, split.train) for held, split in zip(held_out, splits, strict=True)]
     return [split._replace(train=np.setdiff1d(split.train, own)) for split, own in zip(splits, leaked, strict=True)]
 
 
@@ -196,6 +230,38 @@ def _several_and_single(groups: np.ndarray) -> tuple[list[np.ndarray], np.ndarra
     together = together[np.argsort(inverse[together], kind="stable")]
     several = np.split(together, np.cumsum(sizes[sizes > 1])[:-1]) if len(together) else []
     return several, np.flatnonzero(sizes[inverse] == 1)
+
+
+def _draw_parts(
+    labels: np.ndarray,
+    sizes: np.ndarray,
+    seed: tuple[int, ...],
+    groups: np.ndarray,
+    is_usable: Callable[[Sequence[np.ndarray]], bool],
+) -> list[np.ndarray]:
+    """Divide images into parts of these sizes by the method of `RepeatedHoldout`; draw again if they are not usable."""
+    several, single = _several_and_single(groups)
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng(np.random.SeedSequence(seed if attempt == 0 else [*seed, attempt]))
+        lacking = controlled_rounding(np.outer(np.bincount(labels), sizes / sizes.sum()))  # (classes, parts)
+        placed: list[list[np.ndarray]] = [[] for _ in sizes]
+        for group in sorted((several[i] for i in rng.permutation(len(several))), key=len, reverse=True):
+            held = np.bincount(labels[group], minlength=len(lacking))
+            part = _choose_part(lacking, held, rng)
+            lacking[:, part] -= held
+            placed[part].append(group)
+        for label, row in enumerate(lacking):
+            rest = rng.permutation(single[labels[single] == label])
+            for part, piece in enumerate(np.split(rest, np.cumsum(_fill(row, len(rest)))[:-1])):
+                placed[part].append(piece)
+        parts = [np.concatenate(pieces) for pieces in placed]
+        if is_usable(parts):
+            break
+    return parts
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    return f"class {classes[label]!r}" if classes else f"class {label}"
 
 
 def _choose_part(lacking: np.ndarray, held: np.ndarray, rng: np.random.Generator) -> int:

@@ -360,7 +360,7 @@ def test_a_wrong_option_ends_the_process_with_a_sentence(run_command, tmp_path: 
 
 IMPOSSIBLE = [
     ("one", (), "holds only the class 'dark'"),
-    ("few", ("--n-splits", "30"), "the smallest class has 20 images for 30 folds; lower --n-splits"),
+    ("few", ("--n-splits", "30"), "class 'dark' has 20 images for 30 folds; lower --n-splits"),
     ("few", ("--tracking-uri", "http://127.0.0.1:9"), "does not answer"),
     ("few", ("--tracking-uri", "somewhere"), "plain folder"),
 ]

@@ -223,3 +223,29 @@ def test_protocols_that_cannot_be() -> None:
     ):
         with pytest.raises(ValueError, match="takes at least"):
             make()
+
+
+def test_a_large_group_with_all_classes_does_not_come_on_top_of_a_full_fold() -> None:
+    labels, groups = np.tile([0, 1], 500), np.arange(1000)
+    groups[:160] = 0
+    for seed in range(3):
+        folds = StratifiedKFold(5).split(labels, seed, groups)
+        assert [len(split.val) for split in folds] == [200] * 5
+        assert all(np.bincount(labels[split.val]).tolist() == [100, 100] for split in folds)
+        together = [np.isin(np.arange(160), split.val).sum() for split in folds]
+        assert sorted(together) == [0, 0, 0, 0, 160]
+
+
+def test_folds_that_exist_are_found() -> None:
+    labels, groups = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 2, 3])
+    for seed in range(20):
+        for split in StratifiedKFold(2).split(labels, seed, groups):
+            assert set(labels[split.val]) == set(labels[split.train]) == {0, 1}
+            assert not set(groups[split.val]) & set(groups[split.train])
+
+
+@pytest.mark.parametrize(("n_splits", "remedy"), [(2, "add images of it, or leave it out"), (3, "lower --n-splits")])
+def test_a_class_that_is_too_small_is_named_with_what_can_be_done(n_splits: int, remedy: str) -> None:
+    labels = np.array([0, 0, 0, 0, 1])
+    with pytest.raises(DatasetError, match=f"class 'dogs' has 1 images for {n_splits} folds; {remedy}"):
+        StratifiedKFold(n_splits).split(labels, 0, classes=("cats", "dogs"))
