@@ -21,6 +21,7 @@ from analysis.figures import confusion_counts, draw_figures, encode
 from analysis.query import local_artifact
 from analysis.tables import ResultTable, difference_table, number, score_table, verdict_sentences
 from tracking import Store, StoreError
+from tracking.commands import script_of
 from tracking.keys import BASELINES, MODEL_CARD, SAMPLE, SEEDS
 from tracking.settings import TYPES
 
@@ -263,7 +264,7 @@ def reproduce(runs: pd.DataFrame) -> str:
     options += ["--sample"] if str(first["dataset"]).startswith(SAMPLE) else []
     options += ["--no-baselines"] if not set(models) & set(BASELINES) else []
     threads = f"OMP_NUM_THREADS={first['threads']} " if pd.notna(first["threads"]) else ""
-    command = " ".join([f"{threads}.venv/bin/python experiments/{first['task']}.py", *options])
+    command = " ".join([f"{threads}.venv/bin/python {script_of(first['task'])}", *options])
     return f"git checkout {str(first['git_commit']).removesuffix('-dirty')}\nmake .venv/ready\n{command}"
 
 

@@ -8,10 +8,18 @@ from datasets.account import account, notes
 from datasets.duplicates import duplicate_groups, leaking
 from datasets.images import DatasetError, ImageData
 from datasets.sources import FashionMNIST, ImageFolder, Kaggle, Source, find, load
-from datasets.splits import Protocol, PublishedValidation, RepeatedHoldout, Split, StratifiedKFold, draw_splits
+from datasets.splits import (
+    Protocol,
+    PublishedValidation,
+    RepeatedHoldout,
+    Split,
+    StratifiedKFold,
+    draw_splits,
+    named_protocol,
+)
 
 __all__ = [
     "DatasetError", "FashionMNIST", "ImageData", "ImageFolder", "Kaggle", "Protocol", "PublishedValidation",
     "RepeatedHoldout", "Source", "Split", "StratifiedKFold", "account", "draw_splits", "duplicate_groups", "find",
-    "leaking", "load", "notes",
+    "leaking", "load", "named_protocol", "notes",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 Every file below a folder is used or named with a reason, except hidden files and those that systems make.
 """
 
+import contextlib
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from datasets.decoding import NoImageError, decode_files, is_picture_by_name
+from datasets.decoding import NoImageError, decode_files, is_picture_by_name, quiet_libraries
 from datasets.images import DatasetError, ImageData, SetAside
 from datasets.names import is_hidden, readable_name
 
@@ -22,6 +24,9 @@ PART_NAMES = {
     "test": ("test", "testing"),
 }  # of folders, in any case
 ALL_PART_NAMES = {name for names in PART_NAMES.values() for name in names}
+USUAL_SIZES = (28, 32, 48, 64, 96, 128)  # pixels
+LOOKED_AT = 200  # pictures, at most, to choose a size
+GRAY_MODES = {"1", "L", "I", "F", "I;16", "I;16B", "I;16L"}
 ARRANGE = "python -m datasets arrange"
 
 
@@ -264,6 +269,18 @@ def read_folder(
         tuple(listing.name(path) for _, _, path in kept),
         tuple(listing.aside),
     )
+
+
+def usual_shape(root: Path) -> tuple[int, int]:
+    """Choose size and channels for the pictures of a folder by some of them: at most 128 pixels; 1 if all are gray."""
+    sides, colours = [], False
+    files = list_folder(root).files("train")
+    for path in files[:: 1 + len(files) // LOOKED_AT]:
+        with contextlib.suppress(Exception), quiet_libraries(), Image.open(path) as file:
+            sides.append(min(file.size))
+            colours |= file.mode not in GRAY_MODES
+    median = float(np.median(sides)) if sides else USUAL_SIZES[-1]
+    return next((size for size in USUAL_SIZES if size >= median), USUAL_SIZES[-1]), 3 if colours else 1
 
 
 def _refuse_broken(listing: Listing, n_decoded: int) -> None:

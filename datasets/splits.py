@@ -1,5 +1,6 @@
 """Index arrays of repeated holdout and stratified k-fold, which depend only on labels, groups and a seed."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -127,7 +128,7 @@ class StratifiedKFold:
     -----
     Groups stay in one fold. scikit-learn's `StratifiedGroupKFold` places a group that holds the classes evenly last, on
     top of a full fold, and may leave a fold without a class where others would not. Where one of its folds lacks a
-    class, or is more than 10 % too large, the folds are drawn by the method of `RepeatedHoldout`, if they are more even.
+    class, or is more than 10 % too large, folds are drawn by the method of `RepeatedHoldout`, if they are more even.
     """
 
     n_splits: int  # at least 2
@@ -195,6 +196,16 @@ class PublishedValidation:
 
 
 Protocol = RepeatedHoldout | StratifiedKFold | PublishedValidation
+
+
+def named_protocol(name: str, n_splits: int) -> Protocol:
+    """Return the protocol with a name from the result database; a `ValueError` if there is none."""
+    if shares := re.fullmatch(r"repeated holdout (\d+(?::\d+)+)", name):
+        return RepeatedHoldout(n_splits, tuple(map(int, shares[1].split(":"))))
+    kinds = {kind.name: kind for kind in (StratifiedKFold, PublishedValidation)}
+    if name not in kinds:
+        raise ValueError(f"{name!r} is no protocol")
+    return kinds[name](n_splits)
 
 
 def draw_splits(protocol: Protocol, data: ImageData, seed: int, groups: np.ndarray | None = None) -> list[Split]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datasets import DatasetError
-from experiments.task import TaskError, find
+from experiments.task import TaskError
 from tracking import SettingError, StoreError, TrainingConfig, in_one_line, open_store
-from tracking.commands import ScriptedTask, ScriptedTasks, Uri, print_differences
+from tracking.commands import Tasks, Uri, print_differences
 
 if TYPE_CHECKING:
     from experiments.champion.predict import Predictor
@@ -33,7 +33,7 @@ def experiments() -> None:
 
 @app.command()
 def verify(
-    tasks: ScriptedTasks,
+    tasks: Tasks,
     sample_splits: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="a quick look: only K runs of a task, spread over its models")
     ] = None,
@@ -49,11 +49,13 @@ def verify(
     from mlflow.exceptions import MlflowException
 
     from experiments.verification import verify as verify_task
+    from experiments.verification.stored_task import find_stored
 
     failed = False
     for name in tasks:
         try:
-            report = verify_task(find(name), device, data_dir, tracking_uri, sample_splits)
+            task = find_stored(name, data_dir, tracking_uri)
+            report = verify_task(task, device, data_dir, tracking_uri, sample_splits)
         except (StoreError, DatasetError, TaskError, OSError, MlflowException) as error:
             print(f"Error: {in_one_line(error)}", file=sys.stderr)
             failed = True
@@ -66,7 +68,7 @@ def verify(
 
 @app.command()
 def predict(
-    task: ScriptedTask,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="such as task1")],
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="of any format and size")],
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="write a CSV file, too")] = None,
     tracking_uri: Uri = None,

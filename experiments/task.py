@@ -49,7 +49,7 @@ class Task:
     baselines: tuple[str, ...] = BASELINES
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+        if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"a task's name has letters, digits, _ and - only, unlike {self.name!r}")
         if not self.models:
             raise ValueError(f"{self.name} names no model")

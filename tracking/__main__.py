@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from tracking import Store, StoreError, check_uri, open_store
-from tracking.commands import Uri, each_once, not_one_of, print_differences, script_tasks
+from tracking.commands import Uri, each_once, not_one_of, print_differences, script_of, script_tasks
 from tracking.store import in_one_line
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -146,7 +146,7 @@ def _copy_task(source: Store, destination: Store, task: str) -> list[str]:
     print(f"{task}: {report.summary()}")
     if report.outdated:
         names = "; ".join(report.outdated)
-        print(f"{task}: {names} had other splits; run experiments/{task}.py to update the summary")
+        print(f"{task}: {names} had other splits; run {script_of(task)} to update the summary")
     return report.differences
 
 

@@ -22,6 +22,11 @@ def script_tasks() -> list[str]:
     return sorted(path.stem for path in found)
 
 
+def script_of(task: str) -> str:
+    """Return the script of a task with what it needs to be told: a task without one is a folder's."""
+    return f"experiments/{task}.py" if task in script_tasks() else "experiments/folder.py DIR"
+
+
 def not_one_of(name: str, known: Collection[str]) -> str:
     """Return a sentence for an unknown name that lists the known ones and suggests the nearest."""
     near = difflib.get_close_matches(name, known, 1)
@@ -29,21 +34,9 @@ def not_one_of(name: str, known: Collection[str]) -> str:
     return f"{name!r} is not one of {', '.join(known)}{hint}"
 
 
-def scripted_task(name: str) -> str:
-    """Return the name of a task that has a script, else raise a `typer.BadParameter`."""
-    if name not in (known := script_tasks()):
-        raise typer.BadParameter(not_one_of(name, known))
-    return name
-
-
 def each_once(tasks: Sequence[str] | None) -> list[str]:
     """Remove repeated names."""
     return list(dict.fromkeys(tasks or ()))
-
-
-def scripted_tasks(tasks: Sequence[str]) -> list[str]:
-    """Remove repeated names, and require a script for each."""
-    return [scripted_task(task) for task in each_once(tasks)]
 
 
 def print_differences(lines: Sequence[str]) -> None:
@@ -56,6 +49,4 @@ def print_differences(lines: Sequence[str]) -> None:
 
 # Tasks are named by the scripts in experiments/, or by the runs of a result database that was made elsewhere
 Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="such as task1", callback=each_once)]
-ScriptedTasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="such as task1", callback=scripted_tasks)]
-ScriptedTask = Annotated[str, typer.Argument(metavar="TASK", help="such as task1", callback=scripted_task)]
 Uri = Annotated[str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="of the result database; default: mlruns/")]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tracking.artifacts import Artifacts
+from tracking.commands import script_of
 from tracking.keys import CHAMPION, REASON
 from tracking.store import Store, StoreError
 
@@ -87,7 +88,7 @@ def fetch_champion(store: Store, task: str, champion: Champion, scratch: Path) -
     """Return the folder of a version's files, downloading them from a server to `scratch`; if missing, `StoreError`."""
     if not champion.has_files:
         which = f"the champion of {task}, version {champion.version}"
-        raise StoreError(f"the files of {which}, are gone; the next experiments/{task}.py registers another")
+        raise StoreError(f"the files of {which}, are gone; the next {script_of(task)} registers another")
     location = store.client.get_model_version_download_uri(task, champion.version)
     artifacts = Artifacts(store, _experiment(store, task))
     return artifacts.folder(location) or artifacts.fetch_model(f"models:/{task}/{champion.version}", scratch)

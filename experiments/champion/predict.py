@@ -15,6 +15,7 @@ from datasets.decoding import NoImageError, Range, decode, quiet_libraries
 from datasets.names import readable_name
 from experiments.champion import export
 from tracking import Store, StoreError, registry
+from tracking.commands import script_of
 from tracking.keys import SAMPLE
 
 BATCH = 64  # photos that are decoded and pass the model at once
@@ -45,7 +46,7 @@ class Predictor:
         held = tracking.persist(lambda: registry.read_champion(store, task))
         if held is None:
             raise StoreError(
-                f"{task} has no champion in {store.label}; python experiments/{task}.py registers one when a model has "
+                f"{task} has no champion in {store.label}; python {script_of(task)} registers one when a model has "
                 "all its splits (finished ones are not trained again)"
             )
         with tempfile.TemporaryDirectory() as scratch:  # of files that are a server's; the store may be read-only

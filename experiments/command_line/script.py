@@ -15,7 +15,7 @@ from experiments.jobs.processes import start_server
 from experiments.request import MOST_JOBS, Request
 from experiments.task import Task, TaskError, check_name
 from tracking import StoreError
-from tracking.commands import SCRIPTS, Uri, not_one_of
+from tracking.commands import SCRIPTS, Uri, not_one_of, script_tasks
 from tracking.settings import DEVICE_MEMORY, LARGEST_SEED, MEANINGS, Precision, SettingError, check_range
 from tracking.store import in_one_line
 
@@ -74,7 +74,7 @@ def main(task: Task) -> None:
         try:
             if seed is not None:
                 check_range("seed", seed, {"low": 0, "high": LARGEST_SEED})
-            if (script := Path(sys.argv[0])).resolve().parent == SCRIPTS:
+            if (script := Path(sys.argv[0])).resolve().parent == SCRIPTS and script.stem in script_tasks():
                 check_name(task, script.stem)
             config = replace(
                 usual, lr=lr, weight_decay=weight_decay, batch_size=batch_size, epochs=epochs, patience=patience,

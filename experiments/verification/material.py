@@ -1,7 +1,5 @@
 """The data behind stored runs, and everything that is derived from them once for all runs."""
 
-import dataclasses
-
 import torch
 
 import datasets
@@ -11,6 +9,7 @@ from experiments.task import Task
 from experiments.training.images import DeviceImages
 from experiments.verification.stored_run import SplitRecord
 from tracking import StoreError
+from tracking.commands import script_tasks
 
 
 class Material:
@@ -33,13 +32,13 @@ class Material:
         params = run.params
         number: int = params["split"]
         n_splits, seed, leak_free = key = params["n_splits"], int(run.row["split_seed"]), params["leak_free"]
-        if params["protocol"] != self.task.protocol.name:
+        if params["protocol"] != self.task.protocol.name and self.task.name in script_tasks():
             raise StoreError(f"protocol is {params['protocol']}, and {self.task.protocol.name} in {self.task.name}")
         if not 0 <= number < n_splits:
             raise StoreError(f"split {number} is none of 0 to {n_splits - 1}")
         if key not in self._splits:
             try:
-                protocol = dataclasses.replace(self.task.protocol, n_splits=n_splits)
+                protocol = datasets.named_protocol(params["protocol"], n_splits)
                 groups = self.groups if leak_free else None
                 self._splits[key] = datasets.draw_splits(protocol, self.data, seed, groups)
             except (ValueError, DatasetError) as error:

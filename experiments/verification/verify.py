@@ -24,6 +24,7 @@ from experiments.verification.checks import AGREEMENT, LOSS_TOLERANCE, check_run
 from experiments.verification.material import Material
 from experiments.verification.stored_run import Findings, Record, SplitRecord
 from tracking import StoreError, keys
+from tracking.commands import script_of
 
 
 @dataclasses.dataclass
@@ -101,7 +102,7 @@ def verify(
     done = runs[runs["status"] == "FINISHED"]
     done = done[~done["superseded_by"].isin(done["run_id"])]  # superseded runs are in no table
     if done.empty:
-        raise StoreError(f"{task.name} has no finished run in {store.label}; run experiments/{task.name}.py first")
+        raise StoreError(f"{task.name} has no finished run in {store.label}; run {script_of(task.name)} first")
     chosen = done if sample_splits is None else _sample(done, sample_splits)
     report = Report(task.name, len(done), len(chosen))
     report.differences += _unequal_splits(runs)
