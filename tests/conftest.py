@@ -32,10 +32,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # a server is on this machine, and one that is away stays away: MLflow waits for it before it says so
 for name in ("MAX_RETRIES", "BACKOFF_FACTOR", "BACKOFF_JITTER"):
     os.environ[f"MLFLOW_HTTP_REQUEST_{name}"] = "0"
+SLOWEST = ("test_jobs", "test_ray", "test_scripts", "test_champion", "test_copying", "test_resume", "test_outages",
+           "test_verify", "test_server", "test_execution", "test_readme")  # fmt: skip
 HANGS = 900  # seconds after which a process of a test is taken to hang; on a busy machine each may take minutes
 REAL_DATA = ROOT.parent / "shared" / "data"
 NETWORKS = ("-m", "lenet5", "-m", "vggnet", "--epochs", "3")
 THREE_SPLITS = ("--no-baselines", "-m", "lenet5", "--n-splits", "3", "--epochs", "5", "--patience", "5")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, so that no process of the test run is idle at its end."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
 @pytest.fixture(scope="session", autouse=True)

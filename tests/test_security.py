@@ -24,7 +24,7 @@ from tracking.checkpoints import Checkpoint
 PACKAGES = ("experiments", "datasets", "models", "tracking", "analysis", "benchmarks")
 UNPACKS = "datasets/kaggle.py"  # the one file that opens archives from elsewhere, after looking at their members
 UNSAFE_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "tarfile"}
-SAFE_MODULES = {"joblib.externals.loky", "joblib.externals.loky.backend.reduction"}  # to send to its own processes
+SAFE_MODULES = {"joblib.externals.loky"}  # to count cores
 FORBIDDEN = {
     "eval", "exec", "__import__", "os.system", "os.popen", "shutil.unpack_archive", "pandas.read_pickle",
     "torch.hub.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all",

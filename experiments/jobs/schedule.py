@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from joblib import cpu_count
+from joblib.externals.loky import cpu_count
 
 from experiments.training import hardware
 from models import ModelCard
