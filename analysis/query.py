@@ -41,8 +41,18 @@ from tracking.keys import (
     THUMBNAILS,
 )
 from tracking.keys import UNTAGGED_EXPERIMENTS as UNTAGGED
+from tracking.schema import why_unusable
 from tracking.settings import TYPES
-from tracking.store import StoreAwayError, check_exists, in_one_line, sqlite_error, sqlite_path, without_password
+from tracking.store import (
+    StoreAwayError,
+    check_exists,
+    deleted_sentence,
+    in_one_line,
+    readable,
+    sqlite_error,
+    sqlite_path,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment as MlflowExperiment
@@ -299,6 +309,7 @@ def _children(experiments: Sequence[_Experiment], columns: Sequence[str]) -> str
     return f"""
         SELECT {", ".join(columns)}
         FROM runs r JOIN tags p ON p.run_uuid = r.run_uuid AND p.key = '{PARENT}'
+        JOIN tags f ON f.run_uuid = r.run_uuid AND f.key = 'fingerprint'  -- else it is a stranger's
         WHERE r.experiment_id IN ({ids}) AND r.lifecycle_stage = 'active'"""
 
 
@@ -361,7 +372,7 @@ class _Client:
         ids, token = [experiment.id for experiment in experiments], None
         while token != "":
             page = self.client.search_runs(ids, condition, max_results=1000, page_token=token)
-            yield from (run for run in page if PARENT in run.data.tags)
+            yield from (run for run in page if {PARENT, "fingerprint"} <= run.data.tags.keys())  # else a stranger's
             token = page.token or ""
 
 
@@ -379,6 +390,8 @@ def _reader(tracking_uri: str | None, tasks: Sequence[str] = ()) -> Iterator[_Da
     if uri.startswith(("sqlite:", "postgresql")):
         with _sqlite(database) if database else _postgresql(uri) as execute:
             [[schema]] = execute("SELECT MAX(version_num) FROM alembic_version", {})
+            if schema != SCHEMA and (problem := why_unusable(schema, without_password(uri))):
+                raise StoreError(problem)
             if schema == SCHEMA:
                 yield _Database(execute, without_password(uri), database)
                 return
@@ -395,7 +408,7 @@ def _sqlite(path: Path) -> Iterator[Execute]:
     """Open an SQLite file read-only with the standard library: importing SQLAlchemy takes longer than a query."""
     check_exists(path)
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(sqlite3.connect(f"{readable(path).as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("PRAGMA cache_size = -64000")  # kB; with the default of 2 MB curves are sorted on disk
             connection.execute("BEGIN")  # all queries see the same state
             yield lambda query, values: connection.execute(query, values).fetchall()
@@ -434,7 +447,7 @@ def _experiments(reader: _Database | _Client, tasks: Sequence[str]) -> list[_Exp
     experiments = [each for each in experiments if each.stage == "active" or each.owner not in active]
     for experiment in experiments:
         if experiment.stage != "active":
-            raise StoreError(f"experiment {experiment.name} of {reader.label} was deleted; restore it in the MLflow UI")
+            raise StoreError(deleted_sentence(experiment.name, experiment.id, reader.label))
     return experiments
 
 

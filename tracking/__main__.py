@@ -4,18 +4,20 @@ import contextlib
 import http.client
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tracking import Store, StoreError, check_uri, open_store
+from tracking import Store, StoreError, check_uri, open_store, schema
 from tracking.commands import Uri, each_once, not_one_of, print_differences, script_of, script_tasks
-from tracking.store import in_one_line
+from tracking.store import in_one_line, readable, sqlite_path
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -41,7 +43,8 @@ def ui(
         _print_links(store, store.uri)
         return
     base = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--workers", "1"]
+    uri = f"sqlite:///{readable(store.database)}" if store.database else store.uri
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
     server = subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--port", str(port)],
@@ -62,7 +65,7 @@ def ui(
 
 
 def _print_links(store: Store, address: str) -> None:
-    for task in store.tasks():
+    for task in store.tasks():  # of experiments that are not deleted
         print(f"{task}  {store.runs_link(task, address)}", flush=True)
 
 
@@ -77,6 +80,29 @@ def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
         else:
             return server.poll() is None  # else another program has the port
     return False
+
+
+@app.command()
+def upgrade(
+    source: Annotated[str, typer.Argument(metavar="URI", help="a SQLite database that an earlier MLflow made")],
+    target: Annotated[Path | None, typer.Argument(metavar="FILE", dir_okay=False, help="upgrade a copy there")] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="upgrade the database itself, after a backup")] = False,
+) -> None:
+    """Upgrade a copy of a result database to the version of MLflow that is installed here, or the database itself.
+
+    A copy in the folder of the database finds the files of its runs, also if that folder is moved.
+    """
+    path = sqlite_path(source)
+    if path is None or not path.is_file():
+        raise typer.BadParameter(f"{source} names no SQLite file; write sqlite:///path/to/mlflow.db")
+    if (target is None) != in_place:
+        raise typer.BadParameter("name a FILE for the upgraded copy, or say --in-place")
+    try:
+        written = schema.upgrade(path, target)
+    except (OSError, RuntimeError, sqlite3.Error) as error:
+        print(f"Error: {in_one_line(error)}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(f"{path} is upgraded; it is as it was in {written}" if in_place else f"{written} is the upgraded copy")
 
 
 @app.command()
@@ -124,7 +150,7 @@ def _copy(source: str, destination: str, tasks: list[str]) -> bool:
     if unknown := [task for task in tasks if task not in known]:
         raise typer.BadParameter(not_one_of(unknown[0], known))
     chosen = tasks or there or scripts
-    if missing := [task for task in chosen if origin.experiment_id(task) is None]:
+    if missing := [task for task in chosen if task not in there and origin.experiment_id(task) is None]:
         raise StoreError(f"there are no runs of {', '.join(missing)} in {origin.label}")
     with _option("--to"):
         target = open_store(destination, create=True)

@@ -76,25 +76,28 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def moved_artifacts(locations: Mapping[str, str], database: Path | None) -> dict[str, str]:
-    """Find the artifact folders that were moved together with a SQLite database (None for any other store).
+    """Find the artifact folders beside a SQLite database (None for any other store) that are recorded elsewhere.
 
-    `locations` maps names of experiments to recorded artifact URIs. The result maps recorded URIs to current ones.
+    The database was moved or copied together with them. `locations` maps names of experiments to recorded artifact
+    URIs. The result maps recorded URIs to those beside the database.
     """
     if database is None:
         return {}
     moved = {}
     for name, location in locations.items():
         recorded, beside = local_path(location), database.parent / "artifacts" / name
-        if recorded and not recorded.exists() and beside.is_dir():
+        if recorded and beside.is_dir() and not (recorded.exists() and recorded.samefile(beside)):
             moved[location] = beside.as_uri()
     return moved
 
 
 def relocated(uri: str, moved: Mapping[str, str]) -> str:
-    """Translate a recorded artifact URI by the result of `moved_artifacts`."""
+    """Translate a recorded artifact URI by the result of `moved_artifacts`; a folder beside the database is first."""
     for old, new in moved.items():
         if uri.startswith(f"{old}/"):
-            return new + uri.removeprefix(old)
+            beside, recorded = local_path(new + uri.removeprefix(old)), local_path(uri)
+            if beside and (beside.exists() or not (recorded and recorded.exists())):
+                return new + uri.removeprefix(old)
     return uri
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 
 import psutil
 
-from tracking.store import Store, host, this_process
+from tracking.store import Store, host, start_of, this_process
 
 HEARTBEAT = 30.0  # seconds between two heartbeats
 SILENCE = 300.0  # seconds without one after which a process on another machine counts as dead
-SAME_START = 60.0  # seconds by which a process's start may appear to move when the clock is set
+SAME_START = 60.0  # seconds, or ticks, by which the starts of one process may seem to differ
+UNIX_TIMES = 1e9  # and above; ticks since the start of a machine reach it in four months
 
 
 def signs_of_life(command: str) -> dict[str, str]:
@@ -31,8 +32,10 @@ def is_alive(tags: Mapping[str, str]) -> bool:
     if machine != host():
         return time.time() - heard < SILENCE
     with contextlib.suppress(psutil.NoSuchProcess, ValueError):
-        moved = abs(psutil.Process(int(pid)).create_time() - float(started))
-        return moved < SAME_START and is_running(int(pid))  # else the number was reused
+        recorded = float(started)
+        # earlier versions recorded Unix time, which a change of the clock seems to move
+        since = psutil.Process(int(pid)).create_time() if recorded > UNIX_TIMES else start_of(int(pid))
+        return abs(since - recorded) < SAME_START and is_running(int(pid))  # else the number was reused
     return False
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tracking.artifacts import Artifacts
 from tracking.commands import script_of
-from tracking.keys import CHAMPION, REASON
+from tracking.keys import CHAMPION, REASON, TASK
 from tracking.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -33,10 +33,21 @@ class NewVersion(NamedTuple):
 
 
 def read_champion(store: Store, task: str) -> Champion | None:
-    """Look up the champion of a task; None if there is none."""
+    """Look up the champion of a task; None if there is none.
+
+    Raises
+    ------
+    StoreError
+        The registered model of this name is somebody else's.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
+        if not is_ours(store, task):
+            raise StoreError(
+                f"the registered model {task!r} of {store.label} is not of this program; rename it there, or give the "
+                "task another name"
+            )
         found = store.client.get_model_version_by_alias(task, CHAMPION)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
@@ -44,6 +55,18 @@ def read_champion(store: Store, task: str) -> Champion | None:
         raise
     version = str(found.version)
     return Champion(version, found.run_id or "", found.tags.get(REASON, ""), _has_files(store, task, version))
+
+
+def is_ours(store: Store, task: str) -> bool:
+    """Whether the registered model of a task's name is this program's, or there is none.
+
+    Ours have the tag of their task; those of earlier versions have a reason at each version.
+    """
+    found = store.client.search_registered_models(f"name = '{task}'")
+    if not found or found[0].tags.get(TASK) == task:
+        return True
+    versions = store.client.search_model_versions(f"name = '{task}'")
+    return bool(versions) and all(REASON in version.tags for version in versions)
 
 
 def register_champion(store: Store, task: str, new: NewVersion) -> str:
@@ -55,7 +78,7 @@ def register_champion(store: Store, task: str, new: NewVersion) -> str:
 
     client = store.client
     if not client.search_registered_models(f"name = '{task}'"):
-        client.create_registered_model(task, description=new.about)
+        client.create_registered_model(task, {TASK: task}, description=new.about)
     of_run = client.search_model_versions(f"name = '{task}' and run_id = '{new.run_id}'")
     there = [str(found.version) for found in of_run if _has_files(store, task, str(found.version))]
     if there:

@@ -1,15 +1,17 @@
 """Opening the result database: SQLite beside its artifacts by default, or any MLflow tracking URI."""
 
+import atexit
 import contextlib
-import http.client
+import functools
 import logging
 import os
 import re
+import shutil
 import socket
 import sqlite3
+import sys
 import tempfile
-import urllib.error
-import urllib.request
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 import psutil
 from filelock import FileLock
 
+from tracking import schema
 from tracking.keys import NOTE, TASK, UNTAGGED_EXPERIMENTS, VIEW, VIEWS
 from tracking.view import shared_view
 
@@ -78,8 +81,14 @@ class Store:
 
     def scratch(self) -> "tempfile.TemporaryDirectory[str]":
         """Make a temporary folder whose name tells its process, so that strays are recognised."""
-        self.state.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}@{host()}@", dir=self.state)
+        place: Path | None = self.state
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            place = None
+        if place and not os.access(place, os.W_OK):
+            place = None  # the store is write-protected
+        return tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}@{host()}@", dir=place)
 
     @property
     def ui_command(self) -> str:
@@ -107,7 +116,7 @@ class Store:
         found += [experiment for experiment in named if experiment is not None and TASK not in experiment.tags]
         active = [experiment for experiment in found if experiment.lifecycle_stage == "active"]
         if found and not active:
-            raise StoreError(f"experiment {found[0].name} of {self.label} was deleted; restore it in the MLflow UI")
+            raise StoreError(deleted_sentence(found[0].name, found[0].experiment_id, self.label))
         return active[0] if active else None
 
     def tasks(self) -> list[str]:
@@ -172,6 +181,12 @@ class Store:
         return f"{base}/#/experiments/{experiment and experiment.experiment_id}/runs"
 
 
+def deleted_sentence(name: str, experiment_id: object, label: str) -> str:
+    """Say that an experiment was deleted, and how to get it back: the UI of MLflow restores runs only."""
+    command = f"python -m mlflow experiments restore --experiment-id {experiment_id}"
+    return f"experiment {name} of {label} was deleted; to restore it: MLFLOW_TRACKING_URI={label} {command}"
+
+
 def check_uri(uri: str | None = None) -> str:
     """Return the absolute MLflow tracking URI; a `StoreError` says that it cannot be one, or that nothing answers.
 
@@ -180,10 +195,10 @@ def check_uri(uri: str | None = None) -> str:
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{MLRUNS / 'mlflow.db'}"
     if uri.startswith("sqlite"):
         path = sqlite_path(uri)
-        if path is None or uri == "sqlite:///":
+        if path is None or not uri.removeprefix("sqlite:///").partition("?")[0]:
             raise StoreError(f"--tracking-uri {uri} names no file; write sqlite:///path/to/mlflow.db")
         _check_sqlite(path)
-        return f"sqlite:///{path}"
+        return f"sqlite:///{path}{''.join(uri.partition('?')[1:])}"
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
     elif "://" not in uri or uri.startswith("file:"):
@@ -210,22 +225,40 @@ def open_store(
     path = sqlite_path(uri)
     if path is not None and not create:
         check_exists(path)
+    if (
+        path is not None
+        and create
+        and path.exists()
+        and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+    ):
+        raise StoreError(f"cannot write to the result database {path}: it is write-protected; name another one")
     try:
         if path is not None and not path.exists():
             _create_sqlite(path)
-        if look and uri.startswith("postgresql"):
-            from sqlalchemy import NullPool, create_engine
-
-            create_engine(uri, poolclass=NullPool).connect().close()  # MLflow would retry for two minutes
+        found = _postgresql_schema(uri) if look and uri.startswith("postgresql") else ""
+        if found and (problem := schema.why_unusable(found, without_password(uri))):
+            raise StoreError(problem)
         client = _client(uri)
         if look:
             client.search_experiments(max_results=1)  # MLflow opens a store at its first use
+    except StoreError:
+        raise
     except Exception as error:  # noqa: BLE001 - MLflow's, SQLAlchemy's, a missing driver's, OSError
         reason = in_one_line(getattr(error, "orig", None) or error)
         if "out-of-date database schema" in reason:  # MLflow says so of newer schemas, too
             reason = "another version of MLflow made it; install that version, or let the newer one upgrade a copy"
         raise StoreError(f"cannot open the result database {without_password(uri)}: {reason}") from None
     return Store(uri, client, _usable_state(state, uri), command or this_process())
+
+
+def _postgresql_schema(uri: str) -> str:
+    """Return the schema of a PostgreSQL database; empty if it has none yet. MLflow would retry for two minutes."""
+    from sqlalchemy import NullPool, create_engine, inspect, text
+
+    with create_engine(uri, poolclass=NullPool).connect() as connection:
+        if not inspect(connection).has_table(schema.TABLE):
+            return ""
+        return str(connection.execute(text(f"SELECT MAX(version_num) FROM {schema.TABLE}")).scalar() or "")
 
 
 def _usable_state(state: Path | None, uri: str) -> Path:
@@ -236,6 +269,19 @@ def _usable_state(state: Path | None, uri: str) -> Path:
     if (database := sqlite_path(uri)) is not None:
         return state_folder(database)
     return MLRUNS / f"{re.sub(r'[^A-Za-z0-9]+', '-', without_password(uri)).strip('-')[-80:]}.state"
+
+
+@functools.cache
+def readable(database: Path) -> Path:
+    """Return a SQLite file, or a copy of it if its folder is write-protected: SQLite needs a file beside it to read."""
+    if os.access(database.parent, os.W_OK) or not database.exists():
+        return database
+    folder = Path(tempfile.mkdtemp(prefix="read-only-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for path in database.parent.glob(f"{database.name}*"):
+        if path.name in (database.name, f"{database.name}-wal"):
+            shutil.copyfile(path, folder / path.name)
+    return folder / database.name
 
 
 def check_exists(database: Path) -> None:
@@ -264,6 +310,8 @@ def _client(uri: str) -> "MlflowClient":
     for name in ("mlflow", "alembic"):  # both announce each table
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the traceback of a raised error
+    if (database := sqlite_path(uri)) is not None:
+        uri = uri.replace(str(database), str(readable(database)))
     return MlflowClient(uri, registry_uri=uri)
 
 
@@ -277,13 +325,27 @@ def host() -> str:
 
 
 def this_process() -> str:
-    """Name this process by machine, number and start (Unix time)."""
-    return f"{host()} {os.getpid()} {psutil.Process().create_time():.0f}"
+    """Name this process by machine, number and start (`start_of`)."""
+    return f"{host()} {os.getpid()} {start_of(os.getpid()):.0f}"
+
+
+def start_of(pid: int) -> float:
+    """Return when a process started: in clock ticks since the machine did on Linux, else in Unix time.
+
+    Ticks do not change if the clock is set. A `psutil.NoSuchProcess` says that it has ended.
+    """
+    if sys.platform == "linux":
+        try:
+            return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        except (FileNotFoundError, ProcessLookupError):
+            raise psutil.NoSuchProcess(pid) from None
+    return psutil.Process(pid).create_time()
 
 
 def sqlite_path(uri: str) -> Path | None:
     """Return the file of a SQLite URI, else None."""
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+    name = uri.removeprefix("sqlite:///").partition("?")[0]  # options of the connection, such as ?timeout=60, follow
+    return Path(name).resolve() if uri.startswith("sqlite:///") else None
 
 
 def state_folder(database: Path) -> Path:
@@ -323,20 +385,21 @@ def _create_sqlite(path: Path) -> None:
         connection.close()
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        os.umask(mask := os.umask(0))
+        partial.chmod(0o666 & ~mask)  # SQLite takes 0o644, which would lock out a group that works together
         partial.rename(path)
 
 
 def _check_sqlite(path: Path) -> None:
-    """Read an existing file once, since MLflow would retry for minutes before it reports an error."""
+    """Look at an existing file before MLflow does, which would retry for minutes, or change another version's file."""
     if path.is_dir():
         raise StoreError(f"cannot open the result database {path}: it is a folder; write sqlite:///{path}/mlflow.db")
     try:
-        if path.exists():
-            # read-only, so that the log of a killed writer is not folded into a file that is only checked
-            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-                connection.execute("PRAGMA schema_version").fetchone()
+        problem = schema.why_unusable(schema.schema_of(readable(path)), f"sqlite:///{path}") if path.exists() else ""
     except (OSError, sqlite3.Error) as error:
         raise sqlite_error(error)(f"cannot open the result database {path}: {error}") from None
+    if problem:
+        raise StoreError(problem)
 
 
 def sqlite_error(error: Exception) -> type[StoreError]:
@@ -345,13 +408,25 @@ def sqlite_error(error: Exception) -> type[StoreError]:
 
 
 def _check_server(uri: str) -> None:
-    """Ask the server once, since MLflow would retry."""
+    """Ask the server once, as MLflow's client asks: with its certificates and its user. MLflow itself would retry."""
+    import requests
+
+    certificate, insecure = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("SERVER_CERT_PATH", "INSECURE_TLS"))
+    verify: str | bool | None = certificate or (False if insecure and insecure.lower() == "true" else None)
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
-    except urllib.error.HTTPError:
-        pass  # it answers; the first call shows whether access is allowed
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # urllib3's, of a certificate that the user said not to look at
+            client = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
+            requests.get(f"{uri.rstrip('/')}/health", timeout=10, verify=verify, cert=client)
+    except requests.RequestException as error:  # with any status it answers; the first call shows what is allowed
+        reason = _innermost(error)
         raise StoreAwayError(
             f"the tracking server {without_password(uri)} does not answer ({reason}); start it or name another"
         ) from None
+
+
+def _innermost(error: BaseException) -> str:
+    """Return the words of the error that caused an error of requests, without the objects that urllib3 names."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return in_one_line(error)

@@ -22,14 +22,20 @@ from tracking.registry import Champion
 
 SHOWN_CLASSES = 20  # in a description
 LONGEST_TEXT = 5000  # characters of one that the registry takes
+REASONS = (  # of the places of `_rank`
+    "real data before generated images",
+    "a whole protocol before a reduced",
+    "the published parts before leak-free ones",
+)
 
 
 def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidence: analysis.Evidence) -> str:
     """Register the best network of a comparison group as the task's champion, unless the present one stays.
 
     Of the networks with all their splits the one with the best mean test score is taken (validation score without a
-    test part), with the weights of its best split. Within a group the better replaces the worse; otherwise real data
-    replace the sample, then a whole protocol a reduced one (fewer splits, epochs or patience than the task has), and
+    test part), with the weights of its best split, if it beats a baseline that ran beside it. Within a group the better
+    replaces the worse; otherwise real data replace the sample, then a whole protocol a reduced one (fewer splits,
+    epochs or patience than the task has), then the published parts those without near duplicates (`--leak-free`), and
     else the newer the older.
 
     Parameters
@@ -83,13 +89,16 @@ def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidenc
 
 
 def best_split(evidence: analysis.Evidence, metric: str) -> "pd.Series[Any] | None":
-    """The best run of the best network with all its splits; None if there is none."""
+    """The best run of the best network with all its splits; None if there is none, or it beats no baseline."""
     networks = evidence.runs[~evidence.runs["model"].isin(BASELINES)]
     scores = networks.groupby("model")[metric].agg(["mean", "count"])
     complete = scores[scores["count"] >= evidence.group["n_splits"].max()]
     if complete.empty:
         return None
     sign = score_of(metric).sign
+    baselines = evidence.runs[evidence.runs["model"].isin(BASELINES)].groupby("model")[metric].mean()
+    if not baselines.empty and (sign * complete["mean"]).max() <= (sign * baselines).min():
+        return None
     of_best = networks[networks["model"] == (sign * complete["mean"]).idxmax()].sort_values("split")
     row: pd.Series[Any] = of_best.loc[(sign * of_best[metric]).idxmax()]
     return row
@@ -118,8 +127,8 @@ def decide(
         return not better, better
     ours, theirs = _rank(evidence.group, whole), _rank(group, whole)
     if ours != theirs:
-        why = "real data before generated images" if ours[0] != theirs[0] else "a whole protocol before a reduced"
-        return ours < theirs, why
+        first = next(place for place, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        return ours < theirs, REASONS[first]
     model = group.loc[group["run_id"] == held.run_id, "model"].iloc[0]
     newer = evidence.of(best["model"])["end_time"].max() > group.loc[group["model"] == model, "end_time"].max()
     return not newer, f"it is newer than {former}, and they differ in settings or data" if newer else "it is newer"
@@ -143,11 +152,12 @@ def _better_than(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]
     return f"its {what} is {number(ours, metric)} %, {against}"
 
 
-def _rank(group: pd.DataFrame, whole: Mapping[str, int]) -> tuple[bool, bool]:
-    """Whether a group is of real data, and whether it is a whole protocol: no setting is smaller than there."""
+def _rank(group: pd.DataFrame, whole: Mapping[str, int]) -> tuple[bool, bool, bool]:
+    """Whether a group is of real data, is a whole protocol (no setting is smaller than there), and is not leak-free."""
     first = group.iloc[0]
     is_real = not str(first["dataset"]).startswith(SAMPLE)
-    return is_real, all(pd.notna(first[key]) and first[key] >= value for key, value in whole.items())
+    is_whole = all(pd.notna(first[key]) and first[key] >= value for key, value in whole.items())
+    return is_real, is_whole, not first["leak_free"]
 
 
 def _title(row: "pd.Series[Any]") -> str:
