@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tracking import StoreError, UnknownTaskError, check_uri
-from tracking.commands import Tasks, Uri
+from tracking.commands import Tasks, Uri, print_in_any_encoding
 from tracking.store import without_password
 
 if TYPE_CHECKING:
@@ -123,18 +123,22 @@ def _write(
     tasks: list[str], metric: str | None, group: str | None, form: "Format | None", out: Path | None,
     tracking_uri: str | None, build: "Callable[[Evidence, str], ResultTable]",
 ) -> None:  # fmt: skip
-    from analysis.formats import SUFFIXES, print_groups, render
+    from analysis.formats import SUFFIXES, print_groups, render, terminal_width
 
-    form = form or (SUFFIXES.get(out.suffix.lower(), "markdown") if out else "text")
+    if out and not form and out.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise typer.BadParameter(f"{out.name!r} ends in none of {known}; name a --format as well", param_hint="--out")
+    if out and not out.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {out.parent}; make it, or name another", param_hint="--out")
+    form = form or (SUFFIXES[out.suffix.lower()] if out else "text")
     with _one_sentence():
         found = [_evidence(task, metric, group, tracking_uri) for task in tasks]
         tables = [build(evidence, chosen) for evidence, chosen, _ in found]
         if out:
-            out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(render(tables, form), encoding="utf-8")
             print(out)
         else:
-            print(render(tables, form), end="")
+            print(render(tables, form, terminal_width()), end="")
         if form in ("text", "csv"):  # the other formats contain the notes
             for (evidence, _, runs), result in zip(found, tables, strict=True):
                 print_groups(runs, evidence.group, result.notes if form == "csv" else [])
@@ -187,4 +191,5 @@ def _one_sentence() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    print_in_any_encoding()
     app()

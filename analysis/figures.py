@@ -3,6 +3,8 @@
 import contextlib
 import io
 import itertools
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from PIL import Image
 
 from analysis.comparison import NETWORKS, Evidence, compare, predicted_part, tabulate
 from analysis.fonts import font_families
+from analysis.formats import shortened
 from analysis.query import load_curves, load_thumbnails
 from tracking import StoreError
 from tracking.keys import BASELINES, MEAN
@@ -25,6 +28,7 @@ from tracking.scores import SCORES, score_of
 
 WIDTH = 3.5  # inches: a column of a two-column page
 SHOWN_MISTAKES = 20
+LONGEST_NAME = 24  # characters of a class at a confusion matrix
 KNOWN = ("lenet5", "vggnet", "resnetcnn", "seresnet", "efficientnet_lite", "efficientnet_b0")  # in palette order
 MARKERS = "osD^vP*X"
 # file formats; without version and date the same figure always gives the same bytes
@@ -51,7 +55,8 @@ def colour(model: str) -> str:
 
 def encode(figure: Figure, form: str) -> bytes:
     """Return the bytes of a figure as a `png` or `svg` file, identical for identical figures."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")  # `font_families` says so once
         figure.savefig(buffer := io.BytesIO(), format=form, **FORMS[form])
     # a palette takes a third of the size without a visible difference, except for photographs
     few_colours = form == "png" and not any(axes.images for axes in figure.axes)
@@ -68,6 +73,7 @@ def _with_palette(file: io.BytesIO) -> bytes:
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG and SVG, and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.-]+", "-", name)  # models may be called owner/name
     paths = [folder / f"{name}.{form}" for form in FORMS]
     for path in paths:
         path.write_bytes(encode(figure, path.suffix[1:]))
@@ -286,7 +292,7 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
         axes = figure.subplots()
-        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, rasterized=size > 60)  # else an SVG of 17 MB
         axes.set(aspect="equal", ylim=(size, 0))
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
@@ -295,7 +301,7 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
             if number:
                 axes.text(column + 0.5, row + 0.5, number, ha="center", va="center", fontsize=6.5, color=shade)
         shown = range(0, size, 1 + size // 60)
-        names = [classes[label] for label in shown]
+        names = [shortened(classes[label], LONGEST_NAME) for label in shown]
         text = _any_text([*classes, title])
         ticks = [label + 0.5 for label in shown]
         axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", **text)
@@ -331,13 +337,9 @@ def mistakes_figure(
             axes.axis("off")
         for axes, (_, row) in zip(grid.flat, worst.iterrows(), strict=False):
             axes.imshow(pictures[int(row["index"])].squeeze(), cmap="gray", vmin=0, vmax=255)
-            true, predicted = (_shortened(classes[int(row[label])]) for label in ("true", "pred"))
+            true, predicted = (shortened(classes[int(row[label])], 12) for label in ("true", "pred"))
             axes.set_title(f"is {true}\nsaid {predicted}, {_certainty(row['prob'])}", fontsize=5, pad=2, **text)
     return figure
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 12 else f"{name[:11]}…"
 
 
 def _certainty(probability: float) -> str:

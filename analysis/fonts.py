@@ -1,5 +1,7 @@
 """Fonts for the text of a figure: class names may be in any script."""
 
+import sys
+import unicodedata
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -11,12 +13,13 @@ PREFERRED_FONTS = (  # tried in this order, then all others, for characters that
     "NanumGothic", "Noto Sans CJK KR", "Noto Sans KR", "Apple SD Gothic Neo", "Malgun Gothic",
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "Noto Sans",
 )  # fmt: skip
+SHOWN = 10  # characters that no font has, in a message
 
 
 def font_families(texts: Iterable[str]) -> list[str]:
     """Choose fonts that together can draw `texts`: matplotlib's own first, then installed ones as needed.
 
-    The result is a `fontfamily`, a list of fallbacks. Characters that no installed font has are drawn as boxes.
+    The result is a `fontfamily`, a list of fallbacks. Characters that no installed font has become boxes, and are named.
     """
     families = ["DejaVu Sans"]
     needed = {ord(character) for text in texts for character in text if not character.isspace()}
@@ -30,7 +33,21 @@ def font_families(texts: Iterable[str]) -> list[str]:
             needed -= covered
         if not needed:
             break
+    if needed:
+        _say_what_is_missing("".join(sorted(map(chr, needed))))
     return families
+
+
+@cache
+def _say_what_is_missing(characters: str) -> None:
+    korean = any("HANGUL" in unicodedata.name(character, "") for character in characters)
+    package = "fonts-nanum" if korean else "fonts-noto-core and fonts-noto-cjk"
+    more = "..." if len(characters) > SHOWN else ""
+    print(
+        f"! no installed font has {characters[:SHOWN]}{more}, which figures show as boxes; install a package of fonts, "
+        f"such as {package}",
+        file=sys.stderr,
+    )
 
 
 @cache

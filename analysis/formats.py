@@ -4,12 +4,15 @@ import functools
 import io
 import json
 import math
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +34,12 @@ HEADERS = {  # short, so that a table fits 80 characters
 }  # fmt: skip
 # characters that Markdown would interpret; it leaves an underscore within a word alone
 MARKUP = re.compile(r"[\\`*\[\]]|<(?=[A-Za-z/!?])|&(?=[#\w])|\b_|_\b")
+MOST = 10_000  # characters: a table is fitted by `_fitted`, and by nothing else
+SHORTEST_NAME = 16
+DISPENSABLE = (  # columns, in the order in which they are left out of a narrow table
+    "s per split", "MACs", "parameters", "best epoch", "McNemar p", "P(same)", "P(better)", "micro-F1", "macro-F1", "p",
+    "Holm p", "95 % interval",
+)  # fmt: skip
 TEXT_COLUMNS = ("model", "against", "verdict", "run_id")  # left-aligned, the others right-aligned
 
 
@@ -127,20 +136,64 @@ def _latex_text(text: str) -> str:
 
 
 def _text(table: ResultTable, width: int | None) -> str:
-    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, force_terminal=False)
+    cells, left_out = _fitted(_narrow(table.cells, "\n−"), width or MOST)
+    console = Console(file=io.StringIO(), width=MOST, highlight=False, markup=False, force_terminal=False)
     drawn = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    cells = _narrow(table.cells, "\n−")
     for column in cells.columns:
-        header, text = HEADERS.get(str(column), str(column)), column in TEXT_COLUMNS
-        drawn.add_column(header, justify="left" if text else "right", no_wrap=column != "verdict", overflow="fold")
+        justify: Any = "left" if column in TEXT_COLUMNS else "right"
+        drawn.add_column(HEADERS.get(str(column), str(column)), justify=justify, no_wrap=True)
     for row in cells.to_numpy().tolist():
         drawn.add_row(*row)
-    console.print(table.title, style="bold")
+    console.print(table.title, style="bold", soft_wrap=True)
     console.print(table.caption, soft_wrap=True)
     console.print(drawn)
+    if left_out:
+        console.print(f"! no room in {width} columns for: {', '.join(left_out)} (--format csv has all)", soft_wrap=True)
     for note in table.notes:
         console.print(note if note.startswith(NOT_BEATEN) else f"! {note}", soft_wrap=True)
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def _fitted(cells: pd.DataFrame, width: int) -> tuple[pd.DataFrame, list[str]]:
+    """Shorten names, and then leave columns out, until a table fits; no number is ever cut."""
+    shown = cells.copy()
+    if "verdict" in shown and _total(shown) > width:
+        shown["verdict"] = shown["verdict"].str.replace(" ", "\n", n=1)
+    longest = _width(shown["model"])
+    while _total(shown) > width and longest > SHORTEST_NAME:
+        longest -= 1
+        parts = cells["model"].str.split("\n")
+        shorter = parts.map(lambda names, length=longest: "\n".join(shortened(name, length) for name in names))
+        if shorter.nunique() < cells["model"].nunique():
+            break  # names must stay apart
+        shown["model"] = shorter
+    left_out = []
+    for column in DISPENSABLE:
+        if _total(shown) > width and column in shown and len(shown.columns) > 2:
+            shown = shown.drop(columns=column)
+            left_out.append(column)
+    return shown, left_out
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal; None if the output goes elsewhere and COLUMNS does not say."""
+    return Console().width if sys.stdout.isatty() or "COLUMNS" in os.environ else None
+
+
+def shortened(name: str, width: int) -> str:
+    """Shorten a name to a width by an ellipsis in its middle: versions and sizes stand at the end."""
+    if len(name) <= width:
+        return name
+    tail = (width - 1) // 3
+    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
+
+
+def _total(cells: pd.DataFrame) -> int:
+    return sum(_width([HEADERS.get(str(column), str(column)), *cells[column]]) + 1 for column in cells.columns) - 1
+
+
+def _width(texts: Iterable[str]) -> int:
+    return max((cell_len(line) for text in texts for line in text.split("\n")), default=0)
 
 
 def _narrow(cells: pd.DataFrame, between: str) -> pd.DataFrame:
@@ -158,7 +211,7 @@ def print_scores(store: "Store", runs: pd.DataFrame, evidence: Evidence) -> None
     console = Console(highlight=False, markup=False, soft_wrap=True)
     table = score_table(evidence, default_metric(group))
     console.print()
-    console.out(render([table], "text", console.width), end="")
+    console.out(render([table], "text", terminal_width()), end="")
     print_groups(runs, group)
     console.print(f"numbers    {store.label}")
     console.print(f"in the UI  {persist(lambda: store.runs_link(evidence.task))}")

@@ -129,8 +129,10 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
             failures = splits[splits["failure"].notna() & ~splits["split"].isin(list(there))]
             reasons = failures.groupby("split")["failure"].last()
             left = [number for number in range(expected) if number not in there]
-            missing = [f"{number} ({reasons[number]})" if number in reasons else str(number) for number in left]
-            notes.append(f"{model} has {len(there)} of {expected} splits; missing: {', '.join(missing)}.")
+            unknown = ", ".join(str(number) for number in left if number not in reasons)
+            why = [f"split {number} failed: {reasons[number]}" for number in left if number in reasons]
+            why += [f"not done yet: {unknown}"] if unknown else []
+            notes.append(f"{model} has {len(there)} of {expected} splits; {'; '.join(why)}.")
     for split, count in done.groupby("split")["split_hash"].nunique().items():
         if count > 1:
             notes.append(f"Models were not scored on the same images in split {split}; they cannot be compared.")

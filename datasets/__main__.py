@@ -90,6 +90,7 @@ def audit(
 
 
 if __name__ == "__main__":
+    importlib.import_module("tracking.commands").print_in_any_encoding()
     try:
         app()
     except DatasetError as error:

@@ -11,7 +11,7 @@ import typer
 from datasets import DatasetError
 from experiments.task import TaskError
 from tracking import SettingError, StoreError, TrainingConfig, in_one_line, open_store
-from tracking.commands import Tasks, Uri, print_differences
+from tracking.commands import Tasks, Uri, print_differences, print_in_any_encoding
 
 if TYPE_CHECKING:
     from experiments.champion.predict import Predictor
@@ -126,4 +126,5 @@ def _usable(device: str) -> str:
 
 
 if __name__ == "__main__":
+    print_in_any_encoding()
     app()

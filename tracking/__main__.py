@@ -16,7 +16,15 @@ from typing import Annotated
 import typer
 
 from tracking import Store, StoreError, check_uri, open_store, schema
-from tracking.commands import Uri, each_once, not_one_of, print_differences, script_of, script_tasks
+from tracking.commands import (
+    Uri,
+    each_once,
+    not_one_of,
+    print_differences,
+    print_in_any_encoding,
+    script_of,
+    script_tasks,
+)
 from tracking.store import in_one_line, readable, sqlite_path
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -186,4 +194,5 @@ def _option(name: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    print_in_any_encoding()
     app()

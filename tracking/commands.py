@@ -1,7 +1,10 @@
 """Arguments and output that the commands of several packages share."""
 
+import codecs
 import difflib
+import io
 import re
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +12,25 @@ from typing import Annotated
 import typer
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "experiments"
+PLAIN = str.maketrans({  # for terminals and pipes that cannot show these signs
+    "±": "+-", "–": "-", "−": "-", "…": "...", "†": "+", "×": "x", "─": "-", "━": "-", "╸": "-", "╺": "-", "’": "'",
+    "“": '"', "”": '"', "≥": ">=", "≤": "<=",
+})  # fmt: skip
 SHOWN = 50  # differences that are printed
+
+
+def print_in_any_encoding() -> None:
+    """Let what is printed fall back on plain signs where the encoding of the output lacks ours, as on Windows."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        text = error.object[error.start : error.end].translate(PLAIN)
+        return text.encode(error.encoding, "backslashreplace").decode(error.encoding), error.end
+
+    codecs.register_error("plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
 
 
 def script_tasks() -> list[str]:

@@ -15,7 +15,7 @@ from experiments.jobs.processes import start_server
 from experiments.request import MOST_JOBS, Request
 from experiments.task import Task, TaskError, check_name
 from tracking import StoreError
-from tracking.commands import SCRIPTS, Uri, not_one_of, script_tasks
+from tracking.commands import SCRIPTS, Uri, not_one_of, print_in_any_encoding, script_tasks
 from tracking.settings import DEVICE_MEMORY, LARGEST_SEED, MEANINGS, Precision, SettingError, check_range
 from tracking.store import in_one_line
 
@@ -24,6 +24,7 @@ Option = typer.Option
 
 def main(task: Task) -> None:
     """Run a task's script: options to a request, the request to a run, and errors to one sentence each."""
+    print_in_any_encoding()
     usual = task.training
 
     def command(

@@ -37,8 +37,8 @@ def announce(plan: Plan, store: Store) -> None:
         f"{'augmented' if config.augment else 'not augmented'}, {of_what}",
         "hardware": f"{config.device}, {config.precision}, {count(concurrency.threads, 'thread')} a job",
         "jobs": concurrency.why or f"{concurrency.at_once} at once",
-        "work": f"{len(networks)} models x {len(chosen)} splits x up to {config.epochs} epochs, "
-        f"at most {macs / 1e12:,.3g} T multiply-accumulates",
+        "work": f"{count(len(networks), 'model')} x {count(len(chosen), 'split')} x up to "
+        f"{count(config.epochs, 'epoch')}, at most {macs / 1e12:,.3g} T multiply-accumulates",
         "store": store.label,
     }
     for label, text in lines.items():
