@@ -19,7 +19,7 @@ SHOWN = 10  # characters that no font has, in a message
 def font_families(texts: Iterable[str]) -> list[str]:
     """Choose fonts that together can draw `texts`: matplotlib's own first, then installed ones as needed.
 
-    The result is a `fontfamily`, a list of fallbacks. Characters that no installed font has become boxes, and are named.
+    The result is a `fontfamily`, a list of fallbacks. Characters that no installed font has become boxes and are named.
     """
     families = ["DejaVu Sans"]
     needed = {ord(character) for text in texts for character in text if not character.isspace()}

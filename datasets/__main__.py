@@ -1,4 +1,4 @@
-"""`python -m datasets info|download|audit`: describe, download and audit the images of a task."""
+"""`python -m datasets info|download|audit|arrange`: describe, download, audit and arrange images."""
 
 import importlib
 import json
@@ -11,9 +11,11 @@ from rich.console import Console
 
 from datasets import DatasetError, Source, find, load
 from datasets.account import account, count_classes, notes
+from datasets.arrange import arrange as by_class
 from datasets.audit import audit as examine
 from datasets.audit import count_table, draw_contact_sheet, to_text
 from datasets.images import one_sentence
+from datasets.names import readable_name
 
 TASKS = "experiments.task"  # imported by name, like a plug-in: this package does not depend on it
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -51,6 +53,22 @@ def info(tasks: Tasks, data_dir: DataDir = None, sample: Sample = False) -> None
         for line in [*account(data), *notes(data)]:
             console.print(line, markup=False, soft_wrap=True)
         console.print(f"digest {data.digest}\n", soft_wrap=True)
+
+
+@app.command()
+def arrange(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="it is only read")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="a new folder for the copies")],
+    labels: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="a CSV file: picture, class; default: by names")
+    ] = None,
+) -> None:
+    """Copy pictures that lie in one folder into a folder for each class, for `experiments/folder.py TARGET`."""
+    with one_sentence():
+        counts = by_class(folder, target, labels)
+    for label, count in counts.items():
+        print(f"{count:7,} {readable_name(label)}")
+    print(f"python experiments/folder.py {target}")
 
 
 @app.command()

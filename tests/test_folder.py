@@ -15,6 +15,7 @@ from PIL import Image
 import datasets
 from datasets import DatasetError, ImageData, Kaggle
 from datasets.account import count_classes, slices
+from datasets.arrange import arrange
 from datasets.decoding import decode
 from datasets.folder import read_folder
 from datasets.names import readable_name
@@ -216,3 +217,24 @@ def test_libraries_print_nothing(tmp_path: Path) -> None:
     code = f"import pathlib, datasets.folder as folder; folder.read_folder(pathlib.Path({str(tmp_path)!r}), 'p', 8, 1)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert all("decoding" in line for line in done.stderr.splitlines() if line.strip()), done.stderr
+
+
+@pytest.mark.parametrize("table", [None, "id,label\n{},cat\n{},cat\n{},dog\n", "{}.png;\n"])
+def test_loose_pictures_are_arranged_in_copies(table: str | None, tmp_path: Path) -> None:
+    names = ["cat.0", "cat_1", "dog2"] if table is None else ["a1", "a2", "a3"]
+    for name in names:
+        picture(tmp_path / "loose" / f"{name}.png")
+    before = snapshot(tmp_path / "loose")
+    labels = None
+    if table:
+        labels = tmp_path / "labels.csv"
+        labels.write_text(table.format(*names))
+    if table and ";" in table:
+        with pytest.raises(DatasetError, match="3 pictures have no class in"):
+            arrange(tmp_path / "loose", tmp_path / "new", labels)
+        return
+    assert arrange(tmp_path / "loose", tmp_path / "new", labels) == {"cat": 2, "dog": 1}
+    assert count_classes(read(tmp_path / "new"))["train"] == {"cat": 2, "dog": 1}
+    assert snapshot(tmp_path / "loose") == before
+    with pytest.raises(DatasetError, match="exists already"):
+        arrange(tmp_path / "loose", tmp_path / "new", labels)

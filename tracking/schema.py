@@ -68,8 +68,8 @@ def why_unusable(schema: str | None, place: str) -> str:
         return f"a newer version of MLflow than {version} made {place} (schema {schema}); use that version"
     maker = MADE_BY.get(schema, f"of schema {schema}")
     return (
-        f"MLflow {maker} made {place}, and MLflow {version} would change it for good, unreadable for the older: use that "
-        f"version, or an upgraded copy (python -m tracking upgrade {place} FILE)"
+        f"MLflow {maker} made {place}, and could not read it any more once MLflow {version} opened it: use the former, "
+        f"or an upgraded copy (python -m tracking upgrade {place} FILE)"
     )
 
 

@@ -1,0 +1,219 @@
+"""Stores that are old, moved, copied, write-protected or shared: nothing of others is read or changed."""
+
+import hashlib
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow.entities import Metric
+
+import analysis
+import tracking
+from tests.conftest import ROOT, new_store
+from tracking import StoreError, owners, registry, schema
+from tracking.artifacts import Artifacts
+from tracking.keys import CHAMPION, PARENT, REASON
+from tracking.store import sqlite_path
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+READING = [
+    ("analysis", "table", "task3"), ("analysis", "compare", "task3"), ("analysis", "figures", "task3", "--out", "OUT"),
+    ("analysis", "report", "task3", "--out", "OUT.html"), ("analysis", "export", "task3", "--out", "OUT"),
+    ("experiments", "verify", "task3"), ("experiments", "predict", "task3", "photo.jpg"), ("tracking", "ui"),
+]  # fmt: skip
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def set_schema(path: Path, value: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", [value])
+        connection.commit()
+        connection.execute("PRAGMA journal_mode=DELETE")
+
+
+def run_of(store: tracking.Store, task: str, fingerprint: str = "", **params: str) -> str:
+    experiment = store.make_experiment(task)
+    parent = store.client.create_run(experiment, tags={"task": task})
+    tags = {PARENT: parent.info.run_id, "task": task} | ({"fingerprint": fingerprint} if fingerprint else {})
+    run_id = str(store.client.create_run(experiment, tags=tags).info.run_id)
+    for key, value in params.items():
+        store.client.log_param(run_id, key, value)
+    store.client.log_batch(run_id, [Metric("test/accuracy", 0.5, 0, 0)])
+    store.client.set_terminated(run_id)
+    return run_id
+
+
+@pytest.mark.parametrize("command", READING, ids=lambda command: " ".join(command[:2]))
+def test_reading_leaves_a_store_of_another_version_as_it_is(
+    command: tuple[str, ...], store_uri: str, tmp_path: Path, run_here: Run
+) -> None:
+    path = sqlite_path(store_uri)
+    assert path is not None
+    set_schema(path, "0584bdc529eb")
+    before = digests(path.parent)
+    arguments = [part.replace("OUT", str(tmp_path / "out")) for part in command]
+    done = run_here("-m", *arguments, "--tracking-uri", store_uri)
+    assert done.returncode == 1 and digests(path.parent) == before
+    assert re.search(r"MLflow 2\.18 to 2\.22 made .*use the former, or an upgraded copy \(python -m", done.stderr)
+    assert done.stderr.count("\n") == 1
+
+
+def test_nothing_is_written_into_a_store_of_another_version_without_the_users_word(store_uri: str, run_here) -> None:
+    path = sqlite_path(store_uri)
+    assert path is not None
+    set_schema(path, "0584bdc529eb")
+    before = digests(path.parent)
+    done = run_here("experiments/task3.py", "--sample", "--tracking-uri", store_uri)
+    assert done.returncode == 1 and "MLflow 2.18 to 2.22 made" in done.stderr and digests(path.parent) == before
+    for wrong in ((), ("a.db", "--in-place")):
+        assert run_here("-m", "tracking", "upgrade", store_uri, *wrong).returncode == 2
+    assert digests(path.parent) == before
+
+
+def test_versions_are_told_by_their_schema(tmp_path: Path) -> None:
+    head, known = schema.installed()
+    assert schema.MADE_BY.keys() <= known and head in schema.MADE_BY
+    assert schema.why_unusable(head, "x") == ""
+    assert "a newer version of MLflow" in schema.why_unusable("ffffffffffff", "x")
+    assert "no database of MLflow" in schema.why_unusable(None, "x")
+    with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        connection.execute("CREATE TABLE mine (name TEXT)")
+        connection.commit()
+    before = digests(tmp_path)
+    with pytest.raises(StoreError, match="no database of MLflow"):
+        tracking.open_store(f"sqlite:///{tmp_path / 'other.db'}", create=True)
+    assert digests(tmp_path) == before
+
+
+def test_a_copy_reads_and_writes_its_own_files(store_uri: str, empty_database: Path, tmp_path: Path) -> None:
+    store = tracking.open_store(store_uri)
+    run_id = run_of(store, "task3", "a")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "name.txt").write_text("original")
+
+    def files(of: tracking.Store) -> Artifacts:
+        experiment = of.experiment("task3")
+        assert experiment is not None
+        return Artifacts(of, experiment)
+
+    files(store).upload(store.client.get_run(run_id), tmp_path / "files")
+    original = Path(store_uri.removeprefix("sqlite:///")).parent
+    shutil.copytree(original, tmp_path / "copy")
+    before = digests(original)
+    copy = tracking.open_store(f"sqlite:///{tmp_path / 'copy' / 'mlflow.db'}")
+    run = copy.client.get_run(run_id)
+    assert files(copy).fetch(run, tmp_path / "scratch").is_relative_to(tmp_path / "copy")
+    (tmp_path / "files" / "name.txt").write_text("changed")
+    files(copy).upload(copy.client.get_run(run_of(copy, "task3", "b")), tmp_path / "files")
+    files(copy).upload(run, tmp_path / "files")
+    assert {key: value for key, value in digests(original).items() if ".db" not in key} == {
+        key: value for key, value in before.items() if ".db" not in key
+    }
+    # renamed, while a new store stands at the old place
+    original.rename(tmp_path / "renamed")
+    other = tracking.open_store(new_store(empty_database, original))
+    other.make_experiment("task3")
+    (original / "artifacts" / "task3-fashion-mnist").mkdir(parents=True)
+    renamed = tracking.open_store(f"sqlite:///{tmp_path / 'renamed' / 'mlflow.db'}")
+    found = files(renamed).fetch(renamed.client.get_run(run_id), tmp_path / "scratch")
+    assert (found / "name.txt").read_text() == "original"
+
+
+def test_runs_of_strangers_are_not_read(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    run_of(store, "task3", batch_size="auto", model="theirs")
+    ours = run_of(store, "task3", "a", batch_size="32", model="lenet5")
+    assert analysis.load_runs(["task3"], store_uri)["run_id"].tolist() == [ours]
+
+
+def test_a_registered_model_of_others_is_left_alone(store_uri: str, tmp_path: Path) -> None:
+    store = tracking.open_store(store_uri)
+    store.client.create_registered_model("task3", description="of another team")
+    theirs = store.client.create_model_version("task3", tmp_path.as_uri())
+    store.client.set_registered_model_alias("task3", CHAMPION, theirs.version)
+    with pytest.raises(StoreError, match="registered model 'task3' of .* is not of this program"):
+        registry.read_champion(store, "task3")
+    store.client.set_model_version_tag("task3", theirs.version, REASON, "of an earlier version")
+    assert registry.is_ours(store, "task3")
+
+
+def test_a_deleted_experiment_comes_back_by_the_command_that_is_named(store_uri: str) -> None:
+    store = tracking.open_store(store_uri)
+    ours = run_of(store, "task3", "a")
+    run_of(store, "task1", "b")
+    experiment = store.experiment_id("task3")
+    assert experiment is not None
+    store.client.delete_experiment(experiment)
+    with pytest.raises(StoreError, match="was deleted; to restore it: ") as error:
+        analysis.load_runs(["task3"], store_uri)
+    assert store.tasks() == ["task1"]
+    variable, command = str(error.value).partition("to restore it: ")[2].split(" ", 1)
+    environment = os.environ | dict([variable.split("=", 1)])
+    command = command.replace("python", sys.executable, 1)
+    subprocess.run(command.split(), env=environment, check=True, capture_output=True, cwd=ROOT)
+    assert analysis.load_runs(["task3"], store_uri)["run_id"].tolist() == [ours]
+
+
+def test_a_clock_that_is_set_back_ends_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    signs = owners.signs_of_life("command")
+    assert owners.is_alive(signs)
+    created, now = psutil.Process.create_time, time.time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: created(process) - 3600)
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
+    assert owners.is_alive(signs)
+    assert not owners.is_alive({**signs, "owner": re.sub(r"\d+$", "1", signs["owner"])})  # the number was reused
+
+
+def test_options_of_the_connection_are_no_part_of_the_file_name(store_uri: str) -> None:
+    uri = f"{store_uri}?timeout=60"
+    run_of(tracking.open_store(uri), "task3", "a")
+    assert len(analysis.load_runs(["task3"], uri)) == len(analysis.load_runs(["task3"], store_uri)) == 1
+
+
+def test_a_group_that_works_together_can_write_a_new_database(tmp_path: Path) -> None:
+    code = f"import os, tracking; os.umask(0o002); tracking.open_store('sqlite:///{tmp_path}/new.db', create=True)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert (tmp_path / "new.db").stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become an ordinary user")
+def test_a_write_protected_store_is_readable(store_uri: str, empty_database: Path, tmp_path: Path) -> None:
+    run_of(tracking.open_store(store_uri), "task3", "a", model="lenet5")
+    path = sqlite_path(store_uri)
+    assert path is not None
+    other = new_store(empty_database, tmp_path / "other")
+    run_of(tracking.open_store(other), "task3", "a")
+    for folder in [tmp_path, *tmp_path.parents]:
+        if folder.stat().st_uid == 0 and folder != Path("/"):
+            folder.chmod(0o755)
+    for each in path.parent.rglob("*"):
+        each.chmod(0o555 if each.is_dir() else 0o444)
+    path.parent.chmod(0o555)
+    code = (
+        "import os, analysis, tracking\n"
+        f"tracking.open_store('{other}').tasks(); analysis.load_runs(['task3'], '{other}')  # imports all that it takes\n"
+        f"os.setgid(65534); os.setuid(65534); store = tracking.open_store('{store_uri}')\n"
+        f"print(len(analysis.load_runs(['task3'], '{store_uri}')), len(store.tasks()), store.scratch().name != '')\n"
+        f"tracking.open_store('{store_uri}', create=True)"
+    )
+    before = digests(path.parent)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    if "Permission denied" in done.stderr and "site-packages" in done.stderr:
+        pytest.skip("an ordinary user cannot read this environment")
+    assert done.stdout == "1 1 True\n", done.stderr
+    assert "it is write-protected; name another one" in done.stderr
+    assert digests(path.parent) == before
