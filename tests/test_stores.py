@@ -205,7 +205,7 @@ def test_a_write_protected_store_is_readable(store_uri: str, empty_database: Pat
     path.parent.chmod(0o555)
     code = (
         "import os, analysis, tracking\n"
-        f"tracking.open_store('{other}').tasks(); analysis.load_runs(['task3'], '{other}')  # imports all that it takes\n"
+        f"tracking.open_store('{other}').tasks(); analysis.load_runs(['task3'], '{other}')  # all imports\n"
         f"os.setgid(65534); os.setuid(65534); store = tracking.open_store('{store_uri}')\n"
         f"print(len(analysis.load_runs(['task3'], '{store_uri}')), len(store.tasks()), store.scratch().name != '')\n"
         f"tracking.open_store('{store_uri}', create=True)"
