@@ -128,8 +128,6 @@ def _write(
     if out and not form and out.suffix.lower() not in SUFFIXES:
         known = ", ".join(SUFFIXES)
         raise typer.BadParameter(f"{out.name!r} ends in none of {known}; name a --format as well", param_hint="--out")
-    if out and not out.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {out.parent}; make it, or name another", param_hint="--out")
     form = form or (SUFFIXES[out.suffix.lower()] if out else "text")
     with _one_sentence():
         found = [_evidence(task, metric, group, tracking_uri) for task in tasks]
@@ -180,7 +178,10 @@ def _one_sentence() -> Iterator[None]:
     warnings.showwarning = lambda message, *_: print(f"! {message}", file=sys.stderr)
     try:
         yield
-    except (StoreError, OSError, ComparisonError) as error:
+    except OSError as error:
+        print(f"Error: cannot use {error.filename} ({error.strerror}); name another place", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except (StoreError, ComparisonError) as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, UnknownTaskError) else 1) from None
     except Exception as error:

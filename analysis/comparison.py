@@ -341,7 +341,6 @@ def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float, famil
     estimate = evidence.estimate(metric, a, b)
     test = estimate.test
     sign = score_of(metric).sign
-    low, high = np.clip((test.low, test.high), -1, 1) if score_of(metric).is_share else (test.low, test.high)
     belief = dict.fromkeys(("p_worse", "p_equivalent", "p_better"), np.nan)
     needed = None
     if not estimate.problem:
@@ -351,7 +350,7 @@ def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float, famil
         needed = statistics.splits_needed(test.mean, estimate.split_variance, constant, confidence)
     return {
         "model_a": a, "model_b": b, "n": estimate.n, "difference": test.mean, "se": test.se,
-        "low": low, "high": high, "t": test.t, "df": test.df, "p": test.p, "p_holm": np.nan,
+        "low": test.low, "high": test.high, "t": test.t, "df": test.df, "p": test.p, "p_holm": np.nan,
         **belief, "verdict": "", "splits_needed": needed or pd.NA, "mcnemar_p": _mcnemar(evidence, metric, a, b),
         "method": estimate.method, "problem": estimate.problem,
     }  # fmt: skip

@@ -33,7 +33,7 @@ KNOWN = ("lenet5", "vggnet", "resnetcnn", "seresnet", "efficientnet_lite", "effi
 MARKERS = "osD^vP*X"
 # file formats; without version and date the same figure always gives the same bytes
 FORMS: Any = {"png": {"dpi": 200, "metadata": {"Software": None}}, "svg": {"metadata": {"Date": None}}}
-# distinguishable by the colour-blind (Wong 2011, doi:10.1038/nmeth.1618, without black)
+# seaborn's palette for the colour-blind, without its gray
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#ece133", "#56b4e9")
 STYLE: Any = {
     "axes.grid": True, "axes.axisbelow": True, "axes.labelcolor": "0.15", "text.color": "0.15", "xtick.color": "0.15",
@@ -200,7 +200,9 @@ def differences_figure(evidence: Evidence, metric: str, rope: float) -> Figure:
     splits = [evidence.differences(metric, *pair) for pair in pairs]
     names, colours = [f"{a} − {b}" for a, b in pairs], [colour(a) for a, _ in pairs]
     reach = rope * _scale(metric)
-    figure = _rows(names, splits, tests[["difference", "low", "high"]], colours, _scale(metric))
+    estimates = tests[["difference", "low", "high"]]
+    estimates = estimates.clip(-1, 1) if score_of(metric).is_share else estimates
+    figure = _rows(names, splits, estimates, colours, _scale(metric))
     figure.axes[0].axvspan(-reach, reach, color="0.88", linewidth=0, zorder=0)
     figure.axes[0].axvline(0, color="0.3", linewidth=0.8, zorder=1)
     label = f"difference of {_axis_name(metric, unit=False)} ({score_of(metric).difference_unit})"
@@ -337,7 +339,7 @@ def mistakes_figure(
             axes.axis("off")
         for axes, (_, row) in zip(grid.flat, worst.iterrows(), strict=False):
             axes.imshow(pictures[int(row["index"])].squeeze(), cmap="gray", vmin=0, vmax=255)
-            true, predicted = (shortened(classes[int(row[label])], 12) for label in ("true", "pred"))
+            true, predicted = (shortened(classes[int(row[label])], 11) for label in ("true", "pred"))
             axes.set_title(f"is {true}\nsaid {predicted}, {_certainty(row['prob'])}", fontsize=5, pad=2, **text)
     return figure
 

@@ -175,8 +175,12 @@ def with_sd(mean: float, sd: float, metric: str) -> str:
 
 
 def interval(low: float, high: float, metric: str, between: str) -> str:
-    """Format both ends, or return an empty text if there are none."""
-    return f"{number(low, metric)}{between}{number(high, metric)}" if pd.notna(low) else ""
+    """Format both ends, or return an empty text if there are none; a share cannot differ by more than 100 points."""
+    if pd.isna(low):
+        return ""
+    if score_of(metric).is_share:
+        low, high = max(low, -1.0), min(high, 1.0)
+    return f"{number(low, metric)}{between}{number(high, metric)}"
 
 
 def p_value(p: float) -> str:

@@ -136,7 +136,7 @@ def quiet_libraries() -> Iterator[TextIO]:
         except (OSError, ValueError, AttributeError):  # of a notebook
             yield sys.stderr
             return
-        with os.fdopen(os.dup(ours), "w", encoding=sys.stderr.encoding, errors="replace") as screen:
+        with os.fdopen(os.dup(ours), "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors) as screen:
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, ours)
             os.close(nothing)
@@ -168,7 +168,8 @@ def decode_files(
         Row i is `decode(files[i], size, channels, depth)`, or undefined if that fails.
     failures : list of Exception or None, length N
     depth : (float, float) or None
-        The lowest and the highest value of deep images among the first `n_train`; None if there are none.
+        The lowest and the highest value of deep images among the first `n_train`, or of all if none of these is deep;
+        None if there are no deep images.
     """
     images = np.empty((len(files), size, size, channels), dtype=np.uint8)
     deep: dict[int, Range] = {}
@@ -189,7 +190,7 @@ def decode_files(
         results = pool.map(decode_into, range(len(files)))
         description = f"decoding {rich.markup.escape(readable_name(root.name))}"
         failures = list(track(results, description, total=len(files), console=Console(file=screen)))
-        known = [values for row, values in deep.items() if n_train is None or row < n_train]
+        known = [values for row, values in deep.items() if n_train is None or row < n_train] or list(deep.values())
         depth = (min(low for low, _ in known), max(high for _, high in known)) if known else None
         for row, failure in zip(deep, pool.map(decode_into, deep, [depth] * len(deep)), strict=True):
             failures[row] = failure

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
+from datasets.names import readable_name
+
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"  # downloads, the sample, and the cache
 CACHE_FORMAT = 3  # part of every cache key: raise it when decoding or the layout of an entry changes
 STORED = ("name", "classes", "n_pool", "n_val", "depth", "files", "aside")  # besides the arrays and the digest
@@ -39,7 +41,7 @@ def one_sentence() -> Iterator[None]:
         yield
     except OSError as error:
         remedy = "free some space there" if error.errno in NO_ROOM else "repair that"
-        where = error.filename or "the data"
+        where = readable_name(str(error.filename or "the data"))
         raise DatasetError(f"cannot use {where} ({error.strerror or error}); {remedy} and run again") from None
 
 

@@ -10,7 +10,7 @@ import typer
 
 from datasets import DatasetError
 from experiments.task import TaskError
-from tracking import SettingError, StoreError, TrainingConfig, in_one_line, open_store
+from tracking import SettingError, StoreError, TrainingConfig, UnknownTaskError, in_one_line, open_store
 from tracking.commands import Tasks, Uri, print_differences, print_in_any_encoding
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def verify(
         try:
             task = find_stored(name, data_dir, tracking_uri)
             report = verify_task(task, device, data_dir, tracking_uri, sample_splits)
+        except UnknownTaskError as error:
+            raise typer.BadParameter(str(error)) from None
         except (StoreError, DatasetError, TaskError, OSError, MlflowException) as error:
             print(f"Error: {in_one_line(error)}", file=sys.stderr)
             failed = True

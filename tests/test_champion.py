@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import analysis
 import datasets
 import tracking
-from datasets.images import decode
+from datasets.decoding import decode
 from experiments import main
 from experiments.__main__ import app
 from experiments.champion import crown as crown_best

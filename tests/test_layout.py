@@ -24,7 +24,7 @@ ALLOWED = {
 
 # each room of experiments/ imports only rooms after it; rooms of one line do not import each other
 ROOMS = (("command_line",), ("run",), ("champion", "verification"), ("jobs",), ("provenance",), ("training",))
-FLAT = {"__init__", "__main__", "request", "task"}  # beside the scripts of the tasks
+FLAT = {"folder", "__init__", "__main__", "request", "task"}  # beside the scripts of the tasks
 
 
 def imported(path: Path) -> set[str]:

@@ -222,7 +222,7 @@ def test_a_diverging_split_fails_and_the_protocol_goes_on(store_uri: str, run_he
     assert runs["model"].tolist() == ["resnetcnn"] * 2 + ["lenet5"] * 2
     assert runs["status"].tolist() == ["FAILED"] * 2 + ["FINISHED"] * 2
     assert runs["failure"].iloc[:2].str.contains("in epoch 1").all()
-    assert "resnetcnn has 0 of 2 splits; missing: 0 (the validation loss is nan in epoch 1; " in result.stdout
+    assert "resnetcnn has 0 of 2 splits; split 0 failed: the validation loss is nan in epoch 1; " in result.stdout
 
 
 @pytest.mark.usefixtures("scores_only")

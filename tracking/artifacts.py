@@ -24,6 +24,9 @@ class Artifacts:
         self._client = store.client
         self._uri = store.uri
         self._moved = moved_artifacts({experiment.name: experiment.artifact_location}, store.database)
+        self._location = experiment.artifact_location
+        # where this program's own stores have the files of an experiment
+        self._beside = store.database and store.database.parent / "artifacts" / experiment.name
 
     def fetch(self, run: "MlflowRun", scratch: Path) -> Path:
         """Return the folder of a run's files, downloading them from a server. A run without files may have none."""
@@ -41,21 +44,33 @@ class Artifacts:
 
     def upload(self, run: "MlflowRun", files: Path, into: str = "") -> None:
         """Copy the files of a folder to a run's artifacts, or to a folder in them."""
-        if (folder := self.folder(run.info.artifact_uri)) is None:
+        if (folder := self._target(run.info.artifact_uri)) is None:
             self._client.log_artifacts(run.info.run_id, str(files), into or None)
         else:
             _copy(files, folder / into)
 
     def upload_model(self, model: "LoggedModel", files: Path) -> None:
         """Copy the files of a folder to a logged model's."""
-        if (folder := self.folder(model.artifact_location)) is None:
+        if (folder := self._target(model.artifact_location)) is None:
             self._client.log_model_artifacts(model.model_id, str(files))
         else:
             _copy(files, folder)
 
     def folder(self, uri: str) -> Path | None:
-        """Return the local folder of an artifact URI, or None if a server keeps the files."""
-        return local_path(relocated(uri, self._moved))
+        """Return the local folder of an artifact URI for reading, or None if a server keeps the files."""
+        beside = self._target(uri)
+        return beside if beside and beside.exists() else local_path(relocated(uri, self._moved))
+
+    def _target(self, uri: str) -> Path | None:
+        """Return the folder that files are written to: beside a SQLite database, though another one be recorded.
+
+        The files of a copied store are its own; those at the recorded place belong to the original.
+        """
+        recorded, location = local_path(uri), local_path(self._location)
+        is_ours = self._beside and location and location.parts[-2:] == self._beside.parts[-2:]
+        if self._beside and recorded and location and is_ours and recorded.is_relative_to(location):
+            return self._beside / recorded.relative_to(location)
+        return recorded
 
 
 def _copy(files: Path, folder: Path) -> None:

@@ -13,8 +13,7 @@ from tracking.store import Store, host, start_of, this_process
 
 HEARTBEAT = 30.0  # seconds between two heartbeats
 SILENCE = 300.0  # seconds without one after which a process on another machine counts as dead
-SAME_START = 60.0  # seconds, or ticks, by which the starts of one process may seem to differ
-UNIX_TIMES = 1e9  # and above; ticks since the start of a machine reach it in four months
+SAME_START = 60.0  # seconds by which a process's start may appear to move when the clock is set
 
 
 def signs_of_life(command: str) -> dict[str, str]:
@@ -32,10 +31,11 @@ def is_alive(tags: Mapping[str, str]) -> bool:
     if machine != host():
         return time.time() - heard < SILENCE
     with contextlib.suppress(psutil.NoSuchProcess, ValueError):
-        recorded = float(started)
-        # earlier versions recorded Unix time, which a change of the clock seems to move
-        since = psutil.Process(int(pid)).create_time() if recorded > UNIX_TIMES else start_of(int(pid))
-        return abs(since - recorded) < SAME_START and is_running(int(pid))  # else the number was reused
+        if started.startswith("t"):
+            is_same = start_of(int(pid)) == started
+        else:  # Unix time, which a change of the clock seems to move
+            is_same = abs(psutil.Process(int(pid)).create_time() - float(started)) < SAME_START
+        return is_same and is_running(int(pid))  # else the number was reused
     return False
 
 

@@ -4,7 +4,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -97,22 +96,33 @@ def upgrade(source: Path, target: Path | None) -> Path:
     FileExistsError
         The copy or the backup is there.
     RuntimeError
-        MLflow failed; the database is as it was.
+        It needs no upgrade, is no database of MLflow, or MLflow failed; the database is as it was.
     """
+    found = schema_of(source)
+    if found == installed()[0]:
+        raise RuntimeError(f"{source} is of the version that is installed; there is nothing to upgrade")
+    if found not in installed()[1]:
+        raise RuntimeError(why_unusable(found, str(source)))
     copy = target or source.with_name(f"{source.name}.before-{importlib.metadata.version('mlflow')}")
     if copy.exists():
         raise FileExistsError(f"{copy} is there already; name another file")
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True)) as old, closing(sqlite3.connect(copy)) as new:
-        old.backup(new)
-    work = copy if target else source
-    done = subprocess.run(
-        [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{work}"], capture_output=True, text=True
-    )
-    if done.returncode:
-        if target:
-            work.unlink()
-        else:
-            shutil.copyfile(copy, source)
-        raise RuntimeError(" ".join(done.stderr.split())[-300:])
+    work = copy.with_name(f"{copy.name}.partial")
+    work.unlink(missing_ok=True)
+    try:
+        for path in (work,) if target else (work, copy):
+            with (
+                closing(sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True)) as old,
+                closing(sqlite3.connect(path)) as new,
+            ):
+                old.backup(new)
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{work}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(" ".join(done.stderr.split())[-300:])
+        work.replace(target or source)
+        if not target:
+            for log in ("-wal", "-shm"):  # of the database as it was; the backup holds what they did
+                source.with_name(source.name + log).unlink(missing_ok=True)
+    finally:
+        work.unlink(missing_ok=True)
     return copy

@@ -42,6 +42,8 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
 }
+for _name, _value in ENVIRONMENT.items():  # before anything imports MLflow, also in worker processes
+    os.environ.setdefault(_name, _value)
 
 
 class StoreError(Exception):
@@ -177,7 +179,7 @@ class Store:
         return {run_id: f"{base}/{run_id}?{OF_TRAINING}" for run_id in run_ids}
 
     def _runs_page(self, experiment: "MlflowExperiment | None", address: str) -> str:
-        base = self.uri.rstrip("/") if self.uri.startswith("http") else address
+        base = self.label.rstrip("/") if self.uri.startswith("http") else address
         return f"{base}/#/experiments/{experiment and experiment.experiment_id}/runs"
 
 
@@ -303,8 +305,6 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _client(uri: str) -> "MlflowClient":
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # both announce each table
@@ -326,20 +326,20 @@ def host() -> str:
 
 def this_process() -> str:
     """Name this process by machine, number and start (`start_of`)."""
-    return f"{host()} {os.getpid()} {start_of(os.getpid()):.0f}"
+    return f"{host()} {os.getpid()} {start_of(os.getpid())}"
 
 
-def start_of(pid: int) -> float:
-    """Return when a process started: in clock ticks since the machine did on Linux, else in Unix time.
+def start_of(pid: int) -> str:
+    """Return when a process started: on Linux in ticks since the machine did, such as t123, else in Unix time.
 
-    Ticks do not change if the clock is set. A `psutil.NoSuchProcess` says that it has ended.
+    Ticks do not change if the clock is set. A `psutil.NoSuchProcess` says that the process has ended.
     """
     if sys.platform == "linux":
         try:
-            return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+            return f"t{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
         except (FileNotFoundError, ProcessLookupError):
             raise psutil.NoSuchProcess(pid) from None
-    return psutil.Process(pid).create_time()
+    return f"{psutil.Process(pid).create_time():.0f}"
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -412,7 +412,7 @@ def _check_server(uri: str) -> None:
     import requests
 
     certificate, insecure = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("SERVER_CERT_PATH", "INSECURE_TLS"))
-    verify: str | bool | None = certificate or (False if insecure and insecure.lower() == "true" else None)
+    verify: str | bool | None = certificate or (False if insecure and insecure.lower() in ("true", "1") else None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # urllib3's, of a certificate that the user said not to look at

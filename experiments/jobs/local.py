@@ -54,6 +54,7 @@ class Local(Engine):
         """Give a job to an idle process, or to a new one."""
         for future in [future for future in self._busy if future.done()]:
             executor = self._busy.pop(future)
+            self._processes.pop(future, None)
             if not isinstance(future.exception(), self.lost):
                 self._idle.append(executor)
         executor = self._idle.pop() if self._idle else self._start()
@@ -117,6 +118,7 @@ def _serve(work: Callable[[Job], Result]) -> None:
     """Prepare a worker process, which ends with its driver, however that ends."""
     global _work
     _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the command, which ends its workers
     driver = multiprocessing.parent_process()
     assert driver is not None
 

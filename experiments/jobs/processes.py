@@ -10,7 +10,7 @@ import signal
 import sys
 import types
 from collections.abc import Iterator
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 METHOD = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 # none of our own source, which a worker imports as it is when it starts
@@ -21,6 +21,7 @@ def start_server() -> None:
     """Start the server, unless it runs, and do not wait for its imports."""
     if sys.platform == "linux":
         METHOD.set_forkserver_preload(PRELOADED)
+        resource_tracker.ensure_running()  # else the server starts it, which ends the shield
         with without_ctrl_c():
             forkserver.ensure_running()
 

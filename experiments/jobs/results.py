@@ -105,7 +105,7 @@ def write_files(
     results: Mapping[str, Evaluation | None],
 ) -> None:
     """Write checkpoint, history, split, predictions, confusion matrices and the worst mistakes to a folder."""
-    from analysis import figures  # late: matplotlib and seaborn take half a second, and the first epoch comes first
+    from analysis import figures  # late: matplotlib takes half a second, and the first epoch comes first
 
     predictions = predictions_of(split, data.labels, results)
     confusions = {part: result.confusion for part, result in results.items() if result}
