@@ -125,10 +125,10 @@ def _write(
 ) -> None:  # fmt: skip
     from analysis.formats import SUFFIXES, print_groups, render, terminal_width
 
-    if out and not form and out.suffix.lower() not in SUFFIXES:
+    if out and not form and out.suffix and out.suffix.lower() not in SUFFIXES:
         known = ", ".join(SUFFIXES)
         raise typer.BadParameter(f"{out.name!r} ends in none of {known}; name a --format as well", param_hint="--out")
-    form = form or (SUFFIXES[out.suffix.lower()] if out else "text")
+    form = form or (SUFFIXES.get(out.suffix.lower(), "markdown") if out else "text")
     with _one_sentence():
         found = [_evidence(task, metric, group, tracking_uri) for task in tasks]
         tables = [build(evidence, chosen) for evidence, chosen, _ in found]

@@ -339,9 +339,13 @@ def mistakes_figure(
             axes.axis("off")
         for axes, (_, row) in zip(grid.flat, worst.iterrows(), strict=False):
             axes.imshow(pictures[int(row["index"])].squeeze(), cmap="gray", vmin=0, vmax=255)
-            true, predicted = (shortened(classes[int(row[label])], 11) for label in ("true", "pred"))
+            true, predicted = (_cut(classes[int(row[label])]) for label in ("true", "pred"))
             axes.set_title(f"is {true}\nsaid {predicted}, {_certainty(row['prob'])}", fontsize=5, pad=2, **text)
     return figure
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 12 else f"{name[:11]}…"
 
 
 def _certainty(probability: float) -> str:

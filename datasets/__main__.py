@@ -2,9 +2,10 @@
 
 import importlib
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import typer
 from rich.console import Console
@@ -31,26 +32,35 @@ def _check(tasks: list[str]) -> list[str]:
     return [_check_one(task) for task in tasks]
 
 
+def _check_or_folder(tasks: list[str]) -> list[str]:
+    return [task if Path(task).is_dir() else _check_one(task) for task in tasks]
+
+
 def _source(task: str) -> Source:
-    source: Source = importlib.import_module(TASKS).find(task).data
-    return source
+    if Path(task).is_dir():
+        task_of_folder = importlib.import_module("experiments.folder").make_task(Path(task))
+        return cast("Source", task_of_folder.data)
+    return cast("Source", importlib.import_module(TASKS).find(task).data)
 
 
+TasksOrFolders = Annotated[
+    list[str], typer.Argument(metavar="TASK|DIR...", help="such as task1, or a folder", callback=_check_or_folder)
+]
 Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="such as task1", callback=_check)]
 DataDir = Annotated[Path | None, typer.Option(envvar="DATA_DIR", help="see the task scripts; only read")]
 Sample = Annotated[bool, typer.Option("--sample", help="generated images instead of real data")]
 
 
 @app.command()
-def info(tasks: Tasks, data_dir: DataDir = None, sample: Sample = False) -> None:
-    """Print classes, counts, sizes and digest of a task's images."""
+def info(tasks: TasksOrFolders, data_dir: DataDir = None, sample: Sample = False) -> None:
+    """Print classes, counts, digest and account of the images of a task, or of a folder: every file and its use."""
     console = Console(highlight=False)
     for task in tasks:
-        data = load(_source(task), data_dir, sample)
+        data = load(_source(task), None if Path(task).is_dir() else data_dir, sample)
         _, height, width, channels = data.images.shape
         console.print(f"{task}: {data.name}, {height}x{width}x{channels}", markup=False, soft_wrap=True)
         console.print(count_table(count_classes(data)))
-        for line in [*account(data), *notes(data)]:
+        for line in [*account(data, examples=sys.maxsize), *notes(data)]:
             console.print(line, markup=False, soft_wrap=True)
         console.print(f"digest {data.digest}\n", soft_wrap=True)
 
@@ -65,10 +75,12 @@ def arrange(
 ) -> None:
     """Copy pictures that lie in one folder into a folder for each class, for `experiments/folder.py TARGET`."""
     with one_sentence():
-        counts = by_class(folder, target, labels)
+        counts, left = by_class(folder, target, labels)
     for label, count in counts.items():
         print(f"{count:7,} {readable_name(label)}")
-    print(f"python experiments/folder.py {target}")
+    if left:
+        print(f"not copied: {', '.join(readable_name(path.name) for path in left)}")
+    print(f"python experiments/folder.py {shlex.quote(readable_name(str(target)))}")
 
 
 @app.command()

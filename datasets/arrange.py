@@ -3,15 +3,17 @@
 import csv
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from datasets.decoding import is_picture_by_name
-from datasets.images import DatasetError
+from datasets.folder import ALL_PART_NAMES
+from datasets.images import LOCK, DatasetError, building
 from datasets.names import is_hidden, readable_name
 
 
-def arrange(source: Path, target: Path, labels: Path | None = None) -> dict[str, int]:
+def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dict[str, int], list[Path]]:
     """Copy the pictures of a folder to `target/<class>/`, which must not exist; the source is only read.
 
     Parameters
@@ -23,31 +25,40 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> dict[str,
 
     Returns
     -------
-    dict of str to int
+    counts : dict of str to int
         Pictures by class.
+    left : list of Path
+        Files of the source that are no pictures, which were not copied.
 
     Raises
     ------
     DatasetError
         There are no pictures, a picture has no class, or `target` exists.
     """
-    pictures = {
-        path.name: path for path in sorted(source.iterdir()) if not is_hidden(path) and is_picture_by_name(path)
-    }
+    visible = sorted(path for path in source.iterdir() if not is_hidden(path))
+    pictures = {path.name: path for path in visible if is_picture_by_name(path) and path.is_file()}
     if not pictures:
         raise DatasetError(f"{readable_name(str(source))} holds no pictures; name the folder that does")
     if target.exists():
         raise DatasetError(f"{readable_name(str(target))} exists already; name a new folder")
-    classes = dict(_by_table(labels, pictures) if labels else _by_names(pictures))
+    try:
+        classes = dict(_by_table(labels, pictures) if labels else _by_names(pictures))
+    except (UnicodeError, csv.Error):
+        raise DatasetError(f"{readable_name(str(labels))} is no CSV file in UTF-8; save it as one") from None
     if without := sorted(set(pictures) - set(classes)):
         where = readable_name(str(labels)) if labels else "its own name"
         raise DatasetError(f"{len(without)} pictures have no class in {where}, such as {readable_name(without[0])}")
-    counts: dict[str, int] = {}
-    for name, label in classes.items():
-        (target / label).mkdir(parents=True, exist_ok=True)
-        shutil.copy2(pictures[name], target / label / name)
-        counts[label] = counts.get(label, 0) + 1
-    return dict(sorted(counts.items()))
+    if reserved := sorted(
+        label for label in set(classes.values()) if label.lower() in ALL_PART_NAMES or label[0] == "."
+    ):
+        raise DatasetError(f"a class cannot be called {reserved[0]!r}, as a part of the data or a hidden folder is")
+    with building(target) as partial:  # it appears when it is complete
+        for name, label in classes.items():
+            (partial / label).mkdir(exist_ok=True)
+            shutil.copy2(pictures[name], partial / label / name)
+    (target.parent / LOCK).unlink(missing_ok=True)
+    left = [path for path in visible if path.name not in pictures]
+    return dict(sorted(Counter(classes.values()).items())), left
 
 
 def _by_names(pictures: dict[str, Path]) -> Iterator[tuple[str, str]]:

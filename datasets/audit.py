@@ -187,11 +187,7 @@ def _read(source: Source, data_dir: str | os.PathLike[str] | None, sample: bool)
         refusal = str(error)
         # without the pictures that do not decode it may be a data set; if not, this raises the reason
         data = read_folder(root, readable_name(root.name), source.image_size, source.channels, strict=False)
-    undecodable = [
-        {"file": each.file, "reason": each.reason.partition("(")[2].removesuffix(")")}
-        for each in data.aside
-        if each.is_broken
-    ]
+    undecodable = [{"file": each.file, "reason": each.detail} for each in data.aside if each.is_broken]
     if not data.files:
         numbers = [f"{part}/{n}" for part, rows in slices(data).items() for n in range(rows.stop - rows.start)]
         sizes = np.tile(data.images.shape[2:0:-1], (len(data.labels), 1))

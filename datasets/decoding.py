@@ -43,6 +43,15 @@ def is_picture_by_name(path: Path) -> bool:
     return suffix in FOREIGN_SUFFIXES or Image.EXTENSION.get(suffix) in Image.OPEN
 
 
+def opens(path: Path) -> bool:
+    """Whether Pillow takes a file for an image, by its first bytes."""
+    try:
+        with quiet_libraries(), Image.open(path):
+            return True
+    except Exception:  # noqa: BLE001 - Pillow's parsers raise anything
+        return False
+
+
 def decode(path: Path, size: int, channels: int, depth: Range | None = None) -> np.ndarray:
     """Decode one image file to the pixels that models see.
 

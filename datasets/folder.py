@@ -4,6 +4,7 @@ Every file below a folder is used or named with a reason, except hidden files an
 """
 
 import contextlib
+import itertools
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.decoding import NoImageError, decode_files, is_picture_by_name, quiet_libraries
+from datasets.decoding import NoImageError, decode_files, is_picture_by_name, opens, quiet_libraries
 from datasets.images import DatasetError, ImageData, SetAside
 from datasets.names import is_hidden, readable_name
 
@@ -25,6 +26,7 @@ PART_NAMES = {
 }  # of folders, in any case
 ALL_PART_NAMES = {name for names in PART_NAMES.values() for name in names}
 USUAL_SIZES = (28, 32, 48, 64, 96, 128)  # pixels
+LOOP = "is a link to a folder that holds it"
 LOOKED_AT = 200  # pictures, at most, to choose a size
 GRAY_MODES = {"1", "L", "I", "F", "I;16", "I;16B", "I;16L"}
 ARRANGE = "python -m datasets arrange"
@@ -42,9 +44,9 @@ class Listing:
         """Files of the parts, in the order of `ImageData`."""
         return [path for part in parts or PART_NAMES for files in self.parts[part].values() for path in files]
 
-    def set_aside(self, path: Path, reason: str, part: str = "", label: str = "", is_broken: bool = False) -> None:
-        """Note that a file is not used."""
-        self.aside.append(SetAside(part, label, self.name(path), reason, is_broken))
+    def set_aside(self, path: Path, reason: str, part: str = "", label: str = "", detail: str = "") -> None:
+        """Note that a file is not used; a picture that does not decode has a `detail`."""
+        self.aside.append(SetAside(part, label, self.name(path), reason, detail))
 
     def name(self, path: Path) -> str:
         """Return the readable path below the root."""
@@ -65,8 +67,9 @@ def list_folder(root: Path) -> Listing:
     """
     listing = Listing(root)
     folders = find_parts(root)
+    shown: dict[str, str] = {}
     for part in PART_NAMES:
-        listing.parts[part] = _list_classes(listing, part, folders.get(part, []))
+        listing.parts[part] = _list_classes(listing, part, folders, shown)
     _list_others(listing, folders)
     _check(listing, folders)
     return listing
@@ -85,6 +88,8 @@ def find_parts(root: Path) -> dict[str, list[Path]]:
     if len(inside) == 1 and not found and (deeper := find_parts(inside[0])):
         return deeper
     classes = [folder for folder in inside if folder.name.lower() not in ALL_PART_NAMES]
+    if any(part.lower() in PART_NAMES["train"] for folder in classes for part in map(_name_of, _folders(folder))):
+        return {}  # a folder of data sets
     if sum(_holds_pictures(folder) for folder in classes) > 1:
         found["train"] = [root]
     return found
@@ -92,6 +97,10 @@ def find_parts(root: Path) -> dict[str, list[Path]]:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
+
+
+def _name_of(folder: Path) -> str:
+    return folder.name
 
 
 def _innermost(folder: Path, names: Sequence[str]) -> Path:
@@ -103,20 +112,27 @@ def _innermost(folder: Path, names: Sequence[str]) -> Path:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    return any(is_picture_by_name(path) for path in folder.iterdir() if not is_hidden(path))
+    """Whether one of the first files below a folder is a picture, by its name or its content."""
+    files = (path for path, reason in _walk(folder) if not reason)
+    return any(is_picture_by_name(path) or opens(path) for path in itertools.islice(files, LOOKED_AT))
 
 
-def _list_classes(listing: Listing, part: str, folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """List files by class name, both sorted."""
+def _list_classes(
+    listing: Listing, part: str, folders: Mapping[str, Sequence[Path]], shown: dict[str, str]
+) -> dict[str, list[Path]]:
+    """List files by class name, both sorted; `shown` has the readable names of all parts, by names as they are."""
     found: dict[str, list[Path]] = {}
-    shown: dict[str, str] = {}  # readable names, by names as they are
-    for folder in folders:
-        is_flat = folder.name.lower() not in PART_NAMES[part]
+    everyone = {folder for of_part in folders.values() for folder in of_part}
+    for folder in folders.get(part, ()):
+        parts_within = [other for other in everyone - {folder} if other.is_relative_to(folder)]
         for path in sorted(folder.iterdir(), key=_in_order):
-            if is_hidden(path) or (is_flat and path.name.lower() in ALL_PART_NAMES and path.is_dir()):
+            if is_hidden(path) or any(other.is_relative_to(path) for other in parts_within):
                 continue
             if not path.is_dir():
-                listing.set_aside(path, _why_unusable(path) or "lies in no class folder", "" if is_flat else part)
+                listing.set_aside(path, _why_unusable(path) or "lies in no class folder", part)
+                continue
+            if _holds_itself(path, [parent.stat() for parent in path.parents]):
+                listing.set_aside(path, LOOP, part)
                 continue
             own = unicodedata.normalize("NFC", path.name)
             if own not in shown:
@@ -132,8 +148,13 @@ def _list_classes(listing: Listing, part: str, folders: Sequence[Path]) -> dict[
     return dict(sorted(found.items()))
 
 
-def _in_order(path: Path) -> str:
-    return readable_name(path.as_posix())
+def _holds_itself(folder: Path, above: Sequence[os.stat_result]) -> bool:
+    return any(os.path.samestat(folder.stat(), status) for status in above)
+
+
+def _in_order(path: Path) -> tuple[str, bytes]:
+    """Sort by the readable name, and equal ones as they are on the disk."""
+    return readable_name(path.as_posix()), os.fsencode(path)
 
 
 def _unlike(name: str, others: set[str]) -> str:
@@ -155,8 +176,8 @@ def _walk(folder: Path, above: Sequence[os.stat_result] = ()) -> Iterator[tuple[
             continue
         if not entry.is_dir():
             yield path, _why_unusable(path)
-        elif any(os.path.samestat(path.stat(), status) for status in here):
-            yield path, "is a link to a folder that holds it"
+        elif _holds_itself(path, here):
+            yield path, LOOP
         else:
             yield from _walk(path, here)
 
@@ -189,7 +210,12 @@ def _list_others(listing: Listing, folders: Mapping[str, Sequence[Path]]) -> Non
 
 def _check(listing: Listing, folders: Mapping[str, Sequence[Path]]) -> None:
     root, train = listing.root, listing.parts["train"]
-    loose = [each.file for each in listing.aside if not each.label and is_picture_by_name(Path(each.file))]
+    where_loose = "train" if folders.get("train") else ""
+    loose = [
+        each.file
+        for each in listing.aside
+        if not each.label and each.part == where_loose and is_picture_by_name(Path(each.file))
+    ]
     if not folders.get("train") and not loose:
         raise DatasetError(
             f"{readable_name(str(root))} holds neither train/<class>/ nor two or more folders of pictures; put each "
@@ -199,8 +225,8 @@ def _check(listing: Listing, folders: Mapping[str, Sequence[Path]]) -> None:
     if len(train) < 2:
         if loose:
             raise DatasetError(
-                f"{where} holds {len(loose):,} pictures in no class folder, such as {Path(loose[0]).name}; "
-                f"{ARRANGE} FOLDER TARGET copies them into folders, by their names or by a table"
+                f"{where} holds {len(loose):,} picture{'s' * (len(loose) > 1)} in no class folder, such as "
+                f"{Path(loose[0]).name}; {ARRANGE} FOLDER TARGET copies them into folders, by their names or by a table"
             )
         found = f"only the class {next(iter(train))!r}" if train else "no class"
         raise DatasetError(f"{where} holds {found}; put each of two or more classes into a folder of its own")
@@ -240,8 +266,8 @@ def read_folder(
         if isinstance(failure, NoImageError):
             listing.set_aside(path, "is no image", part, label)
         elif failure is not None:
-            reason = " ".join(str(failure).replace(str(path), "the file").split())
-            listing.set_aside(path, f"does not decode ({type(failure).__name__}: {reason})", part, label, True)
+            words = " ".join(str(failure).replace(str(path), "the file").split())
+            listing.set_aside(path, "does not decode", part, label, f"{type(failure).__name__}: {words}")
     good = np.array([failure is None for failure in failures], dtype=bool)
     kept = [row for row, is_good in zip(rows, good, strict=True) if is_good]
     classes = tuple(listing.parts["train"])
@@ -287,7 +313,7 @@ def _refuse_broken(listing: Listing, n_decoded: int) -> None:
     broken = [each for each in listing.aside if each.is_broken]
     total = len(broken) + n_decoded
     if len(broken) > MAX_BROKEN * total:
-        named = "; ".join(f"{each.file} {each.reason.removeprefix('does not decode ')}" for each in broken[:3])
+        named = "; ".join(f"{each.file} ({each.detail})" for each in broken[:3])
         raise DatasetError(
             f"{len(broken)} of {total} pictures in {readable_name(str(listing.root))} do not decode, more than "
             f"{MAX_BROKEN:.0%}: {named}; repair or remove them"

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from datasets.names import readable_name
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"  # downloads, the sample, and the cache
-CACHE_FORMAT = 3  # part of every cache key: raise it when decoding or the layout of an entry changes
+CACHE_FORMAT = 4  # part of every cache key: raise it when decoding or the layout of an entry changes
 STORED = ("name", "classes", "n_pool", "n_val", "depth", "files", "aside")  # besides the arrays and the digest
 LOCK = ".lock"  # in every folder that `building` fills
 SILENT_WAIT = 3.0  # seconds of waiting for another process before a message
@@ -52,7 +52,12 @@ class SetAside(NamedTuple):
     label: str  # name of the class; empty outside of one
     file: str  # readable path below the data set's folder
     reason: str
-    is_broken: bool  # whether it is a picture that does not decode
+    detail: str  # what Pillow says of a picture that does not decode; empty for other files
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it is a picture that does not decode."""
+        return bool(self.detail)
 
 
 @dataclass(frozen=True)

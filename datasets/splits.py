@@ -10,7 +10,7 @@ import numpy as np
 from datasets.duplicates import leaking
 from datasets.images import DatasetError, ImageData
 
-ATTEMPTS = 100  # at a division in which no part lacks what it needs
+ATTEMPTS = 200  # at a division in which no part lacks what it needs: the second half places groups by chance alone
 
 
 class Split(NamedTuple):
@@ -256,9 +256,12 @@ def _draw_parts(
         rng = np.random.default_rng(np.random.SeedSequence(seed if attempt == 0 else [*seed, attempt]))
         lacking = controlled_rounding(np.outer(np.bincount(labels), sizes / sizes.sum()))  # (classes, parts)
         placed: list[list[np.ndarray]] = [[] for _ in sizes]
-        for group in sorted((several[i] for i in rng.permutation(len(several))), key=len, reverse=True):
+        groups_in_order = [several[i] for i in rng.permutation(len(several))]
+        if attempt == 0:
+            groups_in_order.sort(key=len, reverse=True)
+        for group in groups_in_order:
             held = np.bincount(labels[group], minlength=len(lacking))
-            part = _choose_part(lacking, held, rng)
+            part = int(rng.integers(len(sizes))) if attempt > ATTEMPTS // 2 else _choose_part(lacking, held, rng)
             lacking[:, part] -= held
             placed[part].append(group)
         for label, row in enumerate(lacking):

@@ -11,7 +11,7 @@ import typer
 from datasets import DatasetError
 from experiments.task import TaskError
 from tracking import SettingError, StoreError, TrainingConfig, UnknownTaskError, in_one_line, open_store
-from tracking.commands import Tasks, Uri, print_differences, print_in_any_encoding
+from tracking.commands import Tasks, Uri, not_one_of, print_differences, print_in_any_encoding, script_tasks
 
 if TYPE_CHECKING:
     from experiments.champion.predict import Predictor
@@ -84,7 +84,10 @@ def predict(
     from experiments.champion.predict import Predictor
 
     try:
-        predictor = Predictor.load(open_store(tracking_uri), task)
+        store = open_store(tracking_uri)
+        if task not in (known := sorted({*script_tasks(), *store.tasks()})):
+            raise typer.BadParameter(not_one_of(task, known))
+        predictor = Predictor.load(store, task)
         unreadable = _print_predictions(predictor, photos, out)
     except (StoreError, OSError, MlflowException) as error:
         print(f"Error: {in_one_line(error)}", file=sys.stderr)

@@ -373,7 +373,7 @@ def test_within_a_group_the_better_takes_the_place_of_the_worse(store_uri: str, 
 
 
 def test_an_unfinished_model_and_a_baseline_are_no_champions(store_uri: str, tmp_path: Path) -> None:
-    log_model(store_uri, "linear", 0.99, tmp=tmp_path)
+    log_model(store_uri, "linear", 0.2, tmp=tmp_path)
     log_model(store_uri, "vggnet", 0.95, splits=3, tmp=tmp_path)
     runs = analysis.load_runs(["task3"], store_uri)
     assert selection.best_split(analysis.Evidence(analysis.choose_group(runs), store_uri), "test/accuracy") is None
@@ -384,6 +384,13 @@ def test_an_unfinished_model_and_a_baseline_are_no_champions(store_uri: str, tmp
     assert best["model"] == "lenet5"
 
 
+def test_a_network_that_beats_no_baseline_is_no_champion(store_uri: str, tmp_path: Path) -> None:
+    for model, score in (("majority", 0.5), ("linear", 0.9), ("lenet5", 0.4)):
+        log_model(store_uri, model, score, tmp=tmp_path)
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert selection.best_split(analysis.Evidence(analysis.choose_group(runs), store_uri), "test/accuracy") is None
+
+
 @pytest.mark.parametrize(
     ("earlier", "later", "replaces", "back"),
     [
@@ -391,6 +398,7 @@ def test_an_unfinished_model_and_a_baseline_are_no_champions(store_uri: str, tmp
         ({"epochs": 1}, {"epochs": 2}, True, False),
         ({"patience": 3}, {"patience": 7}, True, False),
         ({"dataset": "sample/d", "epochs": 2}, {"dataset": "d", "epochs": 1}, True, False),  # data come first
+        ({"leak_free": True}, {"leak_free": False}, True, False),
         ({"lr": 1e-3}, {"lr": 3e-3}, True, False),  # otherwise the newer
         ({"epochs": 3}, {"epochs": 2}, True, False),  # more than the task has is not reduced
     ],

@@ -233,7 +233,7 @@ def test_loose_pictures_are_arranged_in_copies(table: str | None, tmp_path: Path
         with pytest.raises(DatasetError, match="3 pictures have no class in"):
             arrange(tmp_path / "loose", tmp_path / "new", labels)
         return
-    assert arrange(tmp_path / "loose", tmp_path / "new", labels) == {"cat": 2, "dog": 1}
+    assert arrange(tmp_path / "loose", tmp_path / "new", labels) == ({"cat": 2, "dog": 1}, [])
     assert count_classes(read(tmp_path / "new"))["train"] == {"cat": 2, "dog": 1}
     assert snapshot(tmp_path / "loose") == before
     with pytest.raises(DatasetError, match="exists already"):

@@ -249,3 +249,24 @@ def test_a_class_that_is_too_small_is_named_with_what_can_be_done(n_splits: int,
     labels = np.array([0, 0, 0, 0, 1])
     with pytest.raises(DatasetError, match=f"class 'dogs' has 1 images for {n_splits} folds; {remedy}"):
         StratifiedKFold(n_splits).split(labels, 0, classes=("cats", "dogs"))
+
+
+def test_no_folds_are_refused_that_exist() -> None:
+    rng = np.random.default_rng(0)
+    examples = [(np.array([1, 0, 0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 1, 1, 2, 2]))]
+    for _ in range(150):
+        n = int(rng.integers(6, 11))
+        examples.append((rng.integers(0, 2, n), rng.integers(0, int(rng.integers(3, 6)), n)))
+    found = 0
+    for labels, groups in examples:
+        names = np.unique(groups)
+        exist = any(
+            len(np.unique(labels[inside])) == len(np.unique(labels[~inside])) == 2
+            for choice in range(1, 2 ** len(names) - 1)
+            for inside in [np.isin(groups, names[[bool(choice >> bit & 1) for bit in range(len(names))]])]
+        )
+        if exist:
+            found += 1
+            for split in StratifiedKFold(2).split(labels, 0, groups):
+                assert set(labels[split.val]) == {0, 1} and not set(groups[split.val]) & set(groups[split.train])
+    assert found > 50

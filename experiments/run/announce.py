@@ -43,9 +43,13 @@ def announce(plan: Plan, store: Store) -> None:
     }
     for label, text in lines.items():
         console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)
-    for label, text in zip(["files", *[""] * MOST_LINES], datasets.account(data), strict=False):
+    account = list(datasets.account(data))
+    if len(account) > MOST_LINES:
+        rest = count(len(account) - MOST_LINES, "more line")
+        account[MOST_LINES:] = [f"{rest}: python -m datasets info, with the task or the folder"]
+    for label, text in zip(["files", *[""] * MOST_LINES], account, strict=False):
         console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)
-    for text in datasets.notes(data):
+    for text in datasets.notes(data, first):
         console.print(f"! {text}", markup=False, soft_wrap=True)
     said = "; ".join(plan.unusable)
     for sentence in [*plan.unusable, *(each for each in unusable_sentences() if each not in said)]:

@@ -3,16 +3,20 @@
 import dataclasses
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mlflow.exceptions import MlflowException
 
 import tracking
-from datasets import StratifiedKFold
+from datasets import ImageFolder, StratifiedKFold
+from datasets.names import readable_name
 from experiments.task import Task
 from tracking import Store
+from tracking.commands import script_tasks
 from tracking.keys import BASELINES, EPOCH_METRICS, FINAL_METRICS, HIGH, LOW, MEAN, SAMPLE, SD, SEEDS, SUMMARY_METRICS
 
+FOLDER = "folder"  # tag of the experiment of a folder that is a task of its own
 OF_THE_MACHINE = ("device", "precision")  # settings that follow from it
 
 
@@ -43,12 +47,25 @@ def parent_name(task: Task, params: Mapping[str, Any]) -> str:
 def describe_experiment(store: Store, task: Task) -> None:
     """Give a task's experiment its description and columns in the UI, unless the store refuses."""
     text = description(task)
-    tracking.persist(lambda: store.make_experiment(task.name, task.experiment))
+    experiment = tracking.persist(lambda: store.make_experiment(task.name, task.experiment))
+    if isinstance(task.data, ImageFolder) and task.name not in script_tasks():
+        tracking.persist(lambda: _refuse_another_folder(store, experiment, task.name, task.data.home))
     try:
         tracking.persist(lambda: store.describe_experiment(task.name, text), tracking.SHORT)
     except MlflowException as error:  # of a server that lets us write runs only, or has gone away, which is seen next
         reason = tracking.in_one_line(error)
         print(f"the experiment in the UI gets no description ({reason}); the runs do without", file=sys.stderr)
+
+
+def _refuse_another_folder(store: Store, experiment: str, task: str, folder: Path) -> None:
+    """Keep two folders of one name apart: their runs and champions would mix."""
+    former = store.client.get_experiment(experiment).tags.get(FOLDER)
+    if former not in (None, str(folder)) and Path(former).exists():
+        raise tracking.StoreError(
+            f"{task} is the folder {readable_name(former)} in {store.label}; give this one another name with --name"
+        )
+    if former != str(folder):
+        store.client.set_experiment_tag(experiment, FOLDER, str(folder))
 
 
 def description(task: Task) -> str:
