@@ -20,7 +20,7 @@ from datasets.folder import find_parts, usual_shape
 from datasets.images import one_sentence
 from datasets.names import readable_name
 from experiments import Task, TrainingConfig, main
-from tracking.commands import script_tasks
+from tracking.commands import print_in_any_encoding, script_tasks
 
 
 def parse(arguments: list[str]) -> tuple[Task, list[str]]:
@@ -43,7 +43,8 @@ def parse(arguments: list[str]) -> tuple[Task, list[str]]:
     try:
         task = make_task(chosen.dir, chosen.name, chosen.holdout, chosen.folds, chosen.image_size, chosen.channels)
     except DatasetError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
     except ValueError as error:
         parser.error(str(error))
     return task, left
@@ -97,6 +98,7 @@ def _shares(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
+    print_in_any_encoding()
     os.environ.pop("DATA_DIR", None)  # of the other tasks
     task, sys.argv[1:] = parse(sys.argv[1:])
     main(task)
