@@ -92,6 +92,8 @@ def report(
     from analysis.report import write_report
     from tracking import open_store
 
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise typer.BadParameter(f"{out.name!r} is no page; end the name in .html", param_hint="--out")
     with _one_sentence():
         chosen = [_evidence(task, metric, group, tracking_uri)[:2] for task in tasks]
         write_report(out, chosen, open_store(tracking_uri), rope / 100, thumbnails)
@@ -128,6 +130,8 @@ def _write(
     if out and not form and out.suffix and out.suffix.lower() not in SUFFIXES:
         known = ", ".join(SUFFIXES)
         raise typer.BadParameter(f"{out.name!r} ends in none of {known}; name a --format as well", param_hint="--out")
+    if out and out.exists() and out.suffix and out.suffix.lower() not in SUFFIXES:
+        raise typer.BadParameter(f"{out.name!r} is there and no table; name another file", param_hint="--out")
     form = form or (SUFFIXES.get(out.suffix.lower(), "markdown") if out else "text")
     with _one_sentence():
         found = [_evidence(task, metric, group, tracking_uri) for task in tasks]

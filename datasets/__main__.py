@@ -18,6 +18,7 @@ from datasets.audit import count_table, draw_contact_sheet, to_text
 from datasets.images import one_sentence
 from datasets.names import readable_name
 
+TEXTS = (".txt", ".md", ".json", "")  # suffixes of an audit's text
 TASKS = "experiments.task"  # imported by name, like a plug-in: this package does not depend on it
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -104,6 +105,11 @@ def audit(
     ] = None,
 ) -> None:
     """Report broken files, duplicate pictures, pictures with two labels, and test images that are in training."""
+    for path, suffixes in ((out, TEXTS), (contact_sheet, (".png",))):
+        if path and path.suffix.lower() not in suffixes:
+            raise typer.BadParameter(f"{path.name!r} ends in none of {', '.join(filter(None, suffixes))}")
+        if path and data_dir and path.resolve().is_relative_to(data_dir.resolve()):
+            raise typer.BadParameter(f"{path} lies in the folder of the data, which is only read; name another place")
     report, data = examine(task, _source(task), data_dir, sample)
     as_json = form == "json" or (form is None and out is not None and out.suffix.lower() == ".json")
     text = json.dumps(report, indent=2) + "\n" if as_json else to_text(report)

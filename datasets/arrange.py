@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets.decoding import is_picture_by_name
+from datasets.decoding import is_picture_by_name, opens
 from datasets.folder import ALL_PART_NAMES
 from datasets.images import LOCK, DatasetError, building
 from datasets.names import is_hidden, readable_name
@@ -20,8 +20,9 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dic
     ----------
     source, target : Path
     labels : Path, optional
-        A CSV file whose rows name a picture, with or without its suffix, and its class, in the first two columns that
-        do; without it, the class is the start of a picture's name, such as cat of cat.0.jpg, cat_0.jpg and cat0.jpg.
+        A CSV file (comma, semicolon or tab) whose rows name a picture, with or without its suffix, and in the next
+        column its class; without it, the class is the start of a picture's name, such as cat of cat.0.jpg, cat_0.jpg
+        and cat0.jpg.
 
     Returns
     -------
@@ -36,9 +37,12 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dic
         There are no pictures, a picture has no class, or `target` exists.
     """
     visible = sorted(path for path in source.iterdir() if not is_hidden(path))
-    pictures = {path.name: path for path in visible if is_picture_by_name(path) and path.is_file()}
+    files = [path for path in visible if path.is_file()]
+    pictures = {path.name: path for path in files if is_picture_by_name(path) or opens(path)}
     if not pictures:
         raise DatasetError(f"{readable_name(str(source))} holds no pictures; name the folder that does")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise DatasetError(f"{readable_name(str(target))} lies in the folder of the pictures, which is only read")
     if target.exists():
         raise DatasetError(f"{readable_name(str(target))} exists already; name a new folder")
     try:
@@ -69,8 +73,16 @@ def _by_names(pictures: dict[str, Path]) -> Iterator[tuple[str, str]]:
 
 def _by_table(labels: Path, pictures: dict[str, Path]) -> Iterator[tuple[str, str]]:
     known = {name: name for name in pictures} | {name.rpartition(".")[0]: name for name in pictures}
-    with labels.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.reader(file):
-            place = next((place for place, cell in enumerate(row[:-1]) if Path(cell.strip()).name in known), None)
-            if place is not None and (label := row[place + 1].strip().replace("/", "-")) not in ("", ".", ".."):
-                yield known[Path(row[place].strip()).name], label
+    text = labels.read_text(encoding="utf-8-sig")
+    separator = max(",;\t", key=text.count)
+    seen: dict[str, str] = {}
+    for row in csv.reader(text.splitlines(), delimiter=separator):
+        place = next((place for place, cell in enumerate(row[:-1]) if Path(cell.strip()).name in known), None)
+        label = re.sub(r"[/\\]", "-", row[place + 1].strip()) if place is not None else ""
+        if place is None or label in ("", ".", ".."):
+            continue
+        name = known[Path(row[place].strip()).name]
+        if seen.setdefault(name, label) != label:
+            where = readable_name(str(labels))
+            raise DatasetError(f"{readable_name(name)} is of two classes in {where}: {seen[name]!r} and {label!r}")
+        yield name, label

@@ -215,6 +215,7 @@ def _check(listing: Listing, folders: Mapping[str, Sequence[Path]]) -> None:
         each.file
         for each in listing.aside
         if not each.label and each.part == where_loose and is_picture_by_name(Path(each.file))
+        if where_loose or "/" not in each.file
     ]
     if not folders.get("train") and not loose:
         raise DatasetError(

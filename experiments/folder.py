@@ -36,6 +36,8 @@ def parse(arguments: list[str]) -> tuple[Task, list[str]]:
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         parser.error("name the folder first: folder.py DIR [options]")
     chosen, left = parser.parse_known_args(arguments)
+    if any(each.partition("=")[0] in ("--data-dir", "--sample") for each in left):
+        parser.error("the folder is named already; leave --data-dir and --sample out")
     if chosen.holdout and chosen.folds is not None:
         parser.error("--holdout and --folds exclude each other")
     if chosen.image_size is not None and not 8 <= chosen.image_size <= 1024:

@@ -163,7 +163,8 @@ def test_wrong_input_is_one_sentence(image_folder: Path, monkeypatch, capfd) -> 
         (("task9",), 2),
         (("task1", "--format", "latex"), 2),
         (("task1", "--data-dir", str(image_folder / "nowhere")), 1),
-        (("task1", "--data-dir", str(image_folder), "--out", str(image_folder / "train/dark/00.png/a.json")), 1),
+        (("task1", "--data-dir", str(image_folder), "--out", "/dev/null/a.json"), 1),
+        (("task1", "--data-dir", str(image_folder), "--out", str(image_folder / "a.json")), 2),
     ):
         result = run_here(monkeypatch, capfd, "audit", *arguments)
         assert result.returncode == code and "Traceback" not in result.stderr

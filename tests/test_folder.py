@@ -219,7 +219,7 @@ def test_libraries_print_nothing(tmp_path: Path) -> None:
     assert all("decoding" in line for line in done.stderr.splitlines() if line.strip()), done.stderr
 
 
-@pytest.mark.parametrize("table", [None, "id,label\n{},cat\n{},cat\n{},dog\n", "{}.png;\n"])
+@pytest.mark.parametrize("table", [None, "id,label\n{},cat\n{},cat\n{},dog\n", "{};cat\n{};cat\n{};dog\n", "{}.png|\n"])
 def test_loose_pictures_are_arranged_in_copies(table: str | None, tmp_path: Path) -> None:
     names = ["cat.0", "cat_1", "dog2"] if table is None else ["a1", "a2", "a3"]
     for name in names:
@@ -229,7 +229,7 @@ def test_loose_pictures_are_arranged_in_copies(table: str | None, tmp_path: Path
     if table:
         labels = tmp_path / "labels.csv"
         labels.write_text(table.format(*names))
-    if table and ";" in table:
+    if table and "|" in table:
         with pytest.raises(DatasetError, match="3 pictures have no class in"):
             arrange(tmp_path / "loose", tmp_path / "new", labels)
         return

@@ -74,6 +74,7 @@ def test_the_protocol_follows_from_the_folder_unless_it_is_given(image_folder: P
     (("--epochs", "3", "DIR"), "name the folder first"),
     (("DIR", "--holdout", "3"), "is not like 3:2 or 3:1:1"),
     (("DIR", "--holdout", "3:2", "--folds", "2"), "exclude each other"),
+    (("DIR", "--data-dir", "DIR"), "the folder is named already"),
     (("DIR", "--folds", "1"), "k-fold takes at least 2 splits"),
     (("DIR", "--image-size", "4"), "is not from 8 to 1024"),
 ])  # fmt: skip
