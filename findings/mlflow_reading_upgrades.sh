@@ -4,7 +4,8 @@
 #           backup, and the earlier MLflow refuses the file from then on.
 # Matters:  one look by a colleague with a newer version takes the results away from everybody else.
 # Seen with MLflow 2.22.0 (SQLAlchemy 2.0.x) and MLflow 3.17.2, Python 3.11, SQLite 3:
-#   schema before the look 0584bdc529eb, after it dc11669786a5; then 2.22.0 says "out-of-date database schema".
+#   schema before the look 0584bdc529eb, after it dc11669786a5; then 2.22.0 ends in a traceback of alembic,
+#   "Can't locate revision identified by 'dc11669786a5'".
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -25,4 +26,4 @@ after=$(schema)
 if "$folder/old/bin/python" -c "$look" "$store" >"$folder/again" 2>&1; then again=opens; else again=refuses; fi
 echo "before $before, after a look by the newer version $after; the older one $again the store"
 [ "$before" = 0584bdc529eb ] && [ "$after" = dc11669786a5 ] && [ "$again" = refuses ] &&
-    grep -q "out-of-date database schema" "$folder/again"
+    grep -q "Can't locate revision identified by 'dc11669786a5'" "$folder/again"
