@@ -95,12 +95,9 @@ class RepeatedHoldout:
             return [self._draw_two(labels, sizes, own) for own in seeds]
         groups = np.arange(len(labels)) if groups is None else groups
 
-        def is_usable(parts: Sequence[np.ndarray]) -> bool:
-            return min(map(len, parts)) > 0 and np.bincount(labels[parts[0]], minlength=len(counts)).min() > 0
-
         splits = []
         for i in range(self.n_splits):
-            parts = _draw_parts(labels, sizes, (seed, i), groups, is_usable)
+            parts = _draw_parts(labels, sizes, (seed, i), groups)
             if (trained := np.bincount(labels[parts[0]], minlength=len(counts))).min() == 0:
                 missing = _name(classes, int(trained.argmin()))
                 raise DatasetError(f"{self.name} leaves no training image of {missing}; add images of it")
@@ -248,7 +245,7 @@ def _draw_parts(
     sizes: np.ndarray,
     seed: tuple[int, ...],
     groups: np.ndarray,
-    is_usable: Callable[[Sequence[np.ndarray]], bool],
+    is_usable: Callable[[Sequence[np.ndarray]], bool] = lambda parts: True,
 ) -> list[np.ndarray]:
     """Divide images into parts of these sizes by the method of `RepeatedHoldout`; draw again if they are not usable."""
     several, single = _several_and_single(groups)

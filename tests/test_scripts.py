@@ -320,7 +320,8 @@ def test_a_folder_of_ones_own_without_test_part_and_read_only(
     result = run_here("experiments/task1.py", *options, DATA_DIR=str(image_folder))
     assert result.returncode == 0, result.stderr
     assert snapshot(image_folder) == before
-    assert "1 of 41 files do not decode: train/light/broken.jpg" in result.stdout
+    assert "found 41 = used 40 + set aside 1" in result.stdout
+    assert "1 does not decode: train/light/broken.jpg" in result.stdout
     runs = analysis.load_runs(["task1"], store_uri)
     assert runs["dataset"].tolist() == ["photos"] * 2 and runs["n_test"].tolist() == [0, 0]
     assert runs["test/accuracy"].isna().all() and runs["best_val/accuracy"].notna().all()

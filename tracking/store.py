@@ -42,8 +42,15 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
 }
-for _name, _value in ENVIRONMENT.items():  # before anything imports MLflow, also in worker processes
-    os.environ.setdefault(_name, _value)
+
+
+def prepare_environment() -> None:
+    """Set the variables of MLflow that the user has not set."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+prepare_environment()  # before anything imports MLflow, also in worker processes
 
 
 class StoreError(Exception):
@@ -305,6 +312,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _client(uri: str) -> "MlflowClient":
+    prepare_environment()
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # both announce each table
