@@ -92,7 +92,7 @@ def report(
     from analysis.report import write_report
     from tracking import open_store
 
-    if out.suffix.lower() not in (".html", ".htm"):
+    if out.suffix.lower() not in (".html", ".htm", ""):
         raise typer.BadParameter(f"{out.name!r} is no page; end the name in .html", param_hint="--out")
     with _one_sentence():
         chosen = [_evidence(task, metric, group, tracking_uri)[:2] for task in tasks]
