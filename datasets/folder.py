@@ -88,7 +88,7 @@ def find_parts(root: Path) -> dict[str, list[Path]]:
     if len(inside) == 1 and not found and (deeper := find_parts(inside[0])):
         return deeper
     classes = [folder for folder in inside if folder.name.lower() not in ALL_PART_NAMES]
-    if any(part.lower() in PART_NAMES["train"] for folder in classes for part in map(_name_of, _folders(folder))):
+    if any(inner.name.lower() in PART_NAMES["train"] for folder in classes for inner in _folders(folder)):
         return {}  # a folder of data sets
     if sum(_holds_pictures(folder) for folder in classes) > 1:
         found["train"] = [root]
@@ -97,10 +97,6 @@ def find_parts(root: Path) -> dict[str, list[Path]]:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
-
-
-def _name_of(folder: Path) -> str:
-    return folder.name
 
 
 def _innermost(folder: Path, names: Sequence[str]) -> Path:

@@ -54,8 +54,8 @@ class Local(Engine):
         """Give a job to an idle process, or to a new one."""
         for future in [future for future in self._busy if future.done()]:
             executor = self._busy.pop(future)
-            self._processes.pop(future, None)
-            if not isinstance(future.exception(), self.lost):
+            if not isinstance(future.exception(), self.lost):  # else `why_lost` asks for its process, maybe later
+                self._processes.pop(future)
                 self._idle.append(executor)
         executor = self._idle.pop() if self._idle else self._start()
         with processes.without_script(), processes.without_ctrl_c():
