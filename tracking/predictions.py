@@ -1,0 +1,159 @@
+"""The file `predictions.npz`: the probabilities that a split's model gave to its validation and test images.
+
+===================  ===============  ======================================================================
+array                dtype, shape     meaning
+===================  ===============  ======================================================================
+`val_index`          int64, (n,)      image of the data set
+`val_true`           int64, (n,)      its label
+`val_pred`           int64, (n,)      the likeliest class at the best epoch
+`val_prob`           float32, (n,)    its probability
+`val_probs`          float32, (n, K)  log-probabilities of all classes
+`test_...`           likewise         of the test part
+`val_half`           uint8, (n,)      half of the validation part, 0 or 1, that an image is in
+`epochs`             int64, (3,)      the best; the one that scores half 0 (half 1 chose it), and half 1
+`cross_val_probs`    float32, (m, K)  as `val_probs`, of the images whose half another epoch than the best scores
+===================  ===============  ======================================================================
+
+Files of earlier versions have only the first four of `val` and `test`. Log-probabilities rather than probabilities:
+rounded to float32, probabilities of 1 - 1e-8 and 1 would be equal, and one of 1e-50 would be 0; the order of images,
+the predicted class, and the loss would be lost. So nothing needs to be clipped.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+PARTS = ("val", "cross_val", "test")
+
+
+@dataclass(frozen=True)
+class PartPredictions:
+    """The predictions for one part of a split."""
+
+    index: np.ndarray  # int64, shape (n,): images of the data set
+    true: np.ndarray  # int64, shape (n,): labels
+    predicted: np.ndarray  # int64, shape (n,)
+    probability: np.ndarray  # float32, shape (n,): of the predicted class
+    log_probs: np.ndarray | None  # float32, shape (n, K); None in files of earlier versions
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @functools.cached_property
+    def probs(self) -> np.ndarray | None:
+        """Probabilities of all classes: float64, shape (n, K), rows sum to 1; None in files of earlier versions."""
+        if self.log_probs is None:
+            return None
+        exponentials = np.exp(self.log_probs.astype(np.float64))
+        return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats; a `ValueError` if there are no probabilities or images."""
+        if self.log_probs is None or not len(self):
+            raise ValueError("the loss follows from the probabilities of all classes, of one image at least")
+        return float(-np.mean(self.log_probs[np.arange(len(self)), self.true], dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The contents of the file.
+
+    `cross_val` has the images of `val`, in the same order. Each half of them is predicted by the model of the epoch
+    that the other half chose, so no image is scored by an epoch that it helped to choose.
+    """
+
+    val: PartPredictions  # at the best epoch
+    test: PartPredictions  # likewise; empty without a test part
+    cross_val: PartPredictions | None = None  # this and the next are None in files of earlier versions
+    half: np.ndarray | None = None  # uint8, shape (n_val,)
+    epochs: tuple[int, int, int] | None = None  # the best; those that score half 0 and half 1
+
+    def part(self, name: str) -> PartPredictions | None:
+        """Predictions of one of `PARTS`; None if the file is of an earlier version, which has no `cross_val`."""
+        found: PartPredictions | None = {"val": self.val, "cross_val": self.cross_val, "test": self.test}[name]
+        return found
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of the file."""
+        arrays: dict[str, np.ndarray] = {}
+        for name, part in (("val", self.val), ("test", self.test)):
+            arrays |= {f"{name}_{key}": getattr(part, attribute) for key, (attribute, _) in _TYPES.items()}
+            if part.log_probs is not None:
+                arrays[f"{name}_probs"] = part.log_probs
+        if self.cross_val is not None and self.half is not None and self.epochs is not None:
+            assert self.cross_val.log_probs is not None
+            arrays["val_half"] = self.half
+            arrays["epochs"] = np.array(self.epochs, np.int64)
+            arrays["cross_val_probs"] = self.cross_val.log_probs[_elsewhere(self.half, self.epochs)]
+        return arrays
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        np.savez_compressed(path, **self.arrays())  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, path: Path) -> "Predictions":
+        """Read a file of this or an earlier version.
+
+        A `KeyError`, `TypeError` or `ValueError` says that it lacks an array, or that one has another type or shape; a
+        damaged file raises whatever its reader trips over.
+        """
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls.of(dict(arrays))
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Predictions":
+        """Predictions from the arrays of a file; errors are those of `read`."""
+        val, test = (_part(arrays, name) for name in ("val", "test"))
+        if val.log_probs is None or "val_half" not in arrays:
+            return cls(val, test)
+        half, log_probs = arrays["val_half"], val.log_probs.copy()
+        best, *others = map(int, arrays["epochs"])
+        epochs = (best, others[0], others[1])
+        if half.dtype != np.uint8 or half.shape != val.index.shape or (half > 1).any() or len(others) != 2:
+            raise ValueError("each validation image is in half 0 or 1, and each half has an epoch")
+        rows = _elsewhere(half, epochs)
+        log_probs[rows] = _log_probs(arrays["cross_val_probs"], int(rows.sum()))
+        return cls(val, test, of_classes(val.index, val.true, log_probs), half, epochs)
+
+
+def of_classes(index: np.ndarray, true: np.ndarray, log_probs: np.ndarray) -> PartPredictions:
+    """Predictions from the log-probabilities, float32 of shape (n, K); of equally likely classes the first counts."""
+    predicted = log_probs.argmax(1)
+    return PartPredictions(index, true, predicted, np.exp(log_probs[np.arange(len(index)), predicted]), log_probs)
+
+
+_TYPES: dict[str, tuple[str, type]] = {  # of the arrays of a part: their attribute and dtype
+    "index": ("index", np.int64),
+    "true": ("true", np.int64),
+    "pred": ("predicted", np.int64),
+    "prob": ("probability", np.float32),
+}
+
+
+def _part(arrays: Mapping[str, np.ndarray], name: str) -> PartPredictions:
+    values = {}
+    for key, (attribute, dtype) in _TYPES.items():
+        values[attribute] = array = arrays[f"{name}_{key}"]
+        if array.dtype != dtype:
+            raise TypeError(f"{name}_{key} is {array.dtype}, not {np.dtype(dtype)}")
+        if array.ndim != 1 or len(array) != len(arrays[f"{name}_index"]):
+            raise ValueError("an image has one of each")
+    log_probs = arrays.get(f"{name}_probs")
+    return PartPredictions(**values, log_probs=log_probs if log_probs is None else _log_probs(log_probs, len(array)))
+
+
+def _log_probs(array: np.ndarray, n: int) -> np.ndarray:
+    if array.dtype != np.float32 or array.ndim != 2 or len(array) != n:
+        raise ValueError(f"log-probabilities are float32, a row for each of {n} images")
+    return array
+
+
+def _elsewhere(half: np.ndarray, epochs: tuple[int, int, int]) -> np.ndarray:
+    """Which validation images are cross-fitted at another epoch than the best: bool, shape (n,)."""
+    best, *of_halves = epochs
+    return np.asarray(np.array(of_halves)[half] != best)
