@@ -12,10 +12,11 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.groups import ComparisonError, choose_group, finished
-from analysis.query import load_classes, load_predictions
+from analysis.query import load_classes, predictions_frame, read_predictions
 from analysis.statistics import TTest
 from tracking import StoreError
 from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, SD
+from tracking.predictions import PARTS
 from tracking.scores import METRICS, UnknownScoreError, correct, score_of
 from tracking.store import StoreAwayError
 
@@ -42,8 +43,9 @@ def default_metric(runs: pd.DataFrame) -> str:
 
 
 def predicted_part(metric: str) -> str:
-    """Return the part of the predictions, `val` or `test`, that a metric scores."""
-    return "test" if metric.startswith("test/") else "val"
+    """Return the part of the predictions, `val`, `cross_val` or `test`, that a metric scores."""
+    part = metric.partition("/")[0]
+    return part if part in PARTS else "val"
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,23 @@ class Evidence:
         return str(self.group["task"].iloc[0])
 
     def of(self, model: str) -> pd.DataFrame:
-        """Return the runs of a model, indexed by split."""
-        return self.runs[self.runs["model"] == model].set_index("split").sort_index()
+        """Return the runs of a model, indexed by split: of several replicates the first, with their mean metrics."""
+        runs = self.runs[self.runs["model"] == model].sort_values(["split", "replicate"]).set_index("split")
+        first = runs[~runs.index.duplicated()]
+        if len(first) < len(runs):
+            first = first.assign(**runs[list(FINAL_METRICS)].groupby(level=0).mean(skipna=False))
+        return first
 
     def predictions(self, run: pd.Series, part: str) -> pd.DataFrame:
-        """Return the predictions of a run for `val` or `test`."""
+        """Return the predictions of a run for `val`, `cross_val` or `test`."""
         run_id = run["run_id"]
         if (run_id, part) not in self._predictions:
-            predictions = load_predictions(run, self.tracking_uri)
-            for name in ("val", "test"):
-                self._predictions[run_id, name] = predictions[predictions["part"] == name]
+            stored = read_predictions(run, self.tracking_uri)
+            for name in PARTS:
+                if (of_part := stored.part(name)) is not None:
+                    self._predictions[run_id, name] = predictions_frame(of_part)
+        if (run_id, part) not in self._predictions:
+            raise StoreError(f"run {run_id} is of an earlier version, which kept no {part} predictions")
         return self._predictions[run_id, part]
 
     def pooled(self, model: str, part: str) -> pd.DataFrame | None:
@@ -261,7 +270,7 @@ def tabulate(evidence: Evidence, metric: str) -> pd.DataFrame:
         chosen = {name.rstrip("/"): summary[name + metric] for name in (MEAN, SD, LOW, HIGH)}
         rows[model] = {
             "n": int(summary.pop("n_splits")),
-            "n_expected": int(splits["n_splits"].iloc[0]),
+            "n_expected": int(evidence.group["n_splits"].max()),
             **chosen,
             "baseline": model in BASELINES,
             **summary,

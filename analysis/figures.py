@@ -364,5 +364,10 @@ def _scale(metric: str) -> float:
 
 def _axis_name(metric: str, unit: bool = True) -> str:
     part, score = metric.split("/")
-    names = {"test": "test", "best_val": "validation", "last_val": "last validation"}
+    names = {
+        "test": "test",
+        "best_val": "validation",
+        "cross_val": "cross-fitted validation",
+        "last_val": "last validation",
+    }
     return f"{names[part]} {SCORES[score].label}" + (f" ({SCORES[score].unit})" if unit else "")

@@ -4,7 +4,7 @@ import hashlib
 
 import pandas as pd
 
-from tracking.keys import BASELINES, GROUP_PARAMS, SAMPLE
+from tracking.keys import BASELINES, GROUP_PARAMS, IDENTITY, SAMPLE, has_open_end
 
 NEEDED = ("model", "split", "n_splits", "n_train", "n_val")  # a run without one of these is ignored
 
@@ -39,10 +39,10 @@ def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def finished(group: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs with a result; of a repeated split, the newest."""
+    """Return the runs with a result; of a replicate of a split that was trained again, the newest."""
     done = group[group["status"] == "FINISHED"].sort_values("start_time", kind="stable")
     done = done[~done["superseded_by"].isin(done["run_id"])]  # the newer one may have been deleted
-    return done.drop_duplicates(["model", "split"], keep="last")
+    return done.drop_duplicates(list(IDENTITY), keep="last")
 
 
 def is_complete(group: pd.DataFrame) -> bool:
@@ -51,7 +51,7 @@ def is_complete(group: pd.DataFrame) -> bool:
     Requiring it of every model would let one that has just started hide the results of the others.
     """
     networks = group[~group["model"].isin(BASELINES)]
-    done = finished(networks).groupby("model").size()
+    done = finished(networks).groupby("model")["split"].nunique()
     complete = int((done >= group["n_splits"].max()).sum())
     return complete > 0 and complete >= min(2, networks["model"].nunique())
 
@@ -64,7 +64,8 @@ def group_id(group: pd.DataFrame) -> str:
 def _keys(runs: pd.DataFrame) -> list[tuple[str, ...]]:
     """Return for each run, as text, the values that comparable runs have in common."""
     kind = runs["device"].astype("str").str.split(":").str[0]
-    columns = [runs["task"], runs["dataset_digest"], kind, *(runs[key] for key in GROUP_PARAMS)]
+    common = runs.assign(n_splits=runs["n_splits"].astype("str").mask(runs["protocol"].map(has_open_end), ""))
+    columns = [runs["task"], runs["dataset_digest"], kind, *(common[key] for key in GROUP_PARAMS)]
     return list(zip(*(map(str, column) for column in columns), strict=True))
 
 
@@ -102,8 +103,8 @@ def list_groups(runs: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
         if group_id(group) == group_id(shown):
             continue
         differs = [f"{key} {value}" for key, value in setting.items() if value != reference[key]]
-        done = finished(group)
-        expected = group["model"].nunique() * int(group["n_splits"].iloc[0])
+        done = finished(group).drop_duplicates(["model", "split"])
+        expected = group["model"].nunique() * int(group["n_splits"].max())
         date = group["start_time"].max().strftime("%Y-%m-%d %H:%M")
         lines.append(f"{group_id(group)}  {date}  {', '.join(differs)}; {len(done)} of {expected} splits done")
     return lines
@@ -113,7 +114,8 @@ def _setting(group: pd.DataFrame) -> dict[str, str]:
     """The values that define a group, for display."""
     first = group.iloc[0]
     short = {"dataset_digest": str(first["dataset_digest"])[:8], "device": str(first["device"]).split(":")[0]}
-    return {"dataset": first["dataset"], **short} | {key: str(first[key]) for key in GROUP_PARAMS}
+    values = {key: str(first[key]) for key in GROUP_PARAMS} | {"n_splits": str(group["n_splits"].max())}
+    return {"dataset": first["dataset"], **short, **values}
 
 
 def what_is_wrong(group: pd.DataFrame) -> list[str]:
@@ -122,9 +124,9 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
     notes = []
     if str(group["dataset"].iloc[0]).startswith(SAMPLE):
         notes.append("These are generated images: the scores say nothing about the real task.")
+    expected = int(group["n_splits"].max())
     for model, splits in group.groupby("model"):
         there = set(done.loc[done["model"] == model, "split"])
-        expected = int(splits["n_splits"].iloc[0])
         if len(there) < expected:
             failures = splits[splits["failure"].notna() & ~splits["split"].isin(list(there))]
             reasons = failures.groupby("split")["failure"].last()
@@ -133,6 +135,10 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
             why = [f"split {number} failed: {reasons[number]}" for number in left if number in reasons]
             why += [f"not done yet: {unknown}"] if unknown else []
             notes.append(f"{model} has {len(there)} of {expected} splits; {'; '.join(why)}.")
+        trained = done[done["model"] == model].groupby("split").size()
+        if trained.nunique() > 1:
+            fewer = ", ".join(str(number) for number in trained.index[trained < trained.max()])
+            notes.append(f"{model} was trained {trained.max()} times on a split, and less often on {fewer}.")
     for split, count in done.groupby("split")["split_hash"].nunique().items():
         if count > 1:
             notes.append(f"Models were not scored on the same images in split {split}; they cannot be compared.")

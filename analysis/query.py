@@ -41,6 +41,7 @@ from tracking.keys import (
     THUMBNAILS,
 )
 from tracking.keys import UNTAGGED_EXPERIMENTS as UNTAGGED
+from tracking.predictions import PartPredictions, Predictions
 from tracking.schema import why_unusable
 from tracking.settings import TYPES
 from tracking.store import (
@@ -65,7 +66,7 @@ TIMES = ("start_time", "end_time")
 FLAGS = ("leak_free", *(key for key, kind in TYPES.items() if kind is bool))
 FLOATS = tuple(key for key, kind in TYPES.items() if kind is float)
 INTEGERS = (
-    "n_splits", "split", "n_train", "n_val", "n_test", "parameters", "macs", "threads", "seed", "epoch",
+    "n_splits", "split", "replicate", "n_train", "n_val", "n_test", "parameters", "macs", "threads", "seed", "epoch",
     *(key for key, kind in TYPES.items() if kind is int),
 )  # fmt: skip
 
@@ -75,7 +76,6 @@ RUN_COLUMNS = (
 _EXPERIMENTS = f"experiments e LEFT JOIN experiment_tags t ON t.experiment_id = e.experiment_id AND t.key = '{TASK}'"
 LABELS = ("run_id", "task", "model", "split")  # identify a run in `load_curves`
 PREDICTED_PARTS = ("val", "test")
-PREDICTION_TYPES = {"index": np.int64, "true": np.int64, "pred": np.int64, "prob": np.float32}
 
 NAN = -math.inf  # stands for a logged NaN: SQL's MAX prefers any number to it, and MLflow never stores infinity
 PROXIED = "mlflow-artifacts:"  # scheme of artifacts whose location only a tracking server knows
@@ -131,6 +131,7 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: 
     runs = _frame(rows, RUN_COLUMNS, FINAL_METRICS)
     for seed in SEEDS:
         runs[seed] = runs[seed].fillna(runs["seed"])
+    runs["replicate"] = runs["replicate"].mask(runs["split"].notna(), runs["replicate"].fillna(0))
     if moved:
         runs["artifact_uri"] = runs["artifact_uri"].map(lambda uri: relocated(uri, moved)).astype("str")
     return runs
@@ -182,16 +183,24 @@ def load_predictions(run: "str | pd.Series[Any]", tracking_uri: str | None = Non
     StoreError
         If the run does not exist, has no predictions, or the file is damaged.
     """
-    path = local_artifact(run, PREDICTIONS, tracking_uri)
-    with _undamaged(path), np.load(path, allow_pickle=False) as arrays:
-        parts = [
-            pd.DataFrame({key: arrays[f"{part}_{key}"].astype(dtype) for key, dtype in PREDICTION_TYPES.items()})
-            for part in PREDICTED_PARTS
-        ]
+    read = read_predictions(run, tracking_uri)
+    parts = [predictions_frame(each) for each in (read.val, read.test)]
     predictions = pd.concat(parts, ignore_index=True)
     names = np.repeat(PREDICTED_PARTS, [len(part) for part in parts])
     predictions.insert(0, "part", pd.Series(names, dtype="str"))
     return predictions
+
+
+def predictions_frame(part: PartPredictions) -> pd.DataFrame:
+    """One row an image: `index`, `true`, `pred` and `prob`, as in `load_predictions`."""
+    return pd.DataFrame({"index": part.index, "true": part.true, "pred": part.predicted, "prob": part.probability})
+
+
+def read_predictions(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> Predictions:
+    """Read all that is kept of a run's predictions; parameters and errors as for `load_predictions`."""
+    path = local_artifact(run, PREDICTIONS, tracking_uri)
+    with _undamaged(path):
+        return Predictions.read(path)
 
 
 def load_thumbnails(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> dict[int, np.ndarray]:

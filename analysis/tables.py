@@ -13,6 +13,7 @@ from tracking.scores import SCORES, score_of
 PART_NAMES = {
     "test": "test part at the best epoch",
     "best_val": "validation part at the best epoch, which it chose",
+    "cross_val": "validation part, each half at the epoch that the other half chose",
     "last_val": "validation part at the last epoch",
 }
 NOT_BEATEN = "†"  # marks a network that does not beat every baseline

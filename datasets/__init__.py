@@ -15,11 +15,12 @@ from datasets.splits import (
     Split,
     StratifiedKFold,
     draw_splits,
+    halve,
     named_protocol,
 )
 
 __all__ = [
     "DatasetError", "FashionMNIST", "ImageData", "ImageFolder", "Kaggle", "Protocol", "PublishedValidation",
     "RepeatedHoldout", "Source", "Split", "StratifiedKFold", "account", "draw_splits", "duplicate_groups", "find",
-    "leaking", "load", "named_protocol", "notes",
+    "halve", "leaking", "load", "named_protocol", "notes",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Index arrays of repeated holdout and stratified k-fold, which depend only on labels, groups and a seed."""
 
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -229,6 +230,31 @@ def draw_splits(protocol: Protocol, data: ImageData, seed: int, groups: np.ndarr
     held_out = [np.concatenate([split.val, split.test]) if published else split.test for split in splits]
     leaked = [leaking(groups, held, split.train) for held, split in zip(held_out, splits, strict=True)]
     return [split._replace(train=np.setdiff1d(split.train, own)) for split, own in zip(splits, leaked, strict=True)]
+
+
+def halve(images: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Divide the validation part of a split into two halves, stratified by class, always in the same way.
+
+    Parameters
+    ----------
+    images : numpy.ndarray of int64, shape (n,)
+        Indices of the part; the division depends on them, their labels and their groups alone.
+    labels, groups : numpy.ndarray of int64, shape (N,)
+        Of all images. Images with equal ids in `groups` stay in one half, as in `RepeatedHoldout`.
+
+    Returns
+    -------
+    numpy.ndarray of uint8, shape (n,)
+        0 or 1 for each image. A single group leaves half 1 empty.
+    """
+    together = np.arange(len(images)) if groups is None else groups[images]
+    sizes = np.array([(len(images) + 1) // 2, len(images) // 2])
+    half = np.ones(len(images), np.uint8)
+    if len(np.unique(together)) < 2:
+        return np.zeros_like(half)
+    seed = zlib.crc32(np.ascontiguousarray(images, dtype="<i8").data)
+    half[_draw_parts(labels[images], sizes, (seed,), together)[0]] = 0
+    return half
 
 
 def _several_and_single(groups: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

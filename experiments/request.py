@@ -9,7 +9,7 @@ from typing import Literal
 from experiments.task import Task
 from tracking.settings import DEVICE_MEMORY, SettingError, TrainingConfig, check_range
 
-MOST_JOBS = 1000
+MOST_JOBS = MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Request:
     gpus_per_job: float | None = None  # on a Ray cluster
     device_memory: float = DEVICE_MEMORY
     tracking_uri: str | None = None  # see `tracking.open_store`
+    seeds: int = 1  # trainings of each network on each split, which differ in weights, batches and augmentation
 
     def __post_init__(self) -> None:
         if len({(config.device, config.split_seed, config.train_seed) for config in self.training.values()}) != 1:
@@ -48,6 +49,7 @@ class Request:
         for number in self.splits:
             if not 0 <= number < self.n_splits:
                 raise SettingError("split", f"{number} is not one of 0 to {self.n_splits - 1}")
+        check_range("seeds", self.seeds, {"low": 1, "high": MOST_SEEDS})
         check_range("device_memory", self.device_memory, {"low": 0, "high": 1})
         if self.jobs is not None:
             check_range("jobs", self.jobs, {"low": 1, "high": MOST_JOBS})

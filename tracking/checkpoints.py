@@ -21,6 +21,9 @@ class Checkpoint:
     mean: Tensor  # float32, shape (channels,): of the training pixels (0 to 255), normalises the model's input
     std: Tensor  # likewise
     state_dict: dict[str, Tensor]  # on the CPU
+    # epoch and weights of the models that score half 0 and half 1 of the validation part (see `cross_val` in
+    # tracking.predictions); None where it is this one; missing in files of earlier versions
+    of_halves: tuple[tuple[int, dict[str, Tensor]] | None, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the file; an `OSError` gives the reason if that fails (torch itself would hide it)."""

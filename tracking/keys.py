@@ -20,6 +20,7 @@ PARAMS = {
     "n_splits": "holdouts or folds of the whole protocol",
     "leak_free": "whether near duplicates stay in one part, and duplicates of test images are not trained on",
     "split": "number of the holdout or fold, from 0 (children only)",
+    "replicate": "number of the training on the split, from 0, where there are several (children only)",
     "n_train": "images trained on (children only)",
     "n_val": "images that choose the best epoch (children only)",
     "n_test": "images that are scored once, at the end (children only)",
@@ -32,7 +33,14 @@ PARAMS = {
 SEEDS = ("split_seed", "train_seed")  # runs of earlier versions have only `seed`
 # Runs with equal values of these params, the same data digest and the same kind of device form a comparison group
 GROUP_PARAMS = ("protocol", "n_splits", "leak_free", *COMPARED)
-CHILD_PARAMS = ("split", "n_train", "n_val", "n_test")  # parents and children have the others
+CHILD_PARAMS = ("split", "replicate", "n_train", "n_val", "n_test")  # parents and children have the others
+IDENTITY = ("model", "split", "replicate")  # of a run in its comparison group; a run without a replicate is number 0
+
+
+def has_open_end(protocol: str) -> bool:
+    """Whether more splits of a protocol, by its name, leave the first ones as they are: `n_splits` decides nothing."""
+    return protocol.startswith("repeated holdout")
+
 
 EPOCH_METRICS = {  # step = epoch, from 1
     "train/loss": "mean cross-entropy over the epoch's batches, each before its step (nats)",
@@ -100,8 +108,8 @@ VIEW = "models"  # name of our view (tracking.view)
 CHAMPION = "champion"  # alias in the model registry, where each task has a model: the best network
 REASON = "reason"  # tag of a version: why it replaced the one before
 
-CHECKPOINT = "checkpoint/best.pt"  # weights of the best epoch (tracking.checkpoints)
-PREDICTIONS = "predictions.npz"  # val_ and test_ index, true, pred, prob, all at the best epoch
+CHECKPOINT = "checkpoint/best.pt"  # weights of the best epoch, and of those that cross_val needs (tracking.checkpoints)
+PREDICTIONS = "predictions.npz"  # what the model says of each validation and test image (tracking.predictions)
 SPLIT = "split.npz"  # train, val, test: sorted indices
 HISTORY = "history.json"  # the metrics of each epoch, with the time of their logging
 CONFUSION = "confusion.json"  # classes; counts (rows: true classes) and mean loss of val and test

@@ -10,8 +10,8 @@ array                dtype, shape     meaning
 `val_probs`          float32, (n, K)  log-probabilities of all classes
 `test_...`           likewise         of the test part
 `val_half`           uint8, (n,)      half of the validation part, 0 or 1, that an image is in
-`epochs`             int64, (3,)      the best; the one that scores half 0 (half 1 chose it), and half 1
-`cross_val_probs`    float32, (m, K)  as `val_probs`, of the images whose half another epoch than the best scores
+`cross_val_other`    bool, (2,)       whether half 0 and half 1 are scored at another epoch than the best
+`cross_val_probs`    float32, (m, K)  as `val_probs`, of the images in those halves, each at its half's epoch
 ===================  ===============  ======================================================================
 
 Files of earlier versions have only the first four of `val` and `test`. Log-probabilities rather than probabilities:
@@ -20,6 +20,7 @@ the predicted class, and the loss would be lost. So nothing needs to be clipped.
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ class PartPredictions:
         """Mean cross-entropy in nats; a `ValueError` if there are no probabilities or images."""
         if self.log_probs is None or not len(self):
             raise ValueError("the loss follows from the probabilities of all classes, of one image at least")
-        return float(-np.mean(self.log_probs[np.arange(len(self)), self.true], dtype=np.float64))
+        # fsum is exact, so it depends on no processor
+        return -math.fsum(self.log_probs[np.arange(len(self)), self.true].tolist()) / len(self)
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class Predictions:
 
     val: PartPredictions  # at the best epoch
     test: PartPredictions  # likewise; empty without a test part
-    cross_val: PartPredictions | None = None  # this and the next are None in files of earlier versions
+    cross_val: PartPredictions | None = None  # this and the next two are None in files of earlier versions
     half: np.ndarray | None = None  # uint8, shape (n_val,)
-    epochs: tuple[int, int, int] | None = None  # the best; those that score half 0 and half 1
+    other: np.ndarray | None = None  # bool, shape (2,): whether another epoch than the best scores half 0 and half 1
 
     def part(self, name: str) -> PartPredictions | None:
         """Predictions of one of `PARTS`; None if the file is of an earlier version, which has no `cross_val`."""
@@ -84,11 +86,10 @@ class Predictions:
             arrays |= {f"{name}_{key}": getattr(part, attribute) for key, (attribute, _) in _TYPES.items()}
             if part.log_probs is not None:
                 arrays[f"{name}_probs"] = part.log_probs
-        if self.cross_val is not None and self.half is not None and self.epochs is not None:
+        if self.cross_val is not None and self.half is not None and self.other is not None:
             assert self.cross_val.log_probs is not None
-            arrays["val_half"] = self.half
-            arrays["epochs"] = np.array(self.epochs, np.int64)
-            arrays["cross_val_probs"] = self.cross_val.log_probs[_elsewhere(self.half, self.epochs)]
+            arrays |= {"val_half": self.half, "cross_val_other": self.other}
+            arrays["cross_val_probs"] = self.cross_val.log_probs[self.other[self.half]]
         return arrays
 
     def write(self, path: Path) -> None:
@@ -111,14 +112,14 @@ class Predictions:
         val, test = (_part(arrays, name) for name in ("val", "test"))
         if val.log_probs is None or "val_half" not in arrays:
             return cls(val, test)
-        half, log_probs = arrays["val_half"], val.log_probs.copy()
-        best, *others = map(int, arrays["epochs"])
-        epochs = (best, others[0], others[1])
-        if half.dtype != np.uint8 or half.shape != val.index.shape or (half > 1).any() or len(others) != 2:
-            raise ValueError("each validation image is in half 0 or 1, and each half has an epoch")
-        rows = _elsewhere(half, epochs)
+        half, other, log_probs = arrays["val_half"], arrays["cross_val_other"], val.log_probs.copy()
+        if half.dtype != np.uint8 or half.shape != val.index.shape or (half > 1).any():
+            raise ValueError("each validation image is in half 0 or 1")
+        if other.dtype != np.bool_ or other.shape != (2,):
+            raise ValueError("each half is scored at the best epoch or at another")
+        rows = other[half]
         log_probs[rows] = _log_probs(arrays["cross_val_probs"], int(rows.sum()))
-        return cls(val, test, of_classes(val.index, val.true, log_probs), half, epochs)
+        return cls(val, test, of_classes(val.index, val.true, log_probs), half, other)
 
 
 def of_classes(index: np.ndarray, true: np.ndarray, log_probs: np.ndarray) -> PartPredictions:
@@ -151,9 +152,3 @@ def _log_probs(array: np.ndarray, n: int) -> np.ndarray:
     if array.dtype != np.float32 or array.ndim != 2 or len(array) != n:
         raise ValueError(f"log-probabilities are float32, a row for each of {n} images")
     return array
-
-
-def _elsewhere(half: np.ndarray, epochs: tuple[int, int, int]) -> np.ndarray:
-    """Which validation images are cross-fitted at another epoch than the best: bool, shape (n,)."""
-    best, *of_halves = epochs
-    return np.asarray(np.array(of_halves)[half] != best)

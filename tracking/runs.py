@@ -448,23 +448,26 @@ def _outcome(error: BaseException) -> tuple[str, str]:
 def _supersede_others(store: Store, run: "MlflowRun") -> None:
     """Mark the other finished runs of the same model and split in the same comparison group, and unmark this one."""
     params, tags = run.data.params, run.data.tags
-    # not the seeds, which earlier versions logged as one param
-    common = [key for key in ("model", "split", *keys.GROUP_PARAMS) if key in params and key not in keys.SEEDS]
+    # not those that may be missing: earlier versions logged the seeds as one param
+    optional = ("n_splits", "replicate", *keys.SEEDS)
+    common = [key for key in (*keys.IDENTITY, *keys.GROUP_PARAMS) if key in params and key not in optional]
     same = " and ".join(f"params.{key} = '{params[key]}'" for key in common)
     query = f"{same} and tags.dataset_digest = '{tags['dataset_digest']}' and status = 'FINISHED'"
     for other in store.client.search_runs([run.info.experiment_id], query):
         counts = other.data.tags.get("superseded_by") in (None, keys.AGAIN)
-        if other.info.run_id != run.info.run_id and _group(other.data.params) == _group(params) and counts:
+        if other.info.run_id != run.info.run_id and _place(other.data.params) == _place(params) and counts:
             store.client.set_tag(other.info.run_id, "superseded_by", run.info.run_id)
     if "superseded_by" in tags:
         store.client.delete_tag(run.info.run_id, "superseded_by")
 
 
-def _group(params: Mapping[str, str]) -> list[str | None]:
-    """Values of GROUP_PARAMS, and the kind of device."""
-    seed = params.get("seed")
-    values = [params.get(key, seed if key in keys.SEEDS else None) for key in keys.GROUP_PARAMS]
-    return [*values, params["device"].split(":")[0]]
+def _place(params: Mapping[str, str]) -> list[str | None]:
+    """A run's place in the store: the values of its IDENTITY and GROUP_PARAMS, and the kind of device."""
+    usual = {"replicate": "0", **dict.fromkeys(keys.SEEDS, params.get("seed"))}
+    values = {key: params.get(key, usual.get(key)) for key in (*keys.IDENTITY, *keys.GROUP_PARAMS)}
+    if keys.has_open_end(params.get("protocol", "")):
+        values["n_splits"] = None
+    return [*values.values(), params["device"].split(":")[0]]
 
 
 def _check_keys(given: Iterable[str], known: Mapping[str, str]) -> None:

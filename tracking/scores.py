@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PARTS = {  # prefix of the scores of a finished split
     "best_val": "validation at the best epoch: optimistic, since these images chose the epoch",
+    "cross_val": "validation, each half at the epoch that the other half chose: no image chose its own epoch",
     "last_val": "validation at the last epoch",
     "test": "test part at the best epoch: these images chose nothing",
 }

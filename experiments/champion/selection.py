@@ -91,8 +91,9 @@ def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidenc
 def best_split(evidence: analysis.Evidence, metric: str) -> "pd.Series[Any] | None":
     """The best run of the best network with all its splits; None if there is none, or it beats no baseline."""
     networks = evidence.runs[~evidence.runs["model"].isin(BASELINES)]
-    scores = networks.groupby("model")[metric].agg(["mean", "count"])
-    complete = scores[scores["count"] >= evidence.group["n_splits"].max()]
+    scored = networks[networks[metric].notna()].groupby("model")
+    scores = scored.agg(mean=(metric, "mean"), splits=("split", "nunique"))
+    complete = scores[scores["splits"] >= evidence.group["n_splits"].max()]
     if complete.empty:
         return None
     sign = score_of(metric).sign
@@ -156,7 +157,8 @@ def _rank(group: pd.DataFrame, whole: Mapping[str, int]) -> tuple[bool, bool, bo
     """Whether a group is of real data, is a whole protocol (no setting is smaller than there), and is not leak-free."""
     first = group.iloc[0]
     is_real = not str(first["dataset"]).startswith(SAMPLE)
-    is_whole = all(pd.notna(first[key]) and first[key] >= value for key, value in whole.items())
+    # a group may have been extended to more splits
+    is_whole = all(pd.notna(first[key]) and group[key].max() >= value for key, value in whole.items())
     return is_real, is_whole, not first["leak_free"]
 
 

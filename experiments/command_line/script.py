@@ -32,6 +32,8 @@ def main(task: Task) -> None:
                                                   metavar="NAME")] = None,
         n_splits: Annotated[int, Option(help="holdouts or folds")] = task.protocol.n_splits,
         split: Annotated[list[int] | None, Option(help="repeatable: only these splits, from 0", metavar="I")] = None,
+        seeds: Annotated[int, Option(metavar="N", help="trainings of each model on each split, with other weights and "
+                                     "batches")] = 1,
         baselines: Annotated[bool, Option(help="majority class and linear model on the same splits")] = True,
         lr: Annotated[float, Option(help=MEANINGS["lr"])] = usual.lr,
         weight_decay: Annotated[float, Option(help=MEANINGS["weight_decay"])] = usual.weight_decay,
@@ -41,7 +43,7 @@ def main(task: Task) -> None:
         augment: Annotated[bool, Option(help=MEANINGS["augment"])] = usual.augment,
         precision: Annotated[Precision, Option(help=MEANINGS["precision"])] = usual.precision,
         device: Annotated[str, Option(help=MEANINGS["device"])] = usual.device,
-        seed: Annotated[int | None, Option(help="sets both seeds")] = None,
+        seed: Annotated[int | None, Option(help="sets --split-seed and --train-seed")] = None,
         split_seed: Annotated[int | None, Option(help=f"{MEANINGS['split_seed']}; default: {usual.split_seed}")]
         = None,
         train_seed: Annotated[int | None, Option(help=f"{MEANINGS['train_seed']}; default: {usual.train_seed}")]
@@ -68,7 +70,7 @@ def main(task: Task) -> None:
         # takes a sixth of the time until the first epoch
         gc.set_threshold(100_000)
         chosen = {"split_seed": split_seed, "train_seed": train_seed}
-        seeds = {
+        both = {
             key: next(each for each in (own, seed, getattr(usual, key)) if each is not None)
             for key, own in chosen.items()
         }
@@ -79,13 +81,13 @@ def main(task: Task) -> None:
                 check_name(task, script.stem)
             config = replace(
                 usual, lr=lr, weight_decay=weight_decay, batch_size=batch_size, epochs=epochs, patience=patience,
-                augment=augment, precision=precision, device=device, **seeds,
+                augment=augment, precision=precision, device=device, **both,
             )  # fmt: skip
             request = Request(
                 task, dict.fromkeys(_known_models(model) if model else task.models, config), n_splits,
                 tuple(dict.fromkeys(split or range(n_splits))), task.baselines if baselines else (), leak_free, fresh,
                 data_dir, sample, _parse_jobs(jobs, backend), backend, threads, gpus_per_job, device_memory,
-                tracking_uri,
+                tracking_uri, seeds,
             )  # fmt: skip
             code = _run(request)
         except TaskError as error:

@@ -27,8 +27,10 @@ class Job:
     config: TrainingConfig  # resolved: no `auto`
     number: int  # of the split, from 0
     split: Split
+    half: np.ndarray  # uint8, shape (n_val,): half of the validation part that an image is in (`datasets.halve`)
     params: dict[str, Any]
     tags: dict[str, str]
+    replicate: int | None = None  # number of the training on this split, from 0, where there are several
     parent_id: str = ""  # its parent run, as of execution
     experiment: str = ""  # the parent's experiment
     attempt: int = 0
@@ -36,7 +38,9 @@ class Job:
     @property
     def title(self) -> str:
         """Name of its run."""
-        return f"{self.card.name} split {self.number}"
+        return f"{self.card.name} split {self.number}" + (
+            "" if self.replicate is None else f" replicate {self.replicate}"
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -16,6 +16,7 @@ from experiments.training.evaluation import Evaluation
 from tracking import Claim, Parent, Run, Store, journal
 from tracking.artifacts import file_digests
 from tracking.checkpoints import Checkpoint
+from tracking.predictions import Predictions
 from tracking.store import host
 
 History = list[dict[str, Any]]
@@ -28,6 +29,7 @@ class Trained:
     checkpoint: Checkpoint
     history: History
     evaluations: Mapping[str, Evaluation | None]  # of `val` and `test`
+    predictions: Predictions
     scores: str  # for the screen
 
 
@@ -86,12 +88,26 @@ class Recorder:
         with self.store.scratch() as scratch:
             folder = Path(scratch) / "entry"
             files = folder / journal.FILES
-            results.write_files(files, context.data, split, trained.checkpoint, trained.history, trained.evaluations)
+            results.write_files(
+                files,
+                context.data,
+                split,
+                trained.checkpoint,
+                trained.history,
+                trained.evaluations,
+                trained.predictions,
+            )
             leaks = results.count_leaks(context.groups, split)
             content = journal.Results(
                 results.dataset_entry(context.data),
                 trained.history,
-                results.final_metrics(trained.history, trained.evaluations["test"], split, leaks),
+                results.final_metrics(
+                    trained.history,
+                    trained.evaluations["test"],
+                    results.cross_val_scores(trained.predictions),
+                    split,
+                    leaks,
+                ),
                 {"file_digests": json.dumps(file_digests(files))},
             )
             return journal.write(self.store, claimed, content, folder)

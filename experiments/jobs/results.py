@@ -15,10 +15,12 @@ import analysis
 import datasets
 import models
 from datasets import ImageData, Split
+from experiments.training.cross_fitting import evaluation_of
 from experiments.training.evaluation import Evaluation
 from experiments.training.fit import EpochRecord
 from tracking import Run, Store, keys
 from tracking.checkpoints import Checkpoint
+from tracking.predictions import PartPredictions, Predictions, of_classes
 from tracking.scores import SCORES
 
 THUMBNAIL_SIZE = 64  # pixels
@@ -33,7 +35,8 @@ def epoch_entry(record: EpochRecord) -> dict[str, Any]:
         **({} if record.lr is None else {"lr": record.lr}),
         "epoch_seconds": record.seconds,
     }
-    return {"epoch": record.epoch, "time": time.time_ns() // 1_000_000, "metrics": metrics}
+    halves = {} if record.half_losses is None else {"half_losses": record.half_losses}
+    return {"epoch": record.epoch, "time": time.time_ns() // 1_000_000, "metrics": metrics, **halves}
 
 
 def best_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -41,10 +44,27 @@ def best_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return min(history, key=lambda entry: entry["metrics"]["val/loss"])
 
 
+def epochs_of_halves(history: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """The epochs that score half 0 and half 1 of the validation part: each has the lowest loss on the other half."""
+    first, second = (min(history, key=lambda entry: entry["half_losses"][other])["epoch"] for other in (1, 0))
+    return first, second
+
+
+def cross_val_scores(predictions: Predictions) -> dict[str, float]:
+    """The scores of the cross-fitted validation part under their keys; none from a file of an earlier version."""
+    if predictions.cross_val is None:
+        return {}
+    return {f"cross_val/{name}": value for name, value in evaluation_of(predictions.cross_val).scores().items()}
+
+
 def final_metrics(
-    history: Sequence[Mapping[str, Any]], test: Evaluation | None, split: Split, leaks: Mapping[str, float]
+    history: Sequence[Mapping[str, Any]],
+    test: Evaluation | None,
+    cross_val: Mapping[str, float],
+    split: Split,
+    leaks: Mapping[str, float],
 ) -> dict[str, float]:
-    """The metrics of a finished split under their keys."""
+    """The metrics of a finished split under their keys; `cross_val` and `leaks` are passed on."""
     best, last = best_entry(history), history[-1]
     seconds = sum(entry["metrics"]["epoch_seconds"] for entry in history)
     n_images = (len(split.train) + len(split.val)) * len(history)
@@ -52,6 +72,7 @@ def final_metrics(
         **{f"best_val/{score}": best["metrics"][f"val/{score}"] for score in SCORES},
         **{f"last_val/{score}": last["metrics"][f"val/{score}"] for score in SCORES},
         **({f"test/{score}": value for score, value in test.scores().items()} if test else {}),
+        **cross_val,
         "best_epoch": best["epoch"],
         "epochs_run": len(history),
         "train_seconds": seconds,
@@ -84,16 +105,48 @@ def log_model_card(parent: Run, card: models.ModelCard, data: ImageData) -> None
         parent.log_files(Path(folder))
 
 
-def predictions_of(split: Split, labels: np.ndarray, results: Mapping[str, Evaluation | None]) -> dict[str, np.ndarray]:
-    """The arrays of `predictions.npz`: index, true and predicted label, and probability, of `val` and `test`."""
-    arrays: dict[str, np.ndarray] = {}
-    for part, indices in (("val", split.val), ("test", split.test)):
-        result = results[part]
-        arrays[f"{part}_index"] = indices
-        arrays[f"{part}_true"] = labels[indices]
-        arrays[f"{part}_pred"] = result.predicted.cpu().numpy() if result else np.empty(0, np.int64)
-        arrays[f"{part}_prob"] = result.probability.cpu().numpy() if result else np.empty(0, np.float32)
-    return arrays
+def predictions_of(
+    split: Split,
+    labels: np.ndarray,
+    half: np.ndarray | None,
+    evaluations: Mapping[str, Evaluation | None],
+    of_halves: Sequence[Evaluation | None],
+) -> Predictions:
+    """The predictions of a split.
+
+    Parameters
+    ----------
+    split : Split
+    labels : numpy.ndarray of int64, shape (N,)
+        Of all images.
+    half : numpy.ndarray of uint8, shape (n_val,), or None
+        From `datasets.halve`; None leaves the cross-fitted predictions out, as earlier versions do.
+    evaluations : mapping
+        Of `val` and `test` at the best epoch; `test` may be None.
+    of_halves : sequence of Evaluation or None
+        Of the validation part, by the models that score half 0 and half 1; None where it is that of the best epoch.
+    """
+    first = evaluations["val"]
+    assert first is not None
+    nothing = Evaluation(0.0, first.confusion, first.predicted[:0], first.log_probs[:0])
+    val, test = (
+        _part(split_part, labels, evaluations[part] or nothing)
+        for part, split_part in (("val", split.val), ("test", split.test))
+    )
+    assert val.log_probs is not None
+    if half is None:
+        return Predictions(val, test)
+    log_probs = val.log_probs.copy()
+    for number, result in enumerate(of_halves):
+        if result is not None:
+            log_probs[half == number] = result.log_probs.cpu().numpy()[half == number]
+    other = np.array([result is not None for result in of_halves])
+    return Predictions(val, test, of_classes(val.index, val.true, log_probs), half, other)
+
+
+def _part(index: np.ndarray, labels: np.ndarray, result: Evaluation) -> PartPredictions:
+    arrays = (each.cpu().numpy() for each in (result.predicted, result.probability, result.log_probs))
+    return PartPredictions(index, labels[index], *arrays)
 
 
 def write_files(
@@ -103,14 +156,14 @@ def write_files(
     checkpoint: Checkpoint,
     history: Sequence[Mapping[str, Any]],
     results: Mapping[str, Evaluation | None],
+    predictions: Predictions,
 ) -> None:
     """Write checkpoint, history, split, predictions, confusion matrices and the worst mistakes to a folder."""
     from analysis import figures  # late: matplotlib takes half a second, and the first epoch comes first
 
-    predictions = predictions_of(split, data.labels, results)
     confusions = {part: result.confusion for part, result in results.items() if result}
     checkpoint.save(folder / keys.CHECKPOINT)
-    np.savez_compressed(folder / keys.PREDICTIONS, **predictions)  # type: ignore[arg-type]
+    predictions.write(folder / keys.PREDICTIONS)
     np.savez_compressed(folder / keys.SPLIT, train=split.train, val=split.val, test=split.test)
     numbers = {"classes": data.classes, **{part: counts.tolist() for part, counts in confusions.items()}}
     # the loss follows from no file but the checkpoint, and from that not everywhere to the last bit
@@ -118,7 +171,10 @@ def write_files(
     (folder / keys.CONFUSION).write_text(json.dumps(numbers), encoding="utf-8")
     (folder / keys.HISTORY).write_text(json.dumps(history), encoding="utf-8")
     part = "test" if "test" in confusions else "val"
-    of_part = pd.DataFrame({key: predictions[f"{part}_{key}"] for key in ("index", "true", "pred", "prob")})
+    shown = predictions.test if part == "test" else predictions.val
+    of_part = pd.DataFrame(
+        {"index": shown.index, "true": shown.true, "pred": shown.predicted, "prob": shown.probability}
+    )
     worst = figures.most_confused(of_part)["index"].to_numpy()
     np.savez_compressed(folder / keys.THUMBNAILS, index=worst, pixels=thumbnails(data, worst))
     title = f"{checkpoint.model}, {'test' if part == 'test' else 'validation'} part, epoch {checkpoint.epoch}"

@@ -15,14 +15,14 @@ from torch import nn
 
 import models
 import tracking
-from datasets import Split
 from experiments.jobs import progress, results
 from experiments.jobs.job import Job, JobContext, Result, model_arguments
 from experiments.jobs.recorder import History, Recorder, Trained
 from experiments.provenance import fingerprint, sources
 from experiments.training import hardware
 from experiments.training.baselines import fit_baseline
-from experiments.training.evaluation import Evaluation, evaluate_test
+from experiments.training.cross_fitting import SCORES_HALF, WHOLE, Snapshot
+from experiments.training.evaluation import evaluate_test
 from experiments.training.fit import TrainingDivergedError, fit
 from experiments.training.images import DeviceImages
 from experiments.training.state import TrainingState, initialise, seed_of_split
@@ -145,25 +145,33 @@ class Worker:
         arguments = model_arguments(self.context.data)
         with contextlib.ExitStack() as open_run:
             child = open_run.enter_context(tracking.child_run(self.recorder.store, claimed))
-            seed = seed_of_split(config.train_seed, job.number)
+            seed = seed_of_split(config.train_seed, job.number, job.replicate or 0)
             model = initialise(lambda: models.build(name, **arguments), seed, config.device)
             self._refuse_other_source(job, model)
             with progress.SplitBar(job.title, config.epochs) as bar:
                 if isinstance(model, LayerStack) and name in models.BASELINES:
-                    history, best = self._fit_baseline(name, model, job, child)
+                    history, chosen = self._fit_baseline(name, model, job, child)
                     bar.update(history)
                 else:
                     state = self._begin(name, model, job, seed)
                     model = state.model
-                    history, best = self._fit(state, job.split, claimed, child, bar)
+                    history, chosen = self._fit(state, job, claimed, child, bar)
                 mean, std = self.images.normalisation(job.split.train)
                 test = evaluate_test(model, self.images, job.split, mean, std, config.precision)
-                best_epoch = results.best_entry(history)["epoch"]
-                scores = progress.scores(best_epoch, best, test)
+                best = chosen[WHOLE]
+                scores = progress.scores(best.epoch, best.val, test)
                 bar.finish(scores)
-            weights = {key: value.cpu() for key, value in model.state_dict().items()}
-            checkpoint = Checkpoint(name, arguments, best_epoch, best.loss, mean.cpu(), std.cpu(), weights)
-            trained = Trained(checkpoint, history, {"val": best.on_host(), "test": test}, scores)
+            weights = {id(each): {key: value.cpu() for key, value in each.weights.items()} for each in chosen}
+            of_halves = tuple(
+                None if each is best else (each.epoch, weights[id(each)]) for each in (chosen[h] for h in SCORES_HALF)
+            )
+            checkpoint = Checkpoint(
+                name, arguments, best.epoch, best.val.loss, mean.cpu(), std.cpu(), weights[id(best)], of_halves
+            )
+            evaluations = {"val": best.val.on_host(), "test": test}
+            halves = [chosen[h].val if chosen[h] is not best else None for h in SCORES_HALF]
+            predictions = results.predictions_of(job.split, self.context.data.labels, job.half, evaluations, halves)
+            trained = Trained(checkpoint, history, evaluations, predictions, scores)
             return Attempt(job, claimed, trained=trained, child=child, open_run=open_run.pop_all())
 
     def _refuse_other_source(self, job: Job, model: nn.Module) -> None:
@@ -185,17 +193,17 @@ class Worker:
         self._state = name, state
         return state
 
-    def _fit_baseline(self, name: str, model: LayerStack, job: Job, child: Run) -> tuple[History, Evaluation]:
-        """Fit a baseline; return its history of one epoch, and its evaluation of the validation part."""
-        record = fit_baseline(name, model, self.images, job.split, job.config.precision)
+    def _fit_baseline(self, name: str, model: LayerStack, job: Job, child: Run) -> tuple[History, list[Snapshot]]:
+        """Fit a baseline; return its history of one epoch, and what the validation part and its halves chose."""
+        record, chosen = fit_baseline(name, model, self.images, job.split, job.config.precision, job.half)
         history = [results.epoch_entry(record)]
         child.log_epochs(history)
-        return history, record.val
+        return history, chosen
 
     def _fit(
-        self, state: TrainingState, split: Split, claimed: Claim, child: Run, bar: progress.SplitBar
-    ) -> tuple[History, Evaluation]:
-        """Train a network to its end; return history and best validation.
+        self, state: TrainingState, job: Job, claimed: Claim, child: Run, bar: progress.SplitBar
+    ) -> tuple[History, list[Snapshot]]:
+        """Train a network to its end; return its history, and what the validation part and its halves chose.
 
         The state is saved and epochs are logged as they end; short epochs several at once. After a kill the training
         goes on from the last save.
@@ -206,14 +214,13 @@ class Worker:
             state.load_state_dict(claimed.saved["state"])
             bar.update(history)
         due = time.monotonic()
-        for record in fit(state, self.images, split):
+        for record in fit(state, self.images, job.split, job.half):
             history.append(results.epoch_entry(record))
             if state.is_done or time.monotonic() >= due:
                 due = self._save(claimed, history, state.state_dict(), child)
             bar.update(history)
         child.log_epochs(history)
-        assert state.best is not None  # the first finite loss is the best so far, and fit raises on any other
-        return history, state.best
+        return history, state.chosen
 
     @staticmethod
     def _save(claimed: Claim, history: History, state: Mapping[str, Any], child: Run) -> float:

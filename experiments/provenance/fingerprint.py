@@ -19,6 +19,7 @@ from experiments.provenance import definitions
 from experiments.provenance.definitions import Definition
 from experiments.provenance.sources import ROOT
 from models import BASELINES
+from tracking.keys import has_open_end
 
 SHARED = (  # train and score every model; splits and images have digests of their own
     Definition("experiments.training.fit", "fit"),
@@ -83,9 +84,24 @@ def _is_boundary(definition: Definition) -> bool:
 
 
 def configuration_fingerprint(params: Mapping[str, Any], dataset_digest: str, source: str) -> str:
-    """Digest of everything that a parent's splits share; which of several GPUs computed stays out of it."""
+    """Digest of everything that a parent's splits share; which of several GPUs computed stays out of it.
+
+    So does the number of holdouts: the first ones stay as they are when there are more.
+    """
     settings = {**params, "device": str(params["device"]).split(":")[0]}
+    if has_open_end(str(params["protocol"])):
+        del settings["n_splits"]
     return digest([settings, dataset_digest, source])
+
+
+def earlier_configuration_fingerprint(params: Mapping[str, Any], dataset_digest: str, source: str) -> str:
+    """The digest of earlier versions, which took in the number of holdouts."""
+    return digest([{**params, "device": str(params["device"]).split(":")[0]}, dataset_digest, source])
+
+
+def split_fingerprint(configuration: str, number: int, split_hash: str, replicate: int = 0) -> str:
+    """Digest of everything that decides a run's result; `configuration` is its parent's."""
+    return digest([configuration, number, split_hash, *([replicate] if replicate else [])])
 
 
 @cache

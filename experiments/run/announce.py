@@ -22,7 +22,7 @@ def announce(plan: Plan, store: Store) -> None:
     baselines = [model.card.name for model in plan.models if model.card.name in BASELINES]
     # forward and backward of a training image cost three times a forward pass
     passes = (3 * len(first.train) + len(first.val)) * config.epochs * len(chosen)
-    macs = sum(model.card.macs for model in networks) * passes
+    macs = sum(model.card.macs for model in networks) * passes * request.seeds
     seeds = sorted({config.split_seed, config.train_seed})
     of_what = f"seed {seeds[0]}" if len(seeds) == 1 else f"split seed {config.split_seed}, seed {config.train_seed}"
     console.print(f"[bold]{task.name}[/bold]  {task.question}")
@@ -37,7 +37,8 @@ def announce(plan: Plan, store: Store) -> None:
         f"{'augmented' if config.augment else 'not augmented'}, {of_what}",
         "hardware": f"{config.device}, {config.precision}, {count(concurrency.threads, 'thread')} a job",
         "jobs": concurrency.why or f"{concurrency.at_once} at once",
-        "work": f"{count(len(networks), 'model')} x {count(len(chosen), 'split')} x up to "
+        "work": f"{count(len(networks), 'model')} x {count(len(chosen), 'split')} x "
+        f"{f'{request.seeds} seeds x ' if request.seeds > 1 else ''}up to "
         f"{count(config.epochs, 'epoch')}, at most {macs / 1e12:,.3g} T multiply-accumulates",
         "store": store.label,
     }

@@ -14,7 +14,19 @@ from datasets.names import readable_name
 from experiments.task import Task
 from tracking import Store
 from tracking.commands import script_tasks
-from tracking.keys import BASELINES, EPOCH_METRICS, FINAL_METRICS, HIGH, LOW, MEAN, SAMPLE, SD, SEEDS, SUMMARY_METRICS
+from tracking.keys import (
+    BASELINES,
+    EPOCH_METRICS,
+    FINAL_METRICS,
+    HIGH,
+    LOW,
+    MEAN,
+    SAMPLE,
+    SD,
+    SEEDS,
+    SUMMARY_METRICS,
+    has_open_end,
+)
 
 FOLDER = "folder"  # tag of the experiment of a folder that is a task of its own
 OF_THE_MACHINE = ("device", "precision")  # settings that follow from it
@@ -22,7 +34,9 @@ OF_THE_MACHINE = ("device", "precision")  # settings that follow from it
 
 def parent_name(task: Task, params: Mapping[str, Any]) -> str:
     """Name a parent run: its model, and which settings are not the task's own, such as "lenet5, sample, 2 splits"."""
-    usual = {"n_splits": task.protocol.n_splits, "epochs": task.training.epochs, **dataclasses.asdict(task.training)}
+    usual = {"epochs": task.training.epochs, **dataclasses.asdict(task.training)}
+    if not has_open_end(task.protocol.name):  # else more splits may follow
+        usual = {"n_splits": task.protocol.n_splits, **usual}
     if "seed" in params:  # one number for both
         usual = {key: value for key, value in usual.items() if key not in SEEDS} | {"seed": task.training.train_seed}
     dataset = params["dataset"]

@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,11 +19,19 @@ from experiments.request import Request
 from experiments.run.descriptions import parent_name
 from experiments.task import TaskError
 from experiments.training import hardware
-from models import ModelCard, ModelError
+from models import BASELINES, ModelCard, ModelError
 from tracking import Store, TrainingConfig
 from tracking.store import host
 
 OF_THE_CLIENT = ("MLFLOW_", "AWS_", "PG")  # variables that tell the store's client how to get in
+
+
+class Drawn(NamedTuple):
+    """A split that is to be run."""
+
+    number: int  # from 0
+    split: Split
+    half: np.ndarray  # from `datasets.halve`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +94,16 @@ def make_plan(request: Request) -> Plan:
     loads = [
         Load(card, min(request.training.get(name, request.config).batch_size, len(splits[number].train)))
         for name, card in cards.items()
-        for number in request.splits
+        for number in request.splits * (1 if name in BASELINES else request.seeds)
     ]
     if not loads:
         raise TaskError("; ".join(unusable))
     concurrency = decide(request.jobs, request.threads, request.config.device, loads, on_cluster=cluster is not None)
-    planned = [_plan_model(request, card, data, splits, concurrency.threads) for card in cards.values()]
+    drawn = [
+        Drawn(number, splits[number], datasets.halve(splits[number].val, data.labels, groups))
+        for number in request.splits
+    ]
+    planned = [_plan_model(request, card, data, drawn, concurrency.threads) for card in cards.values()]
     if edited := sources.changed_on_disk(sources.TEXTS):
         raise TaskError(f"{', '.join(edited)} changed while the command was starting; run it again")
     return Plan(request, data, groups, splits, planned, unusable, concurrency, cluster, uri)
@@ -126,7 +138,7 @@ def _describe(request: Request, data: ImageData) -> tuple[dict[str, ModelCard], 
     return cards, unusable
 
 
-def _plan_model(request: Request, card: ModelCard, data: ImageData, splits: list[Split], threads: int) -> ModelPlan:
+def _plan_model(request: Request, card: ModelCard, data: ImageData, drawn: Sequence[Drawn], threads: int) -> ModelPlan:
     config = request.training.get(card.name, request.config)
     protocol = request.protocol_task.protocol
     seeds = {config.split_seed, config.train_seed}
@@ -152,21 +164,25 @@ def _plan_model(request: Request, card: ModelCard, data: ImageData, splits: list
         "git_commit": fingerprint.git_commit(),
         "versions": fingerprint.versions(),
     }
-    jobs = tuple(_make_job(card, config, splits[number], number, params, tags) for number in request.splits)
+    # a baseline draws no numbers; all splits once before any of them a second time
+    replicates = range(request.seeds) if request.seeds > 1 and card.name not in BASELINES else [None]
+    jobs = tuple(_make_job(card, config, each, replicate, params, tags) for replicate in replicates for each in drawn)
     return ModelPlan(card, config, parent_name(request.task, params), params, tags, jobs)
 
 
 def _make_job(
     card: ModelCard,
     config: TrainingConfig,
-    split: Split,
-    number: int,
+    drawn: Drawn,
+    replicate: int | None,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> Job:
-    """Add a split's own params and tags to those that it shares with its parent."""
+    """Add a split's own params and tags to those that it shares with its parent; `replicate` is None if it is alone."""
+    split = drawn.split
     hashed = fingerprint.split_hash(split)
     sizes = {"n_train": len(split.train), "n_val": len(split.val), "n_test": len(split.test)}
-    own_fingerprint = fingerprint.digest([tags["fingerprint"], number, hashed])
+    numbers = {"split": drawn.number} | ({} if replicate is None else {"replicate": replicate})
+    own_fingerprint = fingerprint.split_fingerprint(tags["fingerprint"], drawn.number, hashed, replicate or 0)
     own_tags = {**tags, "split_hash": hashed, "fingerprint": own_fingerprint}
-    return Job(card, config, number, split, {**params, "split": number, **sizes}, own_tags)
+    return Job(card, config, drawn.number, split, drawn.half, {**params, **numbers, **sizes}, own_tags, replicate)

@@ -27,7 +27,12 @@ class Evaluation:
     loss: float  # mean cross-entropy, in nats
     confusion: np.ndarray  # int64, shape (K, K): counts; rows are true classes
     predicted: Tensor  # int64, shape (n,), on the device, in the order of the indices
-    probability: Tensor  # float32, shape (n,), of the predicted class
+    log_probs: Tensor  # float32, shape (n, K): log-probabilities of all classes
+
+    @property
+    def probability(self) -> Tensor:
+        """Probability of the predicted class: float32, shape (n,)."""
+        return self.log_probs.gather(1, self.predicted[:, None])[:, 0].exp()
 
     def scores(self) -> dict[str, float]:
         """The scores by name, as they are registered."""
@@ -35,7 +40,7 @@ class Evaluation:
 
     def on_host(self) -> "Evaluation":
         """The same, with all tensors in the host's memory."""
-        return Evaluation(self.loss, self.confusion, self.predicted.cpu(), self.probability.cpu())
+        return Evaluation(self.loss, self.confusion, self.predicted.cpu(), self.log_probs.cpu())
 
 
 SCORERS: dict[str, Callable[[Evaluation], float]] = {
@@ -50,16 +55,16 @@ if missing := SCORES.keys() ^ SCORERS.keys():
 
 @dataclass(frozen=True)
 class Pass:
-    """An evaluation before it is read back: sum of losses, flat confusion counts, predictions, probabilities."""
+    """An evaluation before it is read back: sum of losses, flat confusion counts, predictions, log-probabilities."""
 
     loss: Tensor
     confusion: Tensor
     predicted: Tensor
-    probability: Tensor
+    log_probs: Tensor
 
     def clone(self) -> "Pass":
         """Copy of all four."""
-        return Pass(self.loss.clone(), self.confusion.clone(), self.predicted.clone(), self.probability.clone())
+        return Pass(self.loss.clone(), self.confusion.clone(), self.predicted.clone(), self.log_probs.clone())
 
 
 @torch.inference_mode()
@@ -79,14 +84,14 @@ def evaluate_on_device(model: nn.Module, part: Part) -> Pass:
         closest = (first - second).topk(math.ceil(len(part) / close_calls(model)), largest=False).indices
         for positions in torch.split(closest, size):
             logits[positions] = network(part.exact(positions))
-    log_probability = logits.log_softmax(1)
-    highest, predicted = log_probability.max(1)
+    log_probs = logits.log_softmax(1)
+    predicted = log_probs.argmax(1)
     y, classes = part.labels, logits.shape[1]
-    loss = -log_probability.gather(1, y[:, None]).sum(dtype=torch.float64)
+    loss = -log_probs.gather(1, y[:, None]).sum(dtype=torch.float64)
     # not bincount, which waits for the device to learn its output's size
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=y.device)
     confusion.scatter_add_(0, y * classes + predicted, torch.ones_like(y))
-    return Pass(loss, confusion, predicted, highest.exp())
+    return Pass(loss, confusion, predicted, log_probs)
 
 
 def read_back(totals: Tensor, result: Pass) -> tuple[list[float], Evaluation]:
@@ -95,7 +100,7 @@ def read_back(totals: Tensor, result: Pass) -> tuple[list[float], Evaluation]:
     *first, loss = numbers[: len(totals) + 1]
     side = math.isqrt(len(result.confusion))
     confusion = np.array(numbers[len(totals) + 1 :], dtype=np.int64).reshape(side, side)
-    return first, Evaluation(loss / int(confusion.sum()), confusion, result.predicted, result.probability)
+    return first, Evaluation(loss / int(confusion.sum()), confusion, result.predicted, result.log_probs)
 
 
 def evaluate(

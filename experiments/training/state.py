@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.training import hardware
+from experiments.training.cross_fitting import SCORES_HALF, WHOLE, Snapshot, by_place
 from experiments.training.cuda_graphs import RecordedGradients, RecordedValidation
 from experiments.training.evaluation import DTYPES, Evaluation, Pass, evaluate_on_device
 from experiments.training.images import DeviceImages, Part
@@ -31,9 +33,10 @@ class AdamW(torch.optim.AdamW):
     load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
 
 
-def seed_of_split(train_seed: int, number: int) -> int:
+def seed_of_split(train_seed: int, number: int, replicate: int = 0) -> int:
     """Seed of weights, batches and augmentation of one split; all models share it, so they see the same batches."""
-    return int(np.random.SeedSequence([train_seed, number]).generate_state(1)[0])
+    # the first replicate has the seed of a split that is trained once
+    return int(np.random.SeedSequence([train_seed, number, replicate][: 3 if replicate else 2]).generate_state(1)[0])
 
 
 def initialise(build: Callable[[], Network], seed: int, device: str) -> Network:
@@ -79,9 +82,10 @@ class TrainingState:
         self.optimizer = AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.epoch = self.best_epoch = 0  # epochs done, and the one with the lowest validation loss
-        self.best: Evaluation | None = None  # of the validation part after the best epoch
-        self.best_weights = clone_state(self.model)
+        self.epoch = 0  # epochs done
+        # after the first epoch: the best by the whole validation part; those that score half 0 and half 1
+        self.chosen: list[Snapshot] = []
+        self.lowest = [math.inf] * (1 + len(SCORES_HALF))  # loss that chose each of them
 
     def restart(self, model: nn.Module, seed: int) -> None:
         """Begin another split with the weights of a model of the same kind; recordings on a GPU stay valid."""
@@ -153,6 +157,21 @@ class TrainingState:
         with torch.no_grad():
             return torch.stack([loss * len(y), (logits.argmax(1) == y).sum()]).double()
 
+    def choose(self, val: Evaluation, half_losses: tuple[float, float]) -> bool:
+        """Keep the model as it is now wherever it has the lowest loss so far; return whether it is the best."""
+        better = [loss < low for loss, low in zip(by_place(val.loss, half_losses), self.lowest, strict=True)]
+        if any(better):
+            now = Snapshot(self.epoch, val, clone_state(self.model))
+            former = self.chosen or [now] * len(better)
+            self.chosen = [now if is_better else kept for is_better, kept in zip(better, former, strict=True)]
+            self.lowest = [min(pair) for pair in zip(by_place(val.loss, half_losses), self.lowest, strict=True)]
+        return better[WHOLE]
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the lowest validation loss; 0 before the first."""
+        return self.chosen[WHOLE].epoch if self.chosen else 0
+
     @property
     def is_done(self) -> bool:
         """Whether all epochs are done, or `patience` of them have not lowered the validation loss."""
@@ -164,9 +183,15 @@ class TrainingState:
         generators = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
-        best = self.best and {**vars(self.best), "confusion": torch.from_numpy(self.best.confusion)}
-        epochs = {"epoch": self.epoch, "best_epoch": self.best_epoch}
-        return {**parts, **generators, **epochs, "best": best, "best_weights": self.best_weights}
+        snapshots = {
+            each.epoch: {
+                "val": {**vars(each.val), "confusion": torch.from_numpy(each.val.confusion)},
+                "weights": each.weights,
+            }
+            for each in self.chosen
+        }
+        choice = {"snapshots": snapshots, "chosen": [each.epoch for each in self.chosen], "lowest": self.lowest}
+        return {**parts, **generators, **choice, "epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there; tensors may lie on another device."""
@@ -176,10 +201,13 @@ class TrainingState:
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
-        self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
-        best = state["best"]
-        self.best = Evaluation(**{**best, "confusion": best["confusion"].numpy()}) if best else None
-        self.best_weights = {key: value.to(self.device) for key, value in state["best_weights"].items()}
+        snapshots = {}
+        for epoch, kept in state["snapshots"].items():
+            val = Evaluation(**{**kept["val"], "confusion": kept["val"]["confusion"].numpy()})
+            weights = {key: value.to(self.device) for key, value in kept["weights"].items()}
+            snapshots[epoch] = Snapshot(epoch, val, weights)
+        self.chosen = [snapshots[epoch] for epoch in state["chosen"]]
+        self.epoch, self.lowest = state["epoch"], list(state["lowest"])
 
 
 _STATEFUL = ("model", "optimizer", "schedule", "scaler")  # attributes with a state_dict of their own

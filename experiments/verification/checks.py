@@ -9,31 +9,38 @@ import itertools
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
+from torch import Tensor
 
+import datasets
 from experiments.jobs import results
 from experiments.jobs.progress import count
 from experiments.provenance import fingerprint
 from experiments.training import hardware
+from experiments.training.cross_fitting import evaluation_of
 from experiments.training.evaluation import Evaluation, evaluate
 from experiments.verification.material import Material
 from experiments.verification.stored_run import Record, SplitRecord
 from tracking import StoreError, keys
+from tracking.predictions import PartPredictions, Predictions
 from tracking.scores import SCORES
 from tracking.store import StoreAwayError
 
+ROUNDING = 1e-6  # nats, of a loss that was summed up on a device, and from the stored probabilities
+NO_FILE = f"since {keys.PREDICTIONS} has no probabilities"
 LOSS_TOLERANCE = 1e-3  # nats, if the bits need not be the same
 AGREEMENT = 0.999  # of the predictions, likewise
 FILES = (
     keys.CHECKPOINT, keys.CONFUSION, keys.CONFUSION_FIGURE, keys.HISTORY, keys.PREDICTIONS, keys.SPLIT, keys.THUMBNAILS
 )  # fmt: skip
-NEEDED_PARAMS = tuple(key for key in keys.PARAMS if key not in ("seed", *keys.SEEDS))
+NEEDED_PARAMS = tuple(key for key in keys.PARAMS if key not in ("seed", "replicate", *keys.SEEDS))
 NEEDED_TAGS = ("task", "fingerprint", "split_hash", "dataset_digest", "source_digest", "hardware", "versions")
-SCORED = {"val": "best_val", "test": "test"}  # part of the predictions: prefix of its scores
+SCORED = {"val": "best_val", "cross_val": "cross_val", "test": "test"}  # part of the predictions: prefix of its scores
 
 
 def check_run(run: SplitRecord, parent: Record, material: Material | None) -> None:
@@ -86,13 +93,19 @@ def _check_files(run: SplitRecord) -> None:
 def _check_params(run: SplitRecord, parent: Record) -> None:
     """Compare the params with the parent's and with the fingerprint, which is a digest of them all."""
     shared = {key: value for key, value in run.params.items() if key not in keys.CHILD_PARAMS}
-    for key in shared.keys() - {"device"}:  # of several GPUs, another one may have begun
+    # of several GPUs, another one may have begun; and with fewer holdouts
+    may_differ = {"device"} | ({"n_splits"} if keys.has_open_end(run.params["protocol"]) else set())
+    for key in shared.keys() - may_differ:
         if run.texts[key] != parent.texts.get(key):
             run.findings.differ(f"{key} is {run.texts[key]}, in its parent run {parent.texts.get(key, 'missing')}")
     tags = run.tags
-    configuration = fingerprint.configuration_fingerprint(shared, tags["dataset_digest"], tags["source_digest"])
-    own = fingerprint.digest([configuration, run.params["split"], tags["split_hash"]])
-    if tags["fingerprint"] != own or parent.tags.get("fingerprint") != configuration:
+    numbers = run.params["split"], tags["split_hash"], run.params.get("replicate", 0)
+    for digest in (fingerprint.configuration_fingerprint, fingerprint.earlier_configuration_fingerprint):
+        configuration = digest(shared, tags["dataset_digest"], tags["source_digest"])
+        own = fingerprint.split_fingerprint(configuration, *numbers)
+        if tags["fingerprint"] == own and parent.tags.get("fingerprint") == configuration:
+            break
+    else:
         run.findings.differ("fingerprint does not follow from params, data, source and split: one of them was changed")
     if run.datasets != [tags["dataset_digest"][:36]]:
         run.findings.differ("the data set that was entered has another digest than dataset_digest")
@@ -133,7 +146,7 @@ def _check_epochs(run: SplitRecord) -> None:
 
 def _check_final_metrics(run: SplitRecord) -> None:
     """Compare the final metrics that follow from the history; and that there are no others than expected."""
-    derived = results.final_metrics(run.history, None, run.split, {})
+    derived = results.final_metrics(run.history, None, {}, run.split, {})
     for key, value in derived.items():
         run.findings.compare(key, run.metrics.get(key), value, f"from {keys.HISTORY}")
     for key in run.metrics.keys() - keys.EPOCH_METRICS.keys() - keys.FINAL_METRICS.keys():
@@ -149,23 +162,55 @@ def _check_final_metrics(run: SplitRecord) -> None:
 def _check_predictions(run: SplitRecord) -> None:
     """Compare the predictions' images with the split, their counts with the file, their scores with the database."""
     classes = len(run.confusions["classes"])
-    for part, prefix in SCORED.items():
-        index, true, predicted = (run.predictions[f"{part}_{key}"] for key in ("index", "true", "pred"))
-        name = f"{part}_index in {keys.PREDICTIONS}"
-        run.findings.compare_arrays(name, index, getattr(run.split, part), f"of {part} in {keys.SPLIT}")
-        if any(((labels < 0) | (labels >= classes)).any() for labels in (true, predicted)):
-            run.findings.differ(f"{part} in {keys.PREDICTIONS} has labels that are no class")
+    for name, prefix in SCORED.items():
+        part = run.predictions.part(name)
+        if part is None:
+            for score in SCORES:  # of an earlier version
+                run.findings.compare(f"{prefix}/{score}", run.metrics.get(f"{prefix}/{score}"), None, NO_FILE)
             continue
-        counts = confusion_matrix(true, predicted, labels=range(classes)) if len(true) else None
-        if run.confusions.get(part) != (None if counts is None else counts.tolist()):
-            run.findings.differ(f"the counts of {part} in {keys.CONFUSION} are not those of {keys.PREDICTIONS}")
+        of_split = name.removeprefix("cross_")
+        run.findings.compare_arrays(
+            f"{name}_index in {keys.PREDICTIONS}",
+            part.index,
+            getattr(run.split, of_split),
+            f"of {of_split} in {keys.SPLIT}",
+        )
+        if any(((labels < 0) | (labels >= classes)).any() for labels in (part.true, part.predicted)):
+            run.findings.differ(f"{name} in {keys.PREDICTIONS} has labels that are no class")
+            continue
+        if part.log_probs is not None and part.log_probs.shape[1] != classes:
+            run.findings.differ(f"{name} in {keys.PREDICTIONS} has probabilities of {part.log_probs.shape[1]} classes")
+            continue
+        counts = confusion_matrix(part.true, part.predicted, labels=range(classes)) if len(part) else None
+        if name != "cross_val" and run.confusions.get(name) != (None if counts is None else counts.tolist()):
+            run.findings.differ(f"the counts of {name} in {keys.CONFUSION} are not those of {keys.PREDICTIONS}")
         if counts is None:
             continue
-        loss = run.confusions.get("loss", {}).get(part, run.metrics.get(f"{prefix}/loss"))  # older files have none
-        scores = Evaluation(loss, counts, torch.from_numpy(predicted), torch.empty(0)).scores()
-        for score, value in scores.items():
-            key, source = f"{prefix}/{score}", keys.CONFUSION if score == "loss" else keys.PREDICTIONS
-            run.findings.compare(key, run.metrics.get(key), value, f"from {source}")
+        _check_probabilities(run, name, part)
+        loss, source = _stored_loss(run, name, part)
+        none = torch.empty(0)
+        for score, value in Evaluation(loss, counts, none, none).scores().items():
+            key, origin = f"{prefix}/{score}", source if score == "loss" else keys.PREDICTIONS
+            run.findings.compare(key, run.metrics.get(key), value, f"from {origin}")
+
+
+def _check_probabilities(run: SplitRecord, name: str, part: PartPredictions) -> None:
+    """Compare the predicted classes, and the loss, with the probabilities of all classes."""
+    if part.log_probs is None:
+        return
+    if n := int((part.log_probs.argmax(1) != part.predicted).sum()):
+        run.findings.differ(f"{count(n, 'predicted class')} of {name} in {keys.PREDICTIONS} are not the likeliest")
+    if name != "cross_val":
+        key = f"{SCORED[name]}/loss"
+        run.findings.compare(key, run.metrics.get(key), part.loss, f"from {keys.PREDICTIONS}", ROUNDING)
+
+
+def _stored_loss(run: SplitRecord, name: str, part: PartPredictions) -> tuple[float, str]:
+    """The loss of a part and where it is from: that of `val` and `test` was summed up on the device."""
+    if name == "cross_val":
+        return part.loss, keys.PREDICTIONS
+    stored = run.confusions.get("loss", {})  # older files have none
+    return stored.get(name, run.metrics.get(f"{SCORED[name]}/loss")), keys.CONFUSION
 
 
 def _check_checkpoint(run: SplitRecord) -> None:
@@ -178,6 +223,12 @@ def _check_checkpoint(run: SplitRecord) -> None:
         run.findings.compare(key, run.metrics.get(key), derived, source)
     for key, derived in (("parameters", card.parameters), ("macs", card.macs)):
         run.findings.compare(key, run.params[key], derived, f"of the model {source}")
+    if checkpoint.of_halves and all("half_losses" in entry for entry in run.history):
+        stored = [checkpoint.epoch if each is None else each[0] for each in checkpoint.of_halves]
+        if stored != list(results.epochs_of_halves(run.history)):
+            run.findings.differ(
+                f"the epochs of the halves {source} are not those with the lowest losses in {keys.HISTORY}"
+            )
 
 
 def _check_protocol(run: SplitRecord, material: Material) -> None:
@@ -210,39 +261,63 @@ def _check_model(run: SplitRecord, material: Material) -> None:
     for name, moment in zip(("mean", "std"), material.images.normalisation(split.train), strict=True):
         stored, source = getattr(checkpoint, name), "that follow from the training images"
         findings.compare_arrays(f"{name} in {keys.CHECKPOINT}", stored.numpy(), moment.cpu().numpy(), source)
-    evaluations = _evaluate(run, material)
     exact = findings.exact = _same_bits(run, material.device)
     findings.predictions = len(split.val) + len(split.test)
+    derived = _predict(run, material)
     source = f"from {keys.CHECKPOINT}"
-    for part, result in evaluations.items():
-        for score, value in result.scores().items() if result else ():
+    for name, prefix in SCORED.items():
+        evaluation = derived.evaluations.get(name)
+        for score, value in evaluation.scores().items() if evaluation else ():
             if exact or score == "loss":
-                key = f"{SCORED[part]}/{score}"
+                key = f"{prefix}/{score}"
                 findings.compare(key, run.metrics.get(key), value, source, 0 if exact else LOSS_TOLERANCE)
-    for name, derived in results.predictions_of(split, material.data.labels, evaluations).items():
+    stored, arrays = run.predictions.arrays(), derived.predictions.arrays()
+    for name in stored.keys() - arrays.keys():
+        findings.differ(f"{name} in {keys.PREDICTIONS} does not follow {source}")
+    for name, array in arrays.items():
+        if name not in stored:
+            continue  # of an earlier version
         # no tolerance is set for probabilities: the loss speaks for them
-        agreement = 1 if exact else {"pred": AGREEMENT, "prob": 0}.get(name.split("_")[1], 1)
-        findings.compare_arrays(f"{name} in {keys.PREDICTIONS}", run.predictions[name], derived, source, agreement)
+        agreement = 1 if exact else {"pred": AGREEMENT, "prob": 0, "probs": 0}.get(name.rpartition("_")[2], 1)
+        findings.compare_arrays(f"{name} in {keys.PREDICTIONS}", stored[name], array, source, agreement)
 
 
-def _evaluate(run: SplitRecord, material: Material) -> dict[str, Evaluation | None]:
+class _Derived(NamedTuple):
+    """What the models of a checkpoint say of a run's images."""
+
+    evaluations: dict[str, Evaluation | None]  # of the parts in `SCORED`
+    predictions: Predictions
+
+
+def _predict(run: SplitRecord, material: Material) -> _Derived:
     """Evaluate as the run did: its precision, its normalisation, its number of threads."""
     checkpoint, _, model = run.rebuilt
-    precision = run.params["precision"]
     threads = torch.get_num_threads()
     mean, std = checkpoint.mean.to(material.device), checkpoint.std.to(material.device)
+
+    def evaluate_on(indices: np.ndarray, weights: Mapping[str, Tensor]) -> Evaluation:
+        model.load_state_dict(weights)
+        return evaluate(model, material.images, indices, mean, std, run.params["precision"]).on_host()
+
     try:
         if _has_threads(run.params["threads"]):
             torch.set_num_threads(run.params["threads"])
         model.to(device=material.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return {
-            part: evaluate(model, material.images, indices, mean, std, precision) if len(indices) else None
+        of_halves = [each and evaluate_on(run.split.val, each[1]) for each in checkpoint.of_halves]
+        evaluations = {
+            part: evaluate_on(indices, checkpoint.state_dict) if len(indices) else None
             for part, indices in (("val", run.split.val), ("test", run.split.test))
         }
     except RuntimeError as error:  # images of another size, a device without memory
         raise StoreError(f"its model cannot be evaluated: {' '.join(str(error).split())[:200]}") from None
     finally:
         torch.set_num_threads(threads)
+    labels = material.data.labels
+    half = datasets.halve(run.split.val, labels, material.groups) if checkpoint.of_halves else None
+    predictions = results.predictions_of(run.split, labels, half, evaluations, of_halves)
+    if predictions.cross_val is not None:
+        evaluations["cross_val"] = evaluation_of(predictions.cross_val)
+    return _Derived(evaluations, predictions)
 
 
 def _has_threads(count: int) -> bool:

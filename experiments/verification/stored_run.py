@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 import analysis
-from analysis.query import PREDICTED_PARTS, PREDICTION_TYPES
 from datasets import Split
 from experiments.jobs import results
 from experiments.jobs.results import Rebuilt, rebuild
 from tracking import Store, StoreError, keys
+from tracking.predictions import Predictions
 
 T = TypeVar("T")
 
@@ -101,9 +101,9 @@ class SplitRecord(Record):
         return self._read(keys.SPLIT, _read_split)
 
     @functools.cached_property
-    def predictions(self) -> dict[str, np.ndarray]:
-        """Arrays as `results.predictions_of` makes them."""
-        return self._read(keys.PREDICTIONS, _read_predictions)
+    def predictions(self) -> Predictions:
+        """Predictions as `results.predictions_of` makes them."""
+        return self._read(keys.PREDICTIONS, Predictions.read)
 
     @functools.cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -127,19 +127,6 @@ def _read_split(path: Path) -> Split:
     if any(indices.dtype != np.int64 or indices.ndim != 1 for indices in split):
         raise TypeError("indices are int64")
     return split
-
-
-def _read_predictions(path: Path) -> dict[str, np.ndarray]:
-    predictions: dict[str, np.ndarray] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for part in PREDICTED_PARTS:
-            of_part = {f"{part}_{key}": arrays[f"{part}_{key}"] for key in PREDICTION_TYPES}
-            if [array.dtype for array in of_part.values()] != list(PREDICTION_TYPES.values()):
-                raise TypeError("labels are int64, probabilities float32")
-            if len({array.shape for array in of_part.values()}) > 1 or arrays[f"{part}_true"].ndim != 1:
-                raise ValueError("an image has one of each")
-            predictions |= of_part
-    return predictions
 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:

@@ -130,8 +130,11 @@ def _sample(runs: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def _title(row: "pd.Series[Any]", runs: pd.DataFrame) -> str:
     """Name a run; with its id if others did the same split of the same model."""
-    same = (runs["model"] == row["model"]) & (runs["split"] == row["split"])
-    return f"{row['model']} split {row['split']}" + (f" (run {row['run_id'][:8]})" if same.sum() > 1 else "")
+    same = (runs[list(keys.IDENTITY)] == row[list(keys.IDENTITY)]).all(axis=1)
+    name = f"{row['model']} split {row['split']}" + (
+        f" replicate {row['replicate']}" if pd.notna(row["replicate"]) and row["replicate"] else ""
+    )
+    return name + (f" (run {row['run_id'][:8]})" if same.sum() > 1 else "")
 
 
 def _unequal_splits(runs: pd.DataFrame) -> Iterator[str]:
