@@ -23,18 +23,26 @@ TASKS = "experiments.task"  # imported by name, like a plug-in: this package doe
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+def _check(tasks: list[str], neither: str = "not") -> None:
+    known = importlib.import_module(TASKS).names()
+    for task in tasks:
+        if task not in known:
+            raise typer.BadParameter(f"{readable_name(task)!r} is {neither} one of {', '.join(known)}")
+
+
 def _check_one(task: str) -> str:
-    if task not in (known := importlib.import_module(TASKS).names()):
-        raise typer.BadParameter(f"{task!r} is not one of {', '.join(known)}")
+    _check([task])
     return task
 
 
-def _check(tasks: list[str]) -> list[str]:
-    return [_check_one(task) for task in tasks]
+def _check_tasks(tasks: list[str]) -> list[str]:
+    _check(tasks)
+    return tasks
 
 
 def _check_or_folder(tasks: list[str]) -> list[str]:
-    return [task if Path(task).is_dir() else _check_one(task) for task in tasks]
+    _check([task for task in tasks if not Path(task).is_dir()], "neither a folder nor")
+    return tasks
 
 
 def _source(task: str) -> Source:
@@ -47,7 +55,7 @@ def _source(task: str) -> Source:
 TasksOrFolders = Annotated[
     list[str], typer.Argument(metavar="TASK|DIR...", help="such as task1, or a folder", callback=_check_or_folder)
 ]
-Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="such as task1", callback=_check)]
+Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="such as task1", callback=_check_tasks)]
 DataDir = Annotated[Path | None, typer.Option(envvar="DATA_DIR", help="see the task scripts; only read")]
 Sample = Annotated[bool, typer.Option("--sample", help="generated images instead of real data")]
 

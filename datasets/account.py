@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from datasets.folder import PART_NAMES
+from datasets.folder import PART_NAMES, nested, some
 from datasets.images import ImageData
 from datasets.splits import Split
 
@@ -49,9 +49,15 @@ def account(data: ImageData, examples: int = EXAMPLES) -> Iterator[str]:
 
 def notes(data: ImageData, split: Split | None = None) -> Iterator[str]:
     """Yield what a user should know of images that are used; the test part is a split's, or the published one."""
-    if data.depth:
-        low, high = data.depth
-        yield f"pixels of 16 or 32 bits: {low:g} becomes black and {high:g} white, their range outside of test/"
+    for kind, (low, high) in data.depth.items():
+        yield f"{kind} of 16 or 32 bits a pixel: {low:g} becomes black and {high:g} white, their range outside of test/"
+    if within := _classes_of_folders(data):
+        name, inner = next(iter(within.items()))
+        others = f", as those of {len(within) - 1} other classes do" if len(within) > 1 else ""
+        yield (
+            f"the pictures of class {name!r} lie in {len(inner)} folders ({some(inner)}), which are one class{others}; "
+            "if each is a class, name the folder that holds them"
+        )
     plain = (data.images == data.images[:, :1, :1]).all((1, 2, 3))
     for label, name in enumerate(data.classes):
         if count := int(plain[data.labels == label].sum()):
@@ -63,3 +69,10 @@ def notes(data: ImageData, split: Split | None = None) -> Iterator[str]:
             yield f"the test part has no image of class {name!r}: its score there is not known"
         elif count < FEW:
             yield f"the test part has only {count} of class {name!r}: one image is {100 / count:.0f} % of it"
+
+
+def _classes_of_folders(data: ImageData) -> dict[str, list[str]]:
+    """Return the folders within the folder of a class, for those whose training pictures all lie in several."""
+    names = np.array(data.files, dtype=object)[: data.n_pool - data.n_val]
+    found = {name: nested(name, names[data.labels[: len(names)] == label]) for label, name in enumerate(data.classes)}
+    return {name: inner for name, inner in found.items() if inner}

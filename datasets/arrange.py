@@ -34,7 +34,7 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dic
     Raises
     ------
     DatasetError
-        There are no pictures, a picture has no class, or `target` exists.
+        There are no pictures, a picture has no class, all have the same, or `target` exists.
     """
     visible = sorted(path for path in source.iterdir() if not is_hidden(path))
     files = [path for path in visible if path.is_file()]
@@ -56,6 +56,12 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dic
         label for label in set(classes.values()) if label.lower() in ALL_PART_NAMES or label[0] == "."
     ):
         raise DatasetError(f"a class cannot be called {reserved[0]!r}, as a part of the data or a hidden folder is")
+    if len(set(classes.values())) < 2:
+        where = readable_name(str(labels)) if labels else "their names"
+        raise DatasetError(
+            f"all {len(classes):,} pictures are of one class, {next(iter(classes.values()))!r}, by {where}; name a "
+            "table of their classes in --labels"
+        )
     with building(target) as partial:  # it appears when it is complete
         for name, label in classes.items():
             (partial / label).mkdir(exist_ok=True)

@@ -5,20 +5,24 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import rich.markup
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, TextColumn
+from rich.table import Column
 
 from datasets.names import readable_name
 
-Range = tuple[float, float]  # values that become 0 and 255, of images that have other pixels than 8 bits
+Range = tuple[float, float]  # values that become 0 and 255
+# of images that have more than 8 bits a pixel, by the kind of their numbers: a range for each of TYPICAL's
+Depth = Mapping[str, Range]
+TYPICAL: Depth = {"integers": (0.0, 65_535.0), "fractions": (0.0, 1.0)}
+LONGEST_NAME = 40  # characters of a folder's name beside a bar
 # what an EXIF orientation asks for (CIPA DC-008, tag 0x0112)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -52,7 +56,7 @@ def opens(path: Path) -> bool:
         return False
 
 
-def decode(path: Path, size: int, channels: int, depth: Range | None = None) -> np.ndarray:
+def decode(path: Path, size: int, channels: int, depth: Depth | None = None) -> np.ndarray:
     """Decode one image file to the pixels that models see.
 
     Only the first frame is read. EXIF orientation is applied, unless the EXIF data are damaged. Transparency becomes
@@ -64,9 +68,9 @@ def decode(path: Path, size: int, channels: int, depth: Range | None = None) -> 
     path : Path
     size, channels : int
         Height and width in pixels; 3 for RGB, 1 for gray.
-    depth : (float, float), optional
-        The values of a gray image with 16 or 32 bits a pixel that become 0 and 255. The default is the range of its
-        type: 0 to 65,535, or 0 to 1 for fractions, or that of the image itself if it goes beyond.
+    depth : mapping of str to (float, float), optional
+        The values of a gray image with 16 or 32 bits a pixel that become 0 and 255, for `integers` and `fractions`. The
+        default is the range of its kind, 0 to 65,535 and 0 to 1, or that of the image itself if it goes beyond.
 
     Returns
     -------
@@ -78,7 +82,9 @@ def decode(path: Path, size: int, channels: int, depth: Range | None = None) -> 
         Pillow finds no image in the file, and its suffix is not that of one.
     """
     image = _open(path, 2 * size)
-    return _to_pixels(_to_8_bits(image, depth) if _is_deep(image) else image, size, channels)
+    if kind := _deep_kind(image):
+        image = _to_8_bits(image, (depth or {}).get(kind) or _own_range(image, kind))
+    return _to_pixels(image, size, channels)
 
 
 def _to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -110,21 +116,21 @@ def _open(path: Path, least: int) -> Image.Image:
         return file.transpose(TURNS[orientation]) if orientation in TURNS else file.copy()
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Whether an image has 16 or 32 bits a pixel: Pillow's own conversion cuts them off at 255."""
-    return image.mode.startswith("I") or image.mode == "F"
+def _deep_kind(image: Image.Image) -> str:
+    """Return the kind of numbers of 16 or 32 bits, which Pillow's own conversion cuts off at 255; empty for others."""
+    return "fractions" if image.mode == "F" else "integers" if image.mode.startswith("I") else ""
 
 
-def _to_8_bits(image: Image.Image, depth: Range | None) -> Image.Image:
+def _to_8_bits(image: Image.Image, values: Range) -> Image.Image:
     pixels = np.asarray(image).astype(np.float64)
-    low, high = depth or _own_range(image, pixels)
+    low, high = values
     scaled = np.nan_to_num(pixels - low, nan=0.0, posinf=high - low, neginf=0.0) * (255 / max(high - low, 1e-300))
     return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
 
 
-def _own_range(image: Image.Image, pixels: np.ndarray) -> Range:
-    low, high = (0.0, 1.0) if image.mode == "F" else (0.0, 65_535.0)
-    found = _range_of(pixels)
+def _own_range(image: Image.Image, kind: str) -> Range:
+    low, high = TYPICAL[kind]
+    found = _range_of(np.asarray(image))
     return (low, high) if low <= found[0] and found[1] <= high else found
 
 
@@ -157,7 +163,7 @@ def quiet_libraries() -> Iterator[TextIO]:
 
 def decode_files(
     root: Path, files: Sequence[Path], size: int, channels: int, num_workers: int = 8, n_train: int | None = None
-) -> tuple[np.ndarray, list[Exception | None], Range | None]:
+) -> tuple[np.ndarray, list[Exception | None], dict[str, Range]]:
     """Decode image files below `root`, and record those that fail.
 
     Pillow releases the interpreter lock, so up to `num_workers` threads decode, at most one per core.
@@ -176,31 +182,46 @@ def decode_files(
     images : numpy.ndarray of uint8, shape (N, size, size, channels)
         Row i is `decode(files[i], size, channels, depth)`, or undefined if that fails.
     failures : list of Exception or None, length N
-    depth : (float, float) or None
-        The lowest and the highest value of deep images among the first `n_train`, or of all if none of these is deep;
-        None if there are no deep images.
+    depth : dict of str to (float, float)
+        For each kind of deep images (`decode`) the lowest and the highest value among the first `n_train`, or of all if
+        none of these is of that kind.
     """
     images = np.empty((len(files), size, size, channels), dtype=np.uint8)
-    deep: dict[int, Range] = {}
+    deep: dict[int, tuple[str, Range]] = {}
 
-    def decode_into(row: int, depth: Range | None = None) -> Exception | None:
+    def decode_into(row: int) -> Exception | None:
         try:
             image = _open(files[row], 2 * size)
-            if _is_deep(image) and depth is None:
-                deep[row] = _range_of(np.asarray(image))  # decoded once the range of all is known
+            if kind := _deep_kind(image):
+                deep[row] = kind, _range_of(np.asarray(image))  # decoded once the range of all is known
             else:
-                images[row] = _to_pixels(_to_8_bits(image, depth) if depth else image, size, channels)
+                images[row] = _to_pixels(image, size, channels)
+        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise any error for a broken file
+            return error
+        return None
+
+    def decode_deep(row: int) -> Exception | None:
+        try:
+            images[row] = decode(files[row], size, channels, depth)
         except Exception as error:  # noqa: BLE001 - Pillow's parsers raise any error for a broken file
             return error
         return None
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with quiet_libraries() as screen, ThreadPoolExecutor(min(num_workers, cores)) as pool:
-        results = pool.map(decode_into, range(len(files)))
-        description = f"decoding {rich.markup.escape(readable_name(root.name))}"
-        failures = list(track(results, description, total=len(files), console=Console(file=screen)))
-        known = [values for row, values in deep.items() if n_train is None or row < n_train] or list(deep.values())
-        depth = (min(low for low, _ in known), max(high for _, high in known)) if known else None
-        for row, failure in zip(deep, pool.map(decode_into, deep, [depth] * len(deep)), strict=True):
+        name = TextColumn("decoding {task.description}", markup=False, table_column=Column(
+            no_wrap=True, overflow="ellipsis", max_width=len("decoding ") + LONGEST_NAME))  # fmt: skip
+        with Progress(name, *Progress.get_default_columns()[1:], console=Console(file=screen)) as bar:
+            results = pool.map(decode_into, range(len(files)))
+            failures = list(bar.track(results, len(files), description=readable_name(root.name)))
+        depth = {kind: _widest(deep, kind, n_train) for kind in sorted({kind for kind, _ in deep.values()})}
+        for row, failure in zip(deep, pool.map(decode_deep, deep), strict=True):
             failures[row] = failure
     return images, failures, depth
+
+
+def _widest(deep: Mapping[int, tuple[str, Range]], kind: str, n_train: int | None) -> Range:
+    """Return the range of all images of a kind that are among the first `n_train`, or of all of the kind."""
+    own = {row: values for row, (of, values) in deep.items() if of == kind}
+    known = [values for row, values in own.items() if n_train is None or row < n_train] or list(own.values())
+    return min(low for low, _ in known), max(high for _, high in known)

@@ -6,9 +6,11 @@ Every file below a folder is used or named with a reason, except hidden files an
 import contextlib
 import itertools
 import os
+import posixpath
+import shlex
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ LOOP = "is a link to a folder that holds it"
 LOOKED_AT = 200  # pictures, at most, to choose a size
 GRAY_MODES = {"1", "L", "I", "F", "I;16", "I;16B", "I;16L"}
 ARRANGE = "python -m datasets arrange"
+DEEPEST = 3  # levels below a folder that is no data set, at which one is looked for
 
 
 @dataclass
@@ -213,19 +216,19 @@ def _check(listing: Listing, folders: Mapping[str, Sequence[Path]]) -> None:
         if not each.label and each.part == where_loose and is_picture_by_name(Path(each.file))
         if where_loose or "/" not in each.file
     ]
-    if not folders.get("train") and not loose:
-        raise DatasetError(
-            f"{readable_name(str(root))} holds neither train/<class>/ nor two or more folders of pictures; put each "
-            f"class into a folder of its own ({ARRANGE} does so by file names or a table)"
-        )
-    where = readable_name(str(folders.get("train", [root])[0]))
+    if not folders.get("train"):
+        raise DatasetError(_no_layout(root))
+    where = readable_name(str(folders["train"][0]))
     if len(train) < 2:
         if loose:
-            raise DatasetError(
-                f"{where} holds {len(loose):,} picture{'s' * (len(loose) > 1)} in no class folder, such as "
-                f"{Path(loose[0]).name}; {ARRANGE} FOLDER TARGET copies them into folders, by their names or by a table"
-            )
+            raise DatasetError(_no_class(folders["train"][0], Path(loose[0]).name, len(loose)))
         found = f"only the class {next(iter(train))!r}" if train else "no class"
+        for label, files in train.items():
+            if inner := nested(label, map(listing.name, files)):
+                raise DatasetError(
+                    f"{where} holds {found}, whose pictures lie in {len(inner)} folders ({some(inner)}); if these are "
+                    f"the classes, move them from {label} to {where}"
+                )
         raise DatasetError(f"{where} holds {found}; put each of two or more classes into a folder of its own")
     for label, files in train.items():
         if not files:
@@ -238,10 +241,68 @@ def _check(listing: Listing, folders: Mapping[str, Sequence[Path]]) -> None:
             )
 
 
+def _no_layout(root: Path) -> str:
+    """Say what a folder lacks, and which folder or command serves instead."""
+    name = readable_name(str(root))
+    below = [root]
+    for folder in below:
+        if len(folder.relative_to(root).parts) < DEEPEST:
+            below += _folders(folder)
+    if other := next((folder for folder in below[1:] if find_parts(folder)), None):
+        return (
+            f"{name} holds neither train/<class>/ nor two or more folders of pictures, but {readable_name(str(other))} "
+            "does; name that one"
+        )
+    pictures = [sorted(path for path in folder.iterdir() if _is_loose_picture(path)) for folder in below]
+    if most := max(pictures, key=len):
+        return _no_class(most[0].parent, readable_name(most[0].name), len(most))
+    return (
+        f"{name} holds neither train/<class>/ nor two or more folders of pictures; put each class into a folder of its "
+        f"own ({ARRANGE} does so by file names or a table)"
+    )
+
+
+def _is_loose_picture(path: Path) -> bool:
+    return is_picture_by_name(path) and not is_hidden(path) and path.is_file()
+
+
+def _no_class(folder: Path, example: str, count: int) -> str:
+    """Say that pictures lie in no class folder, and which command puts them there."""
+    place = readable_name(str(folder))
+    return (
+        f"{place} holds {count:,} picture{'s' * (count > 1)} in no class folder, such as {example}; {ARRANGE} "
+        f"{shlex.quote(place)} TARGET copies them into folders, by their names or, with --labels FILE, by a table"
+    )
+
+
+def nested(label: str, files: Iterable[str]) -> list[str]:
+    """Return the folders in a class's own, if all its pictures lie in several of them.
+
+    `files` are the paths of its pictures below the data set's folder, as in `ImageData`.
+    """
+    folders = {posixpath.dirname(path) for path in files}
+    common = posixpath.commonpath(folders) if folders else ""
+    if common in folders or posixpath.basename(common) != label:
+        return []
+    return sorted({posixpath.relpath(folder, common).partition("/")[0] for folder in folders})
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """List the first names."""
+    return ", ".join(names[:count]) + ", ..." * (len(names) > count)
+
+
 def read_folder(
     root: Path, name: str, size: int, channels: int, num_workers: int = 8, strict: bool = True
 ) -> ImageData:
-    """Decode a folder of images (`list_folder`), which is only read.
+    """List and decode a folder of images; see `list_folder` and `decode_listed`, also for the errors."""
+    return decode_listed(list_folder(root), name, size, channels, num_workers, strict)
+
+
+def decode_listed(
+    listing: Listing, name: str, size: int, channels: int, num_workers: int = 8, strict: bool = True
+) -> ImageData:
+    """Decode the images of a folder, which is only read.
 
     See `decode_files` for the parameters; `name` is that in the result database. Without `strict`, broken pictures
     are set aside however many they are.
@@ -249,9 +310,9 @@ def read_folder(
     Raises
     ------
     DatasetError
-        The folder is no data set, or more than 5 % of its pictures do not decode.
+        More than 5 % of its pictures do not decode, or a class has none that do.
     """
-    listing = list_folder(root)
+    root, listing = listing.root, replace(listing, aside=[*listing.aside])
     rows = [
         (part, label, path) for part, classes in listing.parts.items() for label, files in classes.items()
         for path in files
@@ -294,10 +355,10 @@ def read_folder(
     )
 
 
-def usual_shape(root: Path) -> tuple[int, int]:
+def usual_shape(listing: Listing) -> tuple[int, int]:
     """Choose size and channels for the pictures of a folder by some of them: at most 128 pixels; 1 if all are gray."""
     sides, colours = [], False
-    files = list_folder(root).files("train")
+    files = listing.files("train")
     for path in files[:: 1 + len(files) // LOOKED_AT]:
         with contextlib.suppress(Exception), quiet_libraries(), Image.open(path) as file:
             sides.append(min(file.size))

@@ -8,17 +8,18 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from datasets.decoding import Range
 from datasets.names import readable_name
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"  # downloads, the sample, and the cache
-CACHE_FORMAT = 4  # part of every cache key: raise it when decoding or the layout of an entry changes
+CACHE_FORMAT = 5  # part of every cache key: raise it when decoding or the layout of an entry changes
 STORED = ("name", "classes", "n_pool", "n_val", "depth", "files", "aside")  # besides the arrays and the digest
 LOCK = ".lock"  # in every folder that `building` fills
 SILENT_WAIT = 3.0  # seconds of waiting for another process before a message
@@ -70,14 +71,15 @@ class ImageData:
     classes: tuple[str, ...]  # class names in Unicode NFC, in the order of their code points on every machine
     n_pool: int  # size of the published training and validation parts, which protocols split
     n_val: int = 0  # size of the published validation part, the last images of the pool
-    depth: tuple[float, float] | None = None  # values that became 0 and 255, of images of 16 or 32 bits a pixel
+    # values that became 0 and 255, by kind, of images of 16 or 32 bits a pixel (`decoding.decode`)
+    depth: dict[str, Range] = field(default_factory=dict)
     files: tuple[str, ...] = ()  # readable paths below the data set's folder; empty if images have no files
     aside: tuple[SetAside, ...] = ()
     digest: str = ""  # SHA-256 over shape, classes, sizes of the parts, depth, labels and pixels, in hexadecimal
 
     def __post_init__(self) -> None:
         # parts that most data sets lack are left out, so that their digests are those of earlier versions
-        others = {"n_val": self.n_val or None, "depth": self.depth}
+        others = {"n_val": self.n_val or None, "depth": self.depth or None}
         header = json.dumps([self.images.shape, self.classes, self.n_pool, *([others] if any(others.values()) else [])])
         digest = hashlib.sha256(header.encode())
         digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
@@ -193,11 +195,11 @@ def _read_entry(entry: Path) -> ImageData | None:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         images, labels = (np.load(entry / f"{part}.npy", allow_pickle=False) for part in ("images", "labels"))
         meta |= {"classes": tuple(meta["classes"]), "files": tuple(meta["files"])}
-        meta["depth"] = tuple(meta["depth"]) if meta["depth"] else None
+        meta["depth"] = {kind: (low, high) for kind, (low, high) in meta["depth"].items()}
         meta["aside"] = tuple(SetAside(*each) for each in meta["aside"])
         data = ImageData(images=images, labels=labels, **{key: meta[key] for key in STORED})
         return data if data.digest == meta["digest"] else None
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
         return None  # damaged: the caller reads the files again
 
 

@@ -7,10 +7,10 @@ import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.folder import find_parts, list_folder, read_folder
+from datasets.folder import Listing, decode_listed, find_parts, list_folder
 from datasets.images import DATA_DIR, DatasetError, ImageData, cache_dir, cached, one_sentence
 from datasets.names import readable_name
 
@@ -39,12 +39,15 @@ class Source(ABC):
         """Whether `folder` itself is such a data set."""
         return folder.is_dir() and bool(find_parts(folder))
 
+    def _list(self, root: Path) -> Listing:
+        return list_folder(root)
+
     def read(self, root: Path, name: str) -> ImageData:
         """Decode the data set in `root`, or read it from the cache."""
-        listing = list_folder(root)
+        listing = self._list(root)
         files, settings = listing.files(), [name, self.image_size, self.channels, [each.file for each in listing.aside]]
         return cached(
-            name, files, settings, cache_dir(), lambda: read_folder(root, name, self.image_size, self.channels)
+            name, files, settings, cache_dir(), lambda: decode_listed(listing, name, self.image_size, self.channels)
         )
 
 
@@ -55,6 +58,10 @@ class ImageFolder(Source):
     path: str  # a relative path starts at data/
     image_size: int = 128
     channels: int = 3
+    listing: Listing | None = field(default=None, repr=False, compare=False)  # of its files, if they were just listed
+
+    def _list(self, root: Path) -> Listing:
+        return self.listing if self.listing and self.listing.root == root else super()._list(root)
 
     @property
     def name(self) -> str:

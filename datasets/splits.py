@@ -11,6 +11,7 @@ import numpy as np
 from datasets.duplicates import leaking
 from datasets.images import DatasetError, ImageData
 
+APART = "add images, or leave --leak-free out"  # where groups are in the way of a division
 ATTEMPTS = 200  # at a division in which no part lacks what it needs: the second half places groups by chance alone
 
 
@@ -85,27 +86,34 @@ class RepeatedHoldout:
         """
         counts = np.bincount(labels)
         sizes = controlled_rounding(np.atleast_2d(np.asarray(self.shares) * len(labels) / sum(self.shares)))[0]
+        smallest = _name(classes, int(counts.argmin()))
         if counts.min() < len(self.shares) or sizes.min() < len(counts):
-            smallest = _name(classes, int(counts.argmin()))
             raise DatasetError(
                 f"{len(labels)} images of {len(counts)} classes, {counts.min()} of {smallest}, are too few for "
-                f"{self.name}; add images"
+                f"{self.name}; {self._remedy(int(counts.min()), smallest)}"
             )
+        remedy = self._remedy(int(counts.min()), smallest) if groups is None else APART
         if groups is None and not self.has_test_part:
             seeds = [np.random.SeedSequence([seed, i]) for i in range(self.n_splits)]
-            return [self._draw_two(labels, sizes, own) for own in seeds]
-        groups = np.arange(len(labels)) if groups is None else groups
-
-        splits = []
-        for i in range(self.n_splits):
-            parts = _draw_parts(labels, sizes, (seed, i), groups)
-            if (trained := np.bincount(labels[parts[0]], minlength=len(counts))).min() == 0:
+            splits = [self._draw_two(labels, sizes, own) for own in seeds]
+        else:
+            groups = np.arange(len(labels)) if groups is None else groups
+            splits = [_sorted_split(*_draw_parts(labels, sizes, (seed, i), groups)) for i in range(self.n_splits)]
+        for split in splits:
+            if (trained := np.bincount(labels[split.train], minlength=len(counts))).min() == 0:
                 missing = _name(classes, int(trained.argmin()))
-                raise DatasetError(f"{self.name} leaves no training image of {missing}; add images of it")
-            if min(map(len, parts)) == 0:
-                raise DatasetError(f"near duplicates that stay together leave a part of {self.name} empty; add images")
-            splits.append(_sorted_split(*parts))
+                raise DatasetError(f"{self.name} leaves no training image of {missing}; {remedy}")
+            if min(map(len, split[: len(self.shares)])) == 0:
+                raise DatasetError(f"near duplicates that stay together leave a part of {self.name} empty; {remedy}")
         return splits
+
+    def _remedy(self, fewest: int, smallest: str) -> str:
+        """Name the divisions that exist where the smallest class has so few images: equal parts lack no class."""
+        parts = min(fewest, len(self.shares))
+        if parts < 2:
+            return f"add images of {smallest}, or leave it out"
+        holdout = ":".join(["1"] * parts)
+        return f"add images, or take --holdout {holdout} or --folds {min(fewest, 5)} of experiments/folder.py"
 
     def _draw_two(self, labels: np.ndarray, sizes: np.ndarray, seed: np.random.SeedSequence) -> Split:
         from sklearn.model_selection import StratifiedShuffleSplit
@@ -149,14 +157,17 @@ class StratifiedKFold:
         """
         from sklearn import model_selection
 
-        held, units = labels, "images"  # class of each indivisible unit
+        held, unit, more = labels, "image", "images"  # class of each indivisible unit
         if groups is not None:
-            held, units = np.unique(np.column_stack([groups, labels]), axis=0)[:, 1], "groups of near duplicates"
-        remedy = "lower --n-splits" if self.n_splits > 2 else "add images of it, or leave it out"
-        if (fewest := np.bincount(held)).min() < self.n_splits:
-            raise DatasetError(
-                f"{_name(classes, int(fewest.argmin()))} has {fewest.min()} {units} for {self.n_splits} folds; {remedy}"
-            )
+            held = np.unique(np.column_stack([groups, labels]), axis=0)[:, 1]
+            unit, more = "group of near duplicates", "groups of near duplicates"
+        fewest = np.bincount(held)
+        most = min(int(fewest.min()), self.n_splits - 1)  # folds that may exist
+        remedy = f"lower --n-splits to {most}" if most > 1 else "add images of it, or leave it out"
+        if fewest.min() < self.n_splits:
+            few = f"1 {unit}" if fewest.min() == 1 else f"{fewest.min()} {more}"
+            smallest = _name(classes, int(fewest.argmin()))
+            raise DatasetError(f"{smallest} has {few} for {self.n_splits} folds; {remedy}")
         if groups is None:
             folds = model_selection.StratifiedKFold(self.n_splits, shuffle=True, random_state=seed)
             return [_sorted_split(train, val) for train, val in folds.split(labels, labels)]

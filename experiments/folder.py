@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import DatasetError, ImageFolder, Protocol, PublishedValidation, RepeatedHoldout, StratifiedKFold
-from datasets.folder import find_parts, usual_shape
+from datasets.folder import list_folder, usual_shape
 from datasets.images import one_sentence
 from datasets.names import readable_name
 from experiments import Task, TrainingConfig, main
@@ -65,13 +65,13 @@ def make_task(
     with one_sentence():
         if not folder.is_dir():
             raise DatasetError(f"{readable_name(str(folder))} is no folder; name one that holds your pictures")
-        parts = find_parts(folder)
-        size, colours = usual_shape(folder)
+        listing = list_folder(folder)
+        size, colours = usual_shape(listing)
     protocol: Protocol
     if folds is not None:
         protocol = StratifiedKFold(folds)
-    elif holdout or "val" not in parts:
-        protocol = RepeatedHoldout(5, holdout or ((3, 2) if "test" in parts else (3, 1, 1)))
+    elif holdout or not listing.parts["val"]:
+        protocol = RepeatedHoldout(5, holdout or ((3, 2) if listing.parts["test"] else (3, 1, 1)))
     else:
         protocol = PublishedValidation()
     size = image_size or size
@@ -79,7 +79,7 @@ def make_task(
     return Task(
         name=called,
         question=f"Which class of {called}?",
-        data=ImageFolder(str(folder), size, channels or colours),
+        data=ImageFolder(str(folder), size, channels or colours, listing),
         protocol=protocol,
         models=("lenet5", "vggnet", "resnetcnn"),
         training=TrainingConfig(batch_size=128, augment=size > 32),

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 import datasets
-from datasets import DatasetError, ImageData, Kaggle
+from datasets import DatasetError, ImageData, Kaggle, folder
 from datasets.account import count_classes, slices
 from datasets.arrange import arrange
 from datasets.decoding import decode
 from datasets.folder import read_folder
 from datasets.names import readable_name
+from experiments.folder import make_task
 from tests.conftest import ROOT, snapshot
 
 
@@ -136,6 +137,45 @@ def test_pictures_in_no_folder_get_the_command_that_arranges_them(tmp_path: Path
             read(root)
 
 
+@pytest.mark.parametrize(("place", "sentence"), [
+    ("images/{}", "holds neither train/<class>/ nor two or more folders of pictures, but {root}/images does; name that"),
+    ("train/images/{}", "{root}/train holds only the class 'images', whose pictures lie in 2 folders (a, b); if these"),
+    ("images", "{root}/images holds 3 pictures in no class folder, such as 0.png; python -m datasets arrange "
+     "{root}/images TARGET"),
+])  # fmt: skip
+def test_classes_that_lie_deeper_are_found(place: str, sentence: str, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for label in ("a", "b"):
+        fill(root, place.format(label))
+    (root / "annotations").mkdir()
+    (root / "annotations" / "table.csv").write_text("")
+    picture(root / "example.png")
+    with pytest.raises(DatasetError) as error:
+        read(root)
+    assert sentence.format(root=root) in str(error.value)
+
+
+def test_a_class_that_may_be_a_folder_of_classes_is_noted(tmp_path: Path) -> None:
+    fill(tmp_path / "photos" / "letters", "a", "b", "c", "d")
+    fill(tmp_path / "photos", "examples")
+    notes = list(datasets.notes(read(tmp_path / "photos")))
+    assert notes[0].startswith(
+        "the pictures of class 'letters' lie in 4 folders (a, b, c, ...), which are one class; if"
+    )
+    picture(tmp_path / "photos" / "letters" / "one.png")
+    assert not any("folders" in note for note in datasets.notes(read(tmp_path / "photos")))
+
+
+def test_a_folder_is_listed_once_before_its_pictures_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "photos", "a", "b", count=6)
+    listed: list[Path] = []
+    monkeypatch.setattr(folder, "_list_others", lambda listing, folders: listed.append(listing.root))
+    data = datasets.load(make_task(tmp_path / "photos").data)
+    assert len(data.labels) == 12 and listed == [tmp_path / "photos"]
+
+
 def test_names_that_are_equal_in_unicode_are_one_class_and_others_stay_apart(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos" / "train", "개", unicodedata.normalize("NFD", "개"), "고양이")
     for number, name in enumerate((b"caf\xe9", b"caf\xe8")):
@@ -173,15 +213,37 @@ def test_deep_pixels_keep_the_range_of_the_training_part(kind: str, dark: float,
                 every += [pixels] * (part == "train")
     data = read(tmp_path / "photos")
     low, high = float(np.min(every)), float(np.max(every))
-    assert data.depth == (low, high)
+    kind = "fractions" if dtype is np.float32 else "integers"
+    assert data.depth == {kind: (low, high)}
     first = np.asarray(Image.open(tmp_path / "photos" / "train" / "bright" / "0.tif")).astype(float)
     assert np.abs(data.images[0, ..., 0] - (first - low) / (high - low) * 255).max() <= 0.51
     means = [data.images[data.labels == label].mean() for label in (0, 1)]  # bright, dark
     assert means[0] - means[1] > 100
     again = decode(tmp_path / "photos" / "train" / "bright" / "0.tif", 8, 1, data.depth)
     assert np.array_equal(again, data.images[0])
-    assert f"{low:g} becomes black and {high:g} white" in " ".join(datasets.notes(data))
+    assert f"{kind} of 16 or 32 bits a pixel: {low:g} becomes black and {high:g} white" in " ".join(
+        datasets.notes(data)
+    )
     assert data.digest != ImageData(data.name, data.images, data.labels, data.classes, data.n_pool).digest
+
+
+def test_fractions_and_integers_have_a_range_each(tmp_path: Path) -> None:
+    pixels = np.arange(64).reshape(8, 8)
+    kinds = {"integers": pixels.astype(np.uint16) * 40 + 100, "fractions": (pixels / 64).astype(np.float32)}
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for kind, values in kinds.items():
+            Image.fromarray(values).save(tmp_path / "photos" / label / f"{kind}.tif")
+        picture(tmp_path / "photos" / label / "eight bits.png")
+    data = datasets.load(datasets.ImageFolder(str(tmp_path / "photos"), 8, 1))
+    assert data.depth == {"fractions": (0.0, 63 / 64), "integers": (100.0, 2620.0)}
+    by_kind = {name: data.images[data.files.index(f"a/{name}.tif")] for name in kinds}
+    assert np.array_equal(by_kind["integers"], by_kind["fractions"])
+    assert by_kind["integers"].min() == 0 and by_kind["integers"].max() == 255
+    cached = datasets.load(datasets.ImageFolder(str(tmp_path / "photos"), 8, 1))
+    assert (cached.depth, cached.digest) == (data.depth, data.digest)
+    for name, image in by_kind.items():
+        assert np.array_equal(decode(tmp_path / "photos" / "a" / f"{name}.tif", 8, 1, data.depth), image)
 
 
 def test_pictures_of_one_colour_and_small_test_parts_are_named(tmp_path: Path) -> None:
@@ -238,3 +300,18 @@ def test_loose_pictures_are_arranged_in_copies(table: str | None, tmp_path: Path
     assert snapshot(tmp_path / "loose") == before
     with pytest.raises(DatasetError, match="exists already"):
         arrange(tmp_path / "loose", tmp_path / "new", labels)
+
+
+def test_pictures_of_one_class_are_not_arranged(tmp_path: Path) -> None:
+    for name in ("n01440764_tench", "n01443537_goldfish"):
+        picture(tmp_path / "loose" / f"{name}.png")
+    with pytest.raises(DatasetError, match="all 2 pictures are of one class, 'n', by their names; name a table"):
+        arrange(tmp_path / "loose", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_long_folder_name_leaves_room_for_the_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path / ("long " * 40), "a", "b")
+    read(tmp_path / ("long " * 40))
+    shown = [line for line in capfd.readouterr().err.splitlines() if "decoding" in line]
+    assert shown and all(len(line) < 120 and "…" in line and "100%" in line for line in shown)

@@ -133,7 +133,7 @@ def test_decoding_names_the_file_of_each_row_however_many_fail(image_folder: Pat
     files = list_folder(image_folder).files()
     images, failures, depth = decode_files(image_folder, files, 16, 3)
     assert [failure is None for failure in failures] == [path.read_bytes() != b"nothing" for path in files]
-    assert type(failures[0]).__name__ == "UnidentifiedImageError" and depth is None
+    assert type(failures[0]).__name__ == "UnidentifiedImageError" and depth == {}
     assert np.array_equal(images[20:], whole.images[20:])
 
 

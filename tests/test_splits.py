@@ -1,5 +1,6 @@
 """Guarantees of the splitters, as properties over many label arrays."""
 
+import re
 import time
 
 import numpy as np
@@ -244,11 +245,30 @@ def test_folds_that_exist_are_found() -> None:
             assert not set(groups[split.val]) & set(groups[split.train])
 
 
-@pytest.mark.parametrize(("n_splits", "remedy"), [(2, "add images of it, or leave it out"), (3, "lower --n-splits")])
-def test_a_class_that_is_too_small_is_named_with_what_can_be_done(n_splits: int, remedy: str) -> None:
-    labels = np.array([0, 0, 0, 0, 1])
-    with pytest.raises(DatasetError, match=f"class 'dogs' has 1 images for {n_splits} folds; {remedy}"):
+@pytest.mark.parametrize(("n_splits", "dogs", "sentence"), [
+    (2, 1, "1 image for 2 folds; add images of it, or leave it out"),
+    (3, 1, "1 image for 3 folds; add images of it, or leave it out"),
+    (3, 2, "2 images for 3 folds; lower --n-splits to 2"),
+])  # fmt: skip
+def test_a_class_that_is_too_small_is_named_with_what_can_be_done(n_splits: int, dogs: int, sentence: str) -> None:
+    labels = np.array([0] * 4 + [1] * dogs)
+    with pytest.raises(DatasetError, match=f"class 'dogs' has {sentence}$"):
         StratifiedKFold(n_splits).split(labels, 0, classes=("cats", "dogs"))
+
+
+@pytest.mark.parametrize(("shares", "counts"), [
+    ((3, 1, 1), (40, 2)), ((3, 2), (20, 1)), ((2, 49, 49), (60, 3)), ((1, 30), (90, 4)), ((3, 1, 1), (2, 2, 2)),
+])  # fmt: skip
+def test_divisions_that_an_error_names_exist(shares: tuple[int, ...], counts: tuple[int, ...]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    with pytest.raises(DatasetError) as error:
+        RepeatedHoldout(5, shares).split(labels, 0)
+    named = re.search(r"take --holdout ([\d:]+) or --folds (\d+)", str(error.value))
+    assert named is not None or ("leave it out" in str(error.value) and min(counts) == 1)
+    if named:
+        for protocol in (RepeatedHoldout(5, tuple(map(int, named[1].split(":")))), StratifiedKFold(int(named[2]))):
+            for split in protocol.split(labels, 0):
+                assert len(set(labels[split.train])) == len(counts) and len(split.val)
 
 
 def test_no_folds_are_refused_that_exist() -> None:

@@ -78,7 +78,7 @@ def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
             signature=signature,
             input_example=example,
             pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # inferring them takes ten seconds
-            metadata={"classes": list(data.classes), "depth": list(data.depth) if data.depth else None},
+            metadata={"classes": list(data.classes), "depth": data.depth},
             serialization_format="pt2",
         )
     # MLflow would take a GPU if there is one, and refuse this program, which was exported on the CPU
@@ -116,7 +116,7 @@ def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             program: nn.Module = mlflow.pytorch.load_model(str(folder))
         shape = about.signature.inputs.inputs[0].shape
         metadata = about.metadata or {}
-        depth = tuple(map(float, metadata["depth"])) if metadata.get("depth") else None
+        depth = {kind: (float(low), float(high)) for kind, (low, high) in (metadata.get("depth") or {}).items()}
         return program, {
             "classes": list(metadata["classes"]), "size": shape[1], "channels": shape[3], "depth": depth
         }  # fmt: skip

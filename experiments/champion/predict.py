@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from torch import nn
 
 import tracking
-from datasets.decoding import NoImageError, Range, decode, quiet_libraries
+from datasets.decoding import Depth, NoImageError, decode, quiet_libraries
 from datasets.names import readable_name
 from experiments.champion import export
 from tracking import Store, StoreError, registry
@@ -29,7 +29,7 @@ class Predictor:
     classes: list[str]
     size: int  # of its images, in pixels
     channels: int
-    depth: Range | None  # of its training images, if they had 16 or 32 bits a pixel (`decode`)
+    depth: Depth  # of its training images, if they had 16 or 32 bits a pixel (`decode`)
     origin: str  # model, split, version and run, in words
     run_id: str  # of that split
     is_of_sample: bool  # whether it was trained on generated images

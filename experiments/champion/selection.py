@@ -166,6 +166,16 @@ def _title(row: "pd.Series[Any]") -> str:
     return f"{row['model']}, split {row['split']}"
 
 
+def _depth_lines(data: ImageData) -> list[str]:
+    """Say how pictures of more than 8 bits a pixel became the input: a server takes no others."""
+    scale = "round(255 (x - {low:g}) / ({high:g} - {low:g})), cut off at 0 and 255"
+    return [
+        f"- {kind.capitalize()} of 16 or 32 bits a pixel, x, became {scale.format(low=low, high=high)}; convert yours "
+        "likewise."
+        for kind, (low, high) in data.depth.items()
+    ]
+
+
 def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", data: ImageData, reason: str) -> str:
     """Describe the registered version to its users, in Markdown."""
     model, part = str(best["model"]), metric.split("/")[0]
@@ -184,6 +194,7 @@ def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", d
         "other images.",
         f"- Input: images of uint8, shape (N, {height}, {width}, {channels}), 0 to 255. Output: probabilities of "
         f"{classes}{', ...' if len(data.classes) > SHOWN_CLASSES else ''}, in this order, whatever is on the picture.",
+        *_depth_lines(data),
         f"- Run `{best['run_id']}`, comparison group `{group_id(evidence.group)}`, data `{best['dataset_digest']}`.",
     ]
     found = [text for text in verdict_sentences(evidence, metric, 0.01) if re.search(rf"\b{model}\b", text)]
