@@ -18,7 +18,7 @@ import warnings
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from tracking import Store, StoreError, UnknownTaskError, check_uri, open_store
-from tracking.artifacts import local_path, moved_artifacts, relocated
+from tracking.artifacts import folder_with_files, local_path, moves
 from tracking.commands import not_one_of, script_tasks
 from tracking.keys import (
     CLASSES,
@@ -125,7 +125,7 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: 
     with _reader(tracking_uri, tasks) as reader:
         experiments = _experiments(reader, tasks)
         rows = reader.runs(experiments, parent_id) if experiments else []
-        moved = _moved(experiments, reader.database)
+        moved = _moves(experiments, reader.database)
     start = RUN_COLUMNS.index("start_time")
     rows.sort(key=lambda row: (row[start] or 0, row[0]))
     runs = _frame(rows, RUN_COLUMNS, FINAL_METRICS)
@@ -133,7 +133,7 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: 
         runs[seed] = runs[seed].fillna(runs["seed"])
     runs["replicate"] = runs["replicate"].mask(runs["split"].notna(), runs["replicate"].fillna(0))
     if moved:
-        runs["artifact_uri"] = runs["artifact_uri"].map(lambda uri: relocated(uri, moved)).astype("str")
+        runs["artifact_uri"] = runs["artifact_uri"].map(lambda uri: _current(uri, moved)).astype("str")
     return runs
 
 
@@ -498,11 +498,16 @@ def _artifact_uri(run_id: str, tracking_uri: str | None) -> str:
         if found is None:
             raise StoreError(f"there is no run {run_id} in {reader.label}")
         uri, experiment = found
-        return relocated(uri, _moved([experiment], reader.database))
+        return _current(uri, _moves([experiment], reader.database))
 
 
-def _moved(experiments: Sequence[_Experiment], database: Path | None) -> dict[str, str]:
-    return moved_artifacts({experiment.name: experiment.location for experiment in experiments}, database)
+def _moves(experiments: Sequence[_Experiment], database: Path | None) -> dict[Path, Path]:
+    return moves({experiment.name: experiment.location for experiment in experiments}, database)
+
+
+def _current(uri: str, moved: Mapping[Path, Path]) -> str:
+    folder = folder_with_files(uri, moved) if moved else None
+    return uri if folder is None else folder.as_uri()
 
 
 def _missing(run_id: str, name: str) -> StoreError:

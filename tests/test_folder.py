@@ -138,7 +138,7 @@ def test_pictures_in_no_folder_get_the_command_that_arranges_them(tmp_path: Path
 
 
 @pytest.mark.parametrize(("place", "sentence"), [
-    ("images/{}", "holds neither train/<class>/ nor two or more folders of pictures, but {root}/images does; name that"),
+    ("images/{}", "neither train/<class>/ nor two or more folders of pictures, but {root}/images does; name that one"),
     ("train/images/{}", "{root}/train holds only the class 'images', whose pictures lie in 2 folders (a, b); if these"),
     ("images", "{root}/images holds 3 pictures in no class folder, such as 0.png; python -m datasets arrange "
      "{root}/images TARGET"),

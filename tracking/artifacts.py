@@ -23,10 +23,7 @@ class Artifacts:
     def __init__(self, store: Store, experiment: "MlflowExperiment") -> None:
         self._client = store.client
         self._uri = store.uri
-        self._moved = moved_artifacts({experiment.name: experiment.artifact_location}, store.database)
-        self._location = experiment.artifact_location
-        # where this program's own stores have the files of an experiment
-        self._beside = store.database and store.database.parent / "artifacts" / experiment.name
+        self._moves = moves({experiment.name: experiment.artifact_location}, store.database)
 
     def fetch(self, run: "MlflowRun", scratch: Path) -> Path:
         """Return the folder of a run's files, downloading them from a server. A run without files may have none."""
@@ -44,33 +41,21 @@ class Artifacts:
 
     def upload(self, run: "MlflowRun", files: Path, into: str = "") -> None:
         """Copy the files of a folder to a run's artifacts, or to a folder in them."""
-        if (folder := self._target(run.info.artifact_uri)) is None:
+        if (folder := own_folder(run.info.artifact_uri, self._moves)) is None:
             self._client.log_artifacts(run.info.run_id, str(files), into or None)
         else:
             _copy(files, folder / into)
 
     def upload_model(self, model: "LoggedModel", files: Path) -> None:
         """Copy the files of a folder to a logged model's."""
-        if (folder := self._target(model.artifact_location)) is None:
+        if (folder := own_folder(model.artifact_location, self._moves)) is None:
             self._client.log_model_artifacts(model.model_id, str(files))
         else:
             _copy(files, folder)
 
     def folder(self, uri: str) -> Path | None:
         """Return the local folder of an artifact URI for reading, or None if a server keeps the files."""
-        beside = self._target(uri)
-        return beside if beside and beside.exists() else local_path(relocated(uri, self._moved))
-
-    def _target(self, uri: str) -> Path | None:
-        """Return the folder that files are written to: beside a SQLite database, though another one be recorded.
-
-        The files of a copied store are its own; those at the recorded place belong to the original.
-        """
-        recorded, location = local_path(uri), local_path(self._location)
-        is_ours = self._beside and location and location.parts[-2:] == self._beside.parts[-2:]
-        if self._beside and recorded and location and is_ours and recorded.is_relative_to(location):
-            return self._beside / recorded.relative_to(location)
-        return recorded
+        return folder_with_files(uri, self._moves)
 
 
 def _copy(files: Path, folder: Path) -> None:
@@ -90,30 +75,38 @@ def file_digests(folder: Path) -> dict[str, str]:
     }
 
 
-def moved_artifacts(locations: Mapping[str, str], database: Path | None) -> dict[str, str]:
-    """Find the artifact folders beside a SQLite database (None for any other store) that are recorded elsewhere.
+def moves(locations: Mapping[str, str], database: Path | None) -> dict[Path, Path]:
+    """Return where this program's own stores have the files of experiments, if another place is recorded.
 
-    The database was moved or copied together with them. `locations` maps names of experiments to recorded artifact
-    URIs. The result maps recorded URIs to those beside the database.
+    The store was moved or copied, with its files in `artifacts/` beside the SQLite database (None for any other store).
+    `locations` maps names of experiments to recorded artifact URIs; the result maps recorded folders to our own.
     """
+    found: dict[Path, Path] = {}
     if database is None:
-        return {}
-    moved = {}
+        return found
     for name, location in locations.items():
-        recorded, beside = local_path(location), database.parent / "artifacts" / name
-        if recorded and beside.is_dir() and not (recorded.exists() and recorded.samefile(beside)):
-            moved[location] = beside.as_uri()
-    return moved
+        recorded, own = local_path(location), database.parent / "artifacts" / name
+        if recorded and recorded != own and recorded.parts[-2:] == own.parts[-2:]:
+            found[recorded] = own
+    return found
 
 
-def relocated(uri: str, moved: Mapping[str, str]) -> str:
-    """Translate a recorded artifact URI by the result of `moved_artifacts`; a folder beside the database is first."""
+def own_folder(uri: str, moved: Mapping[Path, Path]) -> Path | None:
+    """Return the folder of an artifact URI for writing, or None if a server keeps the files; `moved` is from `moves`.
+
+    The files of a copied store are its own; those at the recorded place belong to the original.
+    """
+    recorded = local_path(uri)
     for old, new in moved.items():
-        if uri.startswith(f"{old}/"):
-            beside, recorded = local_path(new + uri.removeprefix(old)), local_path(uri)
-            if beside and (beside.exists() or not (recorded and recorded.exists())):
-                return new + uri.removeprefix(old)
-    return uri
+        if recorded and recorded.is_relative_to(old):
+            return new / recorded.relative_to(old)
+    return recorded
+
+
+def folder_with_files(uri: str, moved: Mapping[Path, Path]) -> Path | None:
+    """Return the `own_folder` for reading, or the recorded one if there is none: the database may be copied alone."""
+    own = own_folder(uri, moved)
+    return own if own and own.exists() else local_path(uri)
 
 
 def local_path(uri: str) -> Path | None:
