@@ -104,9 +104,10 @@ def own_folder(uri: str, moved: Mapping[Path, Path]) -> Path | None:
 
 
 def folder_with_files(uri: str, moved: Mapping[Path, Path]) -> Path | None:
-    """Return the `own_folder` for reading, or the recorded one if there is none: the database may be copied alone."""
-    own = own_folder(uri, moved)
-    return own if own and own.exists() else local_path(uri)
+    """Return the `own_folder` for reading, or the recorded one if only that exists: the database may be copied alone."""
+    recorded = local_path(uri)
+    own = own_folder(uri, {old: new for old, new in moved.items() if new.is_dir()})
+    return recorded if own and recorded and recorded.exists() and not own.exists() else own
 
 
 def local_path(uri: str) -> Path | None:
