@@ -15,14 +15,16 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow.entities import Metric
+from PIL import Image
 
 import analysis
 import tracking
-from tests.conftest import ROOT, new_store
+from tests.conftest import ROOT, new_store, snapshot
+from tests.servers import free_port
 from tracking import StoreError, owners, registry, schema
 from tracking.artifacts import Artifacts
 from tracking.keys import CHAMPION, PARENT, REASON
-from tracking.store import sqlite_path
+from tracking.store import readable, sqlite_path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 READING = [
@@ -190,30 +192,86 @@ def test_a_group_that_works_together_can_write_a_new_database(tmp_path: Path) ->
     assert (tmp_path / "new.db").stat().st_mode & 0o777 == 0o664
 
 
+AS_ORDINARY_USER = """
+import contextlib, io, os, runpy, signal, subprocess, sys
+import mlflow.pytorch, mlflow.store.db.utils, torch.export, analysis, tracking
+store, photo, report, port = sys.argv[1:]
+os.setgid(65534)
+os.setuid(65534)
+os.environ["HOME"] = os.path.dirname(report)
+for command in (
+    ["analysis", "table", "task3"], ["analysis", "report", "task3", "--out", report],
+    ["experiments", "predict", "task3", photo],
+):
+    sys.argv = [*command, "--tracking-uri", store]
+    code = 0
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code or 0
+    print(command[1], code, len(out.getvalue()) > 0)
+ui = [sys.executable, "-m", "tracking", "ui", "--port", port, "--tracking-uri", store]
+with subprocess.Popen(ui, stdout=subprocess.PIPE, text=True) as server:
+    print(server.stdout.readline().split()[0])
+    server.send_signal(signal.SIGINT)
+tracking.open_store(store, create=True)
+"""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become an ordinary user")
-def test_a_write_protected_store_is_readable(store_uri: str, empty_database: Path, tmp_path: Path) -> None:
-    run_of(tracking.open_store(store_uri), "task3", "a", model="lenet5")
-    path = sqlite_path(store_uri)
-    assert path is not None
-    other = new_store(empty_database, tmp_path / "other")
-    run_of(tracking.open_store(other), "task3", "a")
-    for folder in [tmp_path, *tmp_path.parents]:
-        if folder.stat().st_uid == 0 and folder != Path("/"):
-            folder.chmod(0o755)
-    for each in path.parent.rglob("*"):
+def test_a_write_protected_store_is_readable(finished_task3: str, tmp_path: Path) -> None:
+    original = sqlite_path(finished_task3)
+    assert original is not None
+    folder = shutil.copytree(original.parent, tmp_path / "read-only")
+    for each in folder.rglob("*"):
         each.chmod(0o555 if each.is_dir() else 0o444)
-    path.parent.chmod(0o555)
-    code = (
-        "import os, analysis, tracking\n"
-        f"tracking.open_store('{other}').tasks(); analysis.load_runs(['task3'], '{other}')  # all imports\n"
-        f"os.setgid(65534); os.setuid(65534); store = tracking.open_store('{store_uri}')\n"
-        f"print(len(analysis.load_runs(['task3'], '{store_uri}')), len(store.tasks()), store.scratch().name != '')\n"
-        f"tracking.open_store('{store_uri}', create=True)"
+    folder.chmod(0o555)
+    (tmp_path / "written").mkdir()
+    (tmp_path / "written").chmod(0o777)
+    Image.new("L", (28, 28)).save(tmp_path / "photo.png")
+    for parent in [tmp_path, *tmp_path.parents]:
+        if parent.stat().st_uid == 0 and parent != Path("/"):
+            parent.chmod(0o755)
+    before = snapshot(folder)
+    arguments = (f"sqlite:///{folder}/mlflow.db", tmp_path / "photo.png", tmp_path / "written" / "a.html", free_port())
+    done = subprocess.run(
+        [sys.executable, "-c", AS_ORDINARY_USER, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
     )
-    before = digests(path.parent)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     if "Permission denied" in done.stderr and "site-packages" in done.stderr:
         pytest.skip("an ordinary user cannot read this environment")
-    assert done.stdout == "1 1 True\n", done.stderr
+    assert done.stdout.split("\n")[:4] == ["table 0 True", "report 0 True", "predict 0 True", "task3"], done.stderr
     assert "it is write-protected; name another one" in done.stderr
-    assert digests(path.parent) == before
+    assert snapshot(folder) == before and (tmp_path / "written" / "a.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["while somebody writes", "after a killed writer"])
+def test_what_is_read_of_a_write_protected_store_is_one_state(
+    closed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mlflow.db"
+    writer = sqlite3.connect(path)
+    writer.execute("PRAGMA journal_mode=WAL")
+    for name in ("one", "two"):
+        writer.execute(f"CREATE TABLE {name} (value)")
+        writer.execute(f"INSERT INTO {name} VALUES (1)")
+    writer.commit()
+    writer.execute("UPDATE one SET value = 2")  # the other half of a transaction is missing
+    if closed:  # what is left of it
+        shutil.copytree(tmp_path, tmp_path / "left")
+        path = tmp_path / "left" / "mlflow.db"
+        path.with_name("mlflow.db-shm").unlink()
+        connect = sqlite3.connect
+
+        def refuse(target: object, **options: bool) -> sqlite3.Connection:  # as SQLite does for an ordinary user
+            if "mode=ro" in str(target):
+                raise sqlite3.OperationalError("unable to open database file")
+            return connect(target, **options)  # type: ignore[call-overload,no-any-return]
+
+        monkeypatch.setattr(sqlite3, "connect", refuse)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    copy = readable(path)
+    assert copy != path
+    with closing(sqlite3.connect(copy)) as reader:
+        assert [reader.execute(f"SELECT value FROM {name}").fetchall() for name in ("one", "two")] == [[(1,)], [(1,)]]
+    writer.close()

@@ -104,7 +104,7 @@ def own_folder(uri: str, moved: Mapping[Path, Path]) -> Path | None:
 
 
 def folder_with_files(uri: str, moved: Mapping[Path, Path]) -> Path | None:
-    """Return the `own_folder` for reading, or the recorded one if only that exists: the database may be copied alone."""
+    """Return the `own_folder` for reading, or the recorded one if only that exists, as of a database copied alone."""
     recorded = local_path(uri)
     own = own_folder(uri, {old: new for old, new in moved.items() if new.is_dir()})
     return recorded if own and recorded and recorded.exists() and not own.exists() else own

@@ -83,6 +83,15 @@ def schema_of(path: Path) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
+def back_up(database: Path, copy: Path) -> None:
+    """Copy a SQLite database as it is at one moment, whoever writes meanwhile; the database is only read."""
+    with (
+        closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as old,
+        closing(sqlite3.connect(copy)) as new,
+    ):
+        old.backup(new)
+
+
 def upgrade(source: Path, target: Path | None) -> Path:
     """Upgrade a copy of a SQLite database, or the database itself if `target` is None.
 
@@ -110,11 +119,7 @@ def upgrade(source: Path, target: Path | None) -> Path:
     work.unlink(missing_ok=True)
     try:
         for path in (work,) if target else (work, copy):
-            with (
-                closing(sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True)) as old,
-                closing(sqlite3.connect(path)) as new,
-            ):
-                old.backup(new)
+            back_up(source, path)
         command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{work}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

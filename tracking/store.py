@@ -282,15 +282,27 @@ def _usable_state(state: Path | None, uri: str) -> Path:
 
 @functools.cache
 def readable(database: Path) -> Path:
-    """Return a SQLite file, or a copy of it if its folder is write-protected: SQLite needs a file beside it to read."""
+    """Return a SQLite file, or a copy of it if its folder is write-protected: MLflow needs files beside it to read.
+
+    The copy is a consistent snapshot even while somebody else writes.
+    """
     if os.access(database.parent, os.W_OK) or not database.exists():
         return database
     folder = Path(tempfile.mkdtemp(prefix="read-only-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for path in database.parent.glob(f"{database.name}*"):
-        if path.name in (database.name, f"{database.name}-wal"):
-            shutil.copyfile(path, folder / path.name)
-    return folder / database.name
+    copy = folder / database.name
+    try:
+        schema.back_up(database, copy)
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise
+        # SQLite would have to make the index of the log here, or roll an interrupted write back. Nobody has the file
+        # open, since the index would be there, so a copy of the files is a snapshot, too
+        copy.unlink(missing_ok=True)
+        for path in (database, *(database.with_name(database.name + log) for log in ("-wal", "-journal"))):
+            if path.exists():
+                shutil.copyfile(path, folder / path.name)
+    return copy
 
 
 def check_exists(database: Path) -> None:

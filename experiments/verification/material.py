@@ -21,7 +21,7 @@ class Material:
         self.device = device
         self.model_arguments = model_arguments(data)
         self.groups = datasets.duplicate_groups(data)
-        self._splits: dict[tuple[int, int, bool], list[Split]] = {}
+        self._splits: dict[tuple[str, int, int, bool], list[Split]] = {}
         try:
             self.images = DeviceImages.load(data, device)
         except torch.OutOfMemoryError:
@@ -31,14 +31,15 @@ class Material:
         """Draw a run's split as the protocol does; a `StoreError` says why that fails."""
         params = run.params
         number: int = params["split"]
-        n_splits, seed, leak_free = key = params["n_splits"], int(run.row["split_seed"]), params["leak_free"]
-        if params["protocol"] != self.task.protocol.name and self.task.name in script_tasks():
-            raise StoreError(f"protocol is {params['protocol']}, and {self.task.protocol.name} in {self.task.name}")
+        name, n_splits = params["protocol"], params["n_splits"]
+        _, _, seed, leak_free = key = name, n_splits, int(run.row["split_seed"]), params["leak_free"]
+        if name != self.task.protocol.name and self.task.name in script_tasks():
+            raise StoreError(f"protocol is {name}, and {self.task.protocol.name} in {self.task.name}")
         if not 0 <= number < n_splits:
             raise StoreError(f"split {number} is none of 0 to {n_splits - 1}")
         if key not in self._splits:
             try:
-                protocol = datasets.named_protocol(params["protocol"], n_splits)
+                protocol = datasets.named_protocol(name, n_splits)
                 groups = self.groups if leak_free else None
                 self._splits[key] = datasets.draw_splits(protocol, self.data, seed, groups)
             except (ValueError, DatasetError) as error:

@@ -16,13 +16,14 @@ import analysis
 import datasets
 import tracking
 from analysis.groups import group_id
-from datasets import DatasetError, ImageData
+from datasets import DatasetError, ImageData, Source
 from experiments.jobs.progress import count
 from experiments.task import Task
 from experiments.training import hardware
 from experiments.verification.checks import AGREEMENT, LOSS_TOLERANCE, check_run
 from experiments.verification.material import Material
 from experiments.verification.stored_run import Findings, Record, SplitRecord
+from experiments.verification.stored_task import source_of
 from tracking import StoreError, keys
 from tracking.commands import script_of
 
@@ -111,7 +112,7 @@ def verify(
         parents[parent_id] = Record(store, str(parent_id), f"{of_parent['model'].iloc[0]}, all splits")
         _check_summary(parents[parent_id], runs[runs["parent_id"] == parent_id])
         report.add(parents[parent_id].findings)
-    walk = _with_material(task, chosen, data_dir, device, report)
+    walk = _with_material(task, chosen, data_dir, device, uri, report)
     bar = Console(stderr=True)
     for row, material in track(walk, task.name, len(chosen), console=bar, disable=not bar.is_terminal, transient=True):
         run = SplitRecord(store, row, _title(row, done))
@@ -147,17 +148,21 @@ def _unequal_splits(runs: pd.DataFrame) -> Iterator[str]:
 
 
 def _with_material(
-    task: Task, runs: pd.DataFrame, data_dir: Path | None, device: str, report: Report
+    task: Task, runs: pd.DataFrame, data_dir: Path | None, device: str, uri: str, report: Report
 ) -> "Iterator[tuple[pd.Series[Any], Material | None]]":
     """Yield each run with its data, one data set after the other, or with None if they are not there."""
     for name, on_name in runs.groupby(runs["dataset"].fillna("")):
         material: Material | None = None
+        loaded: Source | None = None
         problem = ""
-        try:
-            material = Material(task, _load(task, str(name), data_dir), device)
-        except DatasetError as error:
-            problem = str(error)
         for digest, on_data in on_name.groupby(on_name["dataset_digest"].fillna("")):
+            try:
+                source = source_of(on_data.iloc[0], task, uri)
+                if source != loaded:  # the runs of a script have one, loaded once
+                    material, loaded, problem = None, source, ""
+                    material = Material(task, _load(task, source, str(name), data_dir), device)
+            except DatasetError as error:
+                material, loaded, problem = None, None, str(error)
             fits = material is not None and material.data.digest == digest
             if not fits:
                 found = problem or f"those here have the digest {material.data.digest[:12] if material else ''}"
@@ -169,11 +174,11 @@ def _with_material(
                 yield row, material if fits else None
 
 
-def _load(task: Task, name: str, data_dir: Path | None) -> ImageData:
+def _load(task: Task, source: Source, name: str, data_dir: Path | None) -> ImageData:
     sample = name.startswith(keys.SAMPLE)
     if not sample and data_dir is None and name != task.data.name:
         raise DatasetError("they are no published data; name their folder in --data-dir")
-    return datasets.load(task.data, data_dir, sample)
+    return datasets.load(source, data_dir, sample)
 
 
 def _check_summary(parent: Record, children: pd.DataFrame) -> None:
