@@ -6,6 +6,7 @@ an unknown schema, are read through MLflow's client. Both give the same frames.
 
 import atexit
 import contextlib
+import difflib
 import functools
 import json
 import math
@@ -394,8 +395,8 @@ def _experiment(entity: "MlflowExperiment") -> _Experiment:
 def _reader(tracking_uri: str | None, tasks: Sequence[str] = ()) -> Iterator[_Database | _Client]:
     uri = check_uri(tracking_uri)
     database = sqlite_path(uri)
-    if database and not database.exists():
-        _check_tasks(tasks, [])  # a misspelt task is the better message
+    if database and not database.exists():  # of a misspelt script it is the lesser error; other names may be folders'
+        _check_tasks([task for task in tasks if difflib.get_close_matches(task, script_tasks(), 1)], [])
     if uri.startswith(("sqlite:", "postgresql")):
         with _sqlite(database) if database else _postgresql(uri) as execute:
             [[schema]] = execute("SELECT MAX(version_num) FROM alembic_version", {})

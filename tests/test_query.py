@@ -200,7 +200,7 @@ def test_what_cannot_be_read_is_said(filled: Path, copy_of: Path, tmp_path: Path
         with pytest.raises(UnknownTaskError, match="'taks3' is not one of task1, task2, task3"):
             query.load_curves(["taks3"], uri(folder))
     with pytest.raises(StoreError, match=r"there is no result database at .*/none/mlflow.db; run a task first, or"):
-        query.load_curves(["task1"], uri(tmp_path / "none"))
+        query.load_curves(["task1", "photos"], uri(tmp_path / "none"))
     with pytest.raises(StoreError, match=f"there is no run {'0' * 32} in sqlite:///"):
         query.local_artifact("0" * 32, keys.PREDICTIONS, uri(filled))
     store = tracking.open_store(uri(copy_of))

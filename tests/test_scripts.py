@@ -1,6 +1,7 @@
 """The scripts as a user runs them: from another folder, on the sample, good and bad input."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from sklearn.metrics import confusion_matrix, f1_score
 from typer.testing import CliRunner
 
@@ -24,7 +26,7 @@ import models
 import tracking
 from analysis.__main__ import app
 from experiments import TrainingConfig, task1, task3
-from experiments.jobs import worker
+from experiments.jobs import progress, worker
 from experiments.request import Request
 from experiments.run import Plan, execute, make_plan, run
 from experiments.run.execute import open_store
@@ -417,3 +419,15 @@ def test_full_disk_is_one_sentence_and_the_run_has_failed(store_uri: str, tmp_pa
     runs = analysis.load_runs(["task1"], store_uri)
     assert runs["status"].tolist() == ["FAILED"]
     assert runs["test/accuracy"].isna().all()
+
+
+@pytest.mark.parametrize("width", [50, 60, 70, 80, 120])
+def test_the_line_of_a_split_is_whole_at_any_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    monkeypatch.setattr(progress, "console", console)
+    with progress.SplitBar("efficientnet_lite split 10", 30) as bar:
+        bar.update([{"epoch": 10, "metrics": {"val/accuracy": 0.8, "val/loss": 0.5}}])
+        bar.finish("best 10: val 63.3%, test 63.1%")
+    line = console.file.getvalue().splitlines()[-1].rstrip()
+    assert "10/10" in line and re.search(r"\d:\d\d$", line) and len(line) <= width
+    assert ("best 10: val 63.3%, test 63.1%" in line) == (width >= 53)

@@ -1,19 +1,29 @@
 """Stores that are old, moved, copied, write-protected or shared: nothing of others is read or changed."""
 
+import datetime
 import hashlib
+import http.server
+import ipaddress
 import os
 import re
 import shutil
 import sqlite3
+import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from mlflow.entities import Metric
 from PIL import Image
 
@@ -24,7 +34,7 @@ from tests.servers import free_port
 from tracking import StoreError, owners, registry, schema
 from tracking.artifacts import Artifacts
 from tracking.keys import CHAMPION, PARENT, REASON
-from tracking.store import readable, sqlite_path
+from tracking.store import deleted_sentence, readable, sqlite_path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 READING = [
@@ -151,6 +161,10 @@ def test_a_registered_model_of_others_is_left_alone(store_uri: str, tmp_path: Pa
         registry.read_champion(store, "task3")
     store.client.set_model_version_tag("task3", theirs.version, REASON, "of an earlier version")
     assert registry.is_ours(store, "task3")
+    about = f"Cats or dogs? {registry.ABOUT.format('task1')}"  # of a version without tags, whose versions were deleted
+    store.client.create_registered_model("task1", description=about)
+    store.client.create_registered_model("task2", description=about)
+    assert registry.is_ours(store, "task1") and not registry.is_ours(store, "task2")
 
 
 def test_a_deleted_experiment_comes_back_by_the_command_that_is_named(store_uri: str) -> None:
@@ -168,6 +182,70 @@ def test_a_deleted_experiment_comes_back_by_the_command_that_is_named(store_uri:
     command = command.replace("python", sys.executable, 1)
     subprocess.run(command.split(), env=environment, check=True, capture_output=True, cwd=ROOT)
     assert analysis.load_runs(["task3"], store_uri)["run_id"].tolist() == [ours]
+
+
+def test_commands_in_sentences_can_be_pasted() -> None:
+    found = deleted_sentence("photos", 3, "sqlite:////home/me/my results/mlflow.db")
+    assert "MLFLOW_TRACKING_URI='sqlite:////home/me/my results/mlflow.db' python -m mlflow experiments restore" in found
+    masked = deleted_sentence("photos", 3, "postgresql://me:***@host/db")
+    assert "(with the password in place of ***): MLFLOW_TRACKING_URI='postgresql://me:***@host/db'" in masked
+    old = schema.why_unusable("0584bdc529eb", "sqlite:////home/me/my results/mlflow.db")
+    assert old.endswith("(python -m tracking upgrade 'sqlite:////home/me/my results/mlflow.db' FILE)")
+    server = schema.why_unusable("0584bdc529eb", "postgresql://me:***@host/db")
+    assert server.endswith("after a backup (python -m mlflow db upgrade 'postgresql://me:***@host/db')")
+
+
+@pytest.fixture
+def https_server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server whose certificate, in cert.pem, nobody signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "cert.pem").write_bytes(signed.public_bytes(Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(secret)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_certificate_of_ones_own_is_taken_as_by_the_client_of_mlflow(
+    https_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        StoreError, match="does not answer .*certificate verify failed.*; name its certificate in MLFLOW"
+    ):
+        tracking.check_uri(https_server)
+    for name, value in (
+        ("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "cert.pem")), ("MLFLOW_TRACKING_INSECURE_TLS", "true"),
+        ("REQUESTS_CA_BUNDLE", str(tmp_path / "cert.pem")),
+    ):  # fmt: skip
+        with monkeypatch.context() as environment:
+            environment.setenv(name, value)
+            assert tracking.check_uri(https_server) == https_server
+            with_user = https_server.replace("://", "://me:secret@")
+            assert tracking.check_uri(with_user) == with_user
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "nothing.pem"))
+    with pytest.raises(StoreError, match="nothing.pem"):
+        tracking.check_uri(https_server)
 
 
 def test_a_clock_that_is_set_back_ends_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

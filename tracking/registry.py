@@ -11,6 +11,8 @@ from tracking.store import Store, StoreError
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
+ABOUT = "The best network of {} so far; each version says which."  # ends the description of a registered model
+
 
 class Champion(NamedTuple):
     """A registered version."""
@@ -27,7 +29,7 @@ class NewVersion(NamedTuple):
     run_id: str  # of the split that trained the weights
     name: str  # of the logged model, in the UI
     folder: Path  # that MLflow saved
-    about: str  # description of a new registered model; Markdown, like the next
+    question: str  # begins the description of a new registered model; Markdown, like the next
     description: str
     reason: str
 
@@ -60,10 +62,11 @@ def read_champion(store: Store, task: str) -> Champion | None:
 def is_ours(store: Store, task: str) -> bool:
     """Whether the registered model of a task's name is this program's, or there is none.
 
-    Ours have the tag of their task; those of earlier versions have a reason at each version.
+    Ours have the tag of their task. Those of versions that set none have our description, or a reason at each version;
+    they get the tag when the champion is next registered or described.
     """
     found = store.client.search_registered_models(f"name = '{task}'")
-    if not found or found[0].tags.get(TASK) == task:
+    if not found or found[0].tags.get(TASK) == task or (found[0].description or "").endswith(ABOUT.format(task)):
         return True
     versions = store.client.search_model_versions(f"name = '{task}'")
     return bool(versions) and all(REASON in version.tags for version in versions)
@@ -78,7 +81,8 @@ def register_champion(store: Store, task: str, new: NewVersion) -> str:
 
     client = store.client
     if not client.search_registered_models(f"name = '{task}'"):
-        client.create_registered_model(task, {TASK: task}, description=new.about)
+        client.create_registered_model(task, {TASK: task}, description=f"{new.question} {ABOUT.format(task)}")
+    client.set_registered_model_tag(task, TASK, task)
     of_run = client.search_model_versions(f"name = '{task}' and run_id = '{new.run_id}'")
     there = [str(found.version) for found in of_run if _has_files(store, task, str(found.version))]
     if there:
@@ -102,7 +106,8 @@ def register_champion(store: Store, task: str, new: NewVersion) -> str:
 
 
 def describe_champion(store: Store, task: str, champion: Champion, description: str) -> None:
-    """Set the description of a version."""
+    """Set the description of a version, and the tag by which its model is ours."""
+    store.client.set_registered_model_tag(task, TASK, task)
     if store.client.get_model_version(task, champion.version).description != description:
         store.client.update_model_version(task, champion.version, description)
 

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -66,9 +67,12 @@ def why_unusable(schema: str | None, place: str) -> str:
     if schema not in known:
         return f"a newer version of MLflow than {version} made {place} (schema {schema}); use that version"
     maker = MADE_BY.get(schema, f"of schema {schema}")
+    way = f"an upgraded copy (python -m tracking upgrade {shlex.quote(place)} FILE)"
+    if "://" in place and not place.startswith("sqlite:"):
+        way = f"upgrade it for good, after a backup (python -m mlflow db upgrade {shlex.quote(place)})"
     return (
         f"MLflow {maker} made {place}, and could not read it any more once MLflow {version} opened it: use the former, "
-        f"or an upgraded copy (python -m tracking upgrade {place} FILE)"
+        f"or {way}"
     )
 
 

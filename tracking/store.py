@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+import shlex
 import shutil
 import socket
 import sqlite3
@@ -192,8 +193,11 @@ class Store:
 
 def deleted_sentence(name: str, experiment_id: object, label: str) -> str:
     """Say that an experiment was deleted, and how to get it back: the UI of MLflow restores runs only."""
-    command = f"python -m mlflow experiments restore --experiment-id {experiment_id}"
-    return f"experiment {name} of {label} was deleted; to restore it: MLFLOW_TRACKING_URI={label} {command}"
+    command = f"MLFLOW_TRACKING_URI={shlex.quote(label)} python -m mlflow experiments restore"
+    password = " (with the password in place of ***)" if "***" in label else ""
+    return (
+        f"experiment {name} of {label} was deleted; to restore it{password}: {command} --experiment-id {experiment_id}"
+    )
 
 
 def check_uri(uri: str | None = None) -> str:
@@ -438,11 +442,12 @@ def _check_server(uri: str) -> None:
             warnings.simplefilter("ignore")  # urllib3's, of a certificate that the user said not to look at
             client = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
             requests.get(f"{uri.rstrip('/')}/health", timeout=10, verify=verify, cert=client)
-    except requests.RequestException as error:  # with any status it answers; the first call shows what is allowed
-        reason = _innermost(error)
-        raise StoreAwayError(
-            f"the tracking server {without_password(uri)} does not answer ({reason}); start it or name another"
-        ) from None
+    except OSError as error:  # requests'; with any status it answers, and the first call shows what is allowed
+        why = f"the tracking server {without_password(uri)} does not answer ({_innermost(error)})"
+        if isinstance(error, requests.exceptions.SSLError) or not isinstance(error, requests.RequestException):
+            remedy = "name its certificate in MLFLOW_TRACKING_SERVER_CERT_PATH"  # or another file: this one is missing
+            raise StoreError(f"{why}; {remedy}") from None
+        raise StoreAwayError(f"{why}; start it or name another") from None
 
 
 def _innermost(error: BaseException) -> str:

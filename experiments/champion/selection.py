@@ -81,8 +81,7 @@ def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidenc
                 evidence = analysis.Evidence(group, store.uri, evidence)
                 again = best_split(evidence, metric)
                 if now == held and again is not None and again["run_id"] == run_id:
-                    about = f"{task.question} The best network of {task.name} so far; each version says which."
-                    made = registry.NewVersion(run_id, str(best["model"]), folder / run_id, about, text, reason)
+                    made = registry.NewVersion(run_id, str(best["model"]), folder / run_id, task.question, text, reason)
                     version = tracking.persist(partial(registry.register_champion, store, task.name, made))
                     return f"{_title(best)}, version {version} of models:/{task.name}"
     return ""
