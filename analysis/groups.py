@@ -1,10 +1,13 @@
 """Comparison groups: the runs that may be in one table, and the warnings that belong to it."""
 
 import hashlib
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from tracking.keys import BASELINES, GROUP_PARAMS, IDENTITY, SAMPLE, has_open_end
+from tracking.keys import BASELINES, GROUP_PARAMS, IDENTITY, SAMPLE, has_open_end, tuned_settings
+from tracking.settings import TUNABLE
 
 NEEDED = ("model", "split", "n_splits", "n_train", "n_val")  # a run without one of these is ignored
 
@@ -65,8 +68,16 @@ def _keys(runs: pd.DataFrame) -> list[tuple[str, ...]]:
     """Return for each run, as text, the values that comparable runs have in common."""
     kind = runs["device"].astype("str").str.split(":").str[0]
     common = runs.assign(n_splits=runs["n_splits"].astype("str").mask(runs["protocol"].map(has_open_end), ""))
+    common = common.assign(**{key: values for key, values in _without_tuned(runs).items() if key in GROUP_PARAMS})
     columns = [runs["task"], runs["dataset_digest"], kind, *(common[key] for key in GROUP_PARAMS)]
     return list(zip(*(map(str, column) for column in columns), strict=True))
+
+
+def _without_tuned(runs: pd.DataFrame) -> dict[str, "pd.Series[Any]"]:
+    """The settings that may be tuned, as text: `tuned` where they were, since their values are results there."""
+    names = [tuned_settings({"space": space}) for space in runs["space"]]
+    tuned = {key: np.array([key in each for each in names]) for key in TUNABLE}
+    return {key: runs[key].astype("str").mask(tuned[key], "tuned") for key in TUNABLE}
 
 
 def alike_but_for(key: str, group: pd.DataFrame, runs: pd.DataFrame) -> list[pd.DataFrame]:
@@ -115,6 +126,7 @@ def _setting(group: pd.DataFrame) -> dict[str, str]:
     first = group.iloc[0]
     short = {"dataset_digest": str(first["dataset_digest"])[:8], "device": str(first["device"]).split(":")[0]}
     values = {key: str(first[key]) for key in GROUP_PARAMS} | {"n_splits": str(group["n_splits"].max())}
+    values |= {key: text.iloc[0] for key, text in _without_tuned(group.head(1)).items()}
     return {"dataset": first["dataset"], **short, **values}
 
 

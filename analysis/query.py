@@ -64,10 +64,11 @@ SCHEMA = "dc11669786a5"  # alembic version of mlflow 3.17.2's databases, for whi
 EXPERIMENT = "e.experiment_id, e.name, e.lifecycle_stage, e.artifact_location, t.value"  # fields of _Experiment in SQL
 
 TIMES = ("start_time", "end_time")
-FLAGS = ("leak_free", *(key for key, kind in TYPES.items() if kind is bool))
+FLAGS = ("leak_free", "halving", *(key for key, kind in TYPES.items() if kind is bool))
 FLOATS = tuple(key for key, kind in TYPES.items() if kind is float)
 INTEGERS = (
-    "n_splits", "split", "replicate", "n_train", "n_val", "n_test", "parameters", "macs", "threads", "seed", "epoch",
+    "n_splits", "split", "replicate", "tune", "trial", "chosen_trial", "n_train", "n_val", "n_test", "parameters",
+    "macs", "threads", "seed", "epoch",
     *(key for key, kind in TYPES.items() if kind is int),
 )  # fmt: skip
 

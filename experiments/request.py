@@ -2,14 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from experiments.task import Task
+from experiments.tuning.space import Space
 from tracking.settings import DEVICE_MEMORY, SettingError, TrainingConfig, check_range
 
-MOST_JOBS = MOST_SEEDS = 1000
+MOST_JOBS = MOST_SEEDS = MOST_TRIALS = 1000
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Request:
     gpus_per_job: float | None = None  # on a Ray cluster
     device_memory: float = DEVICE_MEMORY
     tracking_uri: str | None = None  # see `tracking.open_store`
+    tune: int = 0  # configurations of each network on each split; 0 takes the task's own
+    space: Space = field(default_factory=dict)  # what else is tuned than the task says, or between other values
+    halving: bool = True  # whether the worse trials stop early
     seeds: int = 1  # trainings of each network on each split, which differ in weights, batches and augmentation
 
     def __post_init__(self) -> None:
@@ -49,6 +53,10 @@ class Request:
         for number in self.splits:
             if not 0 <= number < self.n_splits:
                 raise SettingError("split", f"{number} is not one of 0 to {self.n_splits - 1}")
+        if self.tune:
+            check_range("tune", self.tune, {"low": 2, "high": MOST_TRIALS})
+        elif self.space:
+            raise SettingError("space", "only --tune N has a space")
         check_range("seeds", self.seeds, {"low": 1, "high": MOST_SEEDS})
         check_range("device_memory", self.device_memory, {"low": 0, "high": 1})
         if self.jobs is not None:

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 
 from datasets import Protocol, Source
+from experiments.tuning.space import DEFAULT_SPACE, Space, check_space
 from tracking.commands import script_tasks
 from tracking.keys import BASELINES
 from tracking.settings import TrainingConfig
@@ -30,6 +31,9 @@ class Task:
     models, baselines : tuple of str
         Names in `models.MODELS` and `models.BASELINES`.
     training : TrainingConfig
+    space : mapping of str to Between or OneOf
+        What `--tune` may change (experiments/tuning/space.py). A model's class may narrow or widen ranges by an
+        attribute `space`, such as `("lr=1e-5..1e-3",)`.
     experiment : str, optional
         Name of the MLflow experiment when it is made; the task's name unless given.
 
@@ -47,12 +51,14 @@ class Task:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     experiment: str = ""
     baselines: tuple[str, ...] = BASELINES
+    space: Space = field(default_factory=lambda: dict(DEFAULT_SPACE))
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"a task's name has letters, digits, _ and - only, unlike {self.name!r}")
         if not self.models:
             raise ValueError(f"{self.name} names no model")
+        check_space(self.space)
         object.__setattr__(self, "experiment", self.experiment or self.name)
 
 

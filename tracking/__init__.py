@@ -4,6 +4,7 @@
 """
 
 from tracking.outages import SHORT, attempt, impatient, passes, persist
+from tracking.owners import wait_for_sign
 from tracking.runs import (
     Claim,
     Parent,
@@ -13,9 +14,9 @@ from tracking.runs import (
     claim,
     close_dead_runs,
     is_finished,
+    load_progress,
     parent_run,
     save_progress,
-    wait_and_claim,
 )  # fmt: skip
 from tracking.scores import SCORES, Score, score_of
 from tracking.settings import SettingError, TrainingConfig
@@ -24,6 +25,6 @@ from tracking.store import Store, StoreError, UnknownTaskError, check_uri, in_on
 __all__ = [
     "SCORES", "SHORT", "Claim", "Parent", "Run", "Score", "SettingError", "Store", "StoreError", "TrainingConfig",
     "UnknownTaskError", "attempt", "begin_again", "check_uri", "child_run", "claim", "close_dead_runs", "impatient",
-    "in_one_line", "is_finished", "open_store", "parent_run", "passes", "persist", "save_progress", "score_of",
-    "wait_and_claim",
+    "in_one_line", "is_finished", "load_progress", "open_store", "parent_run", "passes", "persist", "save_progress",
+    "score_of", "wait_for_sign",
 ]  # fmt: skip

@@ -16,7 +16,16 @@ from typing import Any, NamedTuple
 
 from tracking import owners
 from tracking.outages import attempt, passes, persist
-from tracking.runs import Claim, NewRun, Run, finished_among, resume_path, take_or_make, with_fingerprint
+from tracking.runs import (
+    Claim,
+    NewRun,
+    Run,
+    finished_among,
+    forget_progress,
+    stopped_before,
+    take_or_make,
+    with_fingerprint,
+)
 from tracking.store import Store, in_one_line
 
 ENTRY, RECORD, FILES = ".journal", "record.json", "files"
@@ -75,9 +84,10 @@ def send(store: Store, entry: Path, patience: float | None = None, known: Run | 
         for key, value in results.tags.items():
             run.set_tag(key, value)
         # last, so that a run with final scores has its files
-        run.log_metrics(results.metrics, timestamp=results.history[-1]["time"])
+        if results.history:  # not of a trial that diverged at once
+            run.log_metrics(results.metrics, timestamp=results.history[-1]["time"])
         run.finish()
-    resume_path(store, claimed.tags).unlink(missing_ok=True)
+    forget_progress(store, claimed.tags)
     (entry / RECORD).unlink(missing_ok=True)  # first: a folder without a record is no entry
     shutil.rmtree(entry, ignore_errors=True)
 
@@ -90,11 +100,13 @@ def _find_or_make(store: Store, run: NewRun, run_id: str, history: Sequence[Mapp
         alike = with_fingerprint(store, run.experiment, run.tags["fingerprint"])
         found = [o for o in alike if o.info.status != "RUNNING" or not owners.is_others(o.data.tags, store.command)]
         statuses = {other.info.run_id: other.info.status for other in found}
-        if finished_among(found) is not None or statuses.get(run_id) == "FINISHED":
+        done = finished_among(found)
+        goes_on = done is not None and stopped_before(done, len(history))
+        if (done is not None or statuses.get(run_id) == "FINISHED") and not goes_on:
             return None
         if run_id in statuses:
             return run_id
-        return take_or_make(store, run, found, {(entry["epoch"], entry["time"]) for entry in history}, [])
+        return take_or_make(store, run, found, {(entry["epoch"], entry["time"]) for entry in history}, [], done)
 
 
 def send_all(store: Store) -> tuple[int, dict[str, str]]:

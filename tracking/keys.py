@@ -1,5 +1,7 @@
 """Every key of the result database and its meaning, for writers and readers alike."""
 
+from collections.abc import Mapping
+
 from tracking.scores import METRICS, PARTS, SCORES
 from tracking.settings import COMPARED, MEANINGS
 
@@ -21,6 +23,11 @@ PARAMS = {
     "leak_free": "whether near duplicates stay in one part, and duplicates of test images are not trained on",
     "split": "number of the holdout or fold, from 0 (children only)",
     "replicate": "number of the training on the split, from 0, where there are several (children only)",
+    "tune": "number of configurations of each model that a tuned split tries",
+    "space": "what is tuned, and between which values",
+    "halving": "whether the worse half of the trials stops at rungs",
+    "trial": "number of the configuration, from 0, which is the task's own (trials only)",
+    "chosen_trial": "the trial with the lowest validation loss, whose settings and model are the split's",
     "n_train": "images trained on (children only)",
     "n_val": "images that choose the best epoch (children only)",
     "n_test": "images that are scored once, at the end (children only)",
@@ -32,9 +39,28 @@ PARAMS = {
 }
 SEEDS = ("split_seed", "train_seed")  # runs of earlier versions have only `seed`
 # Runs with equal values of these params, the same data digest and the same kind of device form a comparison group
-GROUP_PARAMS = ("protocol", "n_splits", "leak_free", *COMPARED)
-CHILD_PARAMS = ("split", "replicate", "n_train", "n_val", "n_test")  # parents and children have the others
+GROUP_PARAMS = ("protocol", "n_splits", "leak_free", "tune", "space", "halving", *COMPARED)
+CHILD_PARAMS = (
+    "split",
+    "replicate",
+    "trial",
+    "chosen_trial",
+    "n_train",
+    "n_val",
+    "n_test",
+)  # parents and children have the others
 IDENTITY = ("model", "split", "replicate")  # of a run in its comparison group; a run without a replicate is number 0
+
+
+def trials_of(task: str) -> str:
+    """The name under which a task's trials are stored: apart, since the UI shows few runs of an experiment at once."""
+    return task + TRIALS
+
+
+def tuned_settings(params: Mapping[str, object]) -> frozenset[str]:
+    """The settings that were tuned, by a run's params: they are results, and divide no runs into groups."""
+    space = params.get("space")
+    return frozenset(part.partition("=")[0] for part in space.split()) if isinstance(space, str) else frozenset()
 
 
 def has_open_end(protocol: str) -> bool:
@@ -80,6 +106,7 @@ METRIC_COLUMNS = (
 )  # fmt: skip
 PARAM_COLUMNS = ("model", "dataset", "epochs", "lr", "batch_size", "seed", "parameters")
 
+STOPPED = "stopped"
 TAGS = {
     "task": "name of the task",
     "question": "question of the task",
@@ -95,11 +122,13 @@ TAGS = {
     "owner": "process that does or did the work: its host, id and start (Unix time)",
     "command": "process of the command that the owner works for, likewise; may be the owner itself",
     "heartbeat": "last time the owner reported to be alive (Unix time)",
+    STOPPED: "why a trial ended early: after which epoch it was among the worse ones, or that it diverged; or empty",
     "figures_of": "digest of the ids of the runs that the figures show (parents only)",
     "file_digests": "SHA-256 of each file in the artifacts, as JSON (children only)",
 }
 
 TASK = "task"  # tag of an experiment: its task
+TRIALS = "/trials"  # ends the name of the experiment that has a task's trials, and of their task; no task has a slash
 AGAIN = "a run that is to come"  # superseded_by of a run that --fresh is going to repeat; it counts until then
 PARENT = "mlflow.parentRunId"  # MLflow's tag of a child
 NOTE = "mlflow.note.content"  # MLflow's tag of an experiment: its description in the UI, in Markdown

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 EPOCHS_A_CALL = 100  # MLflow takes at most 1,000 metrics in one call
 NEXT_ATTEMPT = 10.0  # seconds, at least, between two calls to a store that is away during training
+PAUSED = "SCHEDULED"  # MLflow's status of a run that waits
 MADE_WITH = ("hardware", "versions")  # tags that the last bits depend on
 
 
@@ -38,6 +39,7 @@ class Run:
         self.id = run_id  # empty for a run that was begun while the store was away
         self.patience = patience  # seconds to wait for a store that is away (`persist`)
         self.in_journal = False  # whether the journal has the results, and therefore ends the run
+        self.pauses = False  # whether it is a trial that waits for the others at its rung
         self._sent = 0  # epochs of `log_epochs`
         self._away_until = 0.0
 
@@ -206,12 +208,14 @@ def claim(
     tags: Mapping[str, str],
     patience: float | None = None,
     without_store: bool = False,
+    until: int | None = None,
 ) -> Claim:
     """Claim the split with the fingerprint in `tags`, in its interrupted run or in a new one called `name`.
 
     `params` and `tags` are the parent's and the split's own. With `without_store`, a store that stays away for
     `patience` seconds does not prevent the claim, unless a living process owns the resume file. This is allowed for
-    splits that the store did not know as finished when the command began.
+    splits that the store did not know as finished when the command began. A trial that was stopped before epoch `until`
+    is not finished.
     """
     store = parent.store
     run = NewRun(parent.experiment, parent.id, name, params, tags, store.command)
@@ -225,10 +229,12 @@ def claim(
                 if other.info.status == "RUNNING" and owners.is_others(other.data.tags, store.command):
                     owner, elsewhere = owners.describe(other.data.tags), owners.is_elsewhere(other.data.tags)
                     return Claim(run, other.info.run_id, False, resume_file, owner=owner, elsewhere=elsewhere)
-            if (done := _use_finished(store, parent, found)) is not None:
+            done = _use_finished(store, parent, found)
+            if done is not None and not stopped_before(done, until):
                 return Claim(run, done.info.run_id, False, resume_file)
             saved = _usable(_load(resume_file), tags)
-            return Claim(run, take_or_make(store, run, found, _epochs(saved), taken), True, resume_file, saved)
+            run_id = take_or_make(store, run, found, _epochs(saved), taken, done)
+            return Claim(run, run_id, True, resume_file, saved)
 
     try:
         return persist(decide, patience)
@@ -259,16 +265,28 @@ def finished_among(found: "Sequence[MlflowRun]") -> "MlflowRun | None":
     return None
 
 
+def stopped_before(run: "MlflowRun", until: int | None) -> bool:
+    """Whether a finished run is a trial that was among the worse ones before epoch `until`."""
+    stopped = run.data.tags.get(keys.STOPPED, "")
+    return until is not None and stopped.isdecimal() and int(stopped) < until
+
+
 def take_or_make(
-    store: Store, run: NewRun, found: "Sequence[MlflowRun]", epochs: set[tuple[int, int]], taken: list[str]
+    store: Store,
+    run: NewRun,
+    found: "Sequence[MlflowRun]",
+    epochs: set[tuple[int, int]],
+    taken: list[str],
+    stopped: "MlflowRun | None" = None,
 ) -> str:
     """Take over the unfinished run whose epochs (number, time) are all in `epochs`, or make one.
 
-    Returns the id, which is also appended to `taken` before the run is complete.
+    `stopped` is a finished trial that goes on. Returns the id, which is also appended to `taken` before the run is
+    complete.
     """
     tags = {**run.tags, keys.PARENT: run.parent_id}
     for other in found:
-        if other.info.status != "FINISHED" and _logged(store, other.info.run_id) <= epochs:
+        if (other.info.status != "FINISHED" or other is stopped) and _logged(store, other.info.run_id) <= epochs:
             taken.append(other.info.run_id)
             _complete(store, other, run.params)
             _take(store, other.info.run_id, tags)
@@ -290,12 +308,6 @@ def is_finished(parent: Parent, tags: Mapping[str, str]) -> bool:
     return persist(look)
 
 
-def wait_and_claim(parent: Parent, name: str, params: Mapping[str, Any], tags: Mapping[str, str], left: Claim) -> Claim:
-    """Claim a split that was left to a process on another machine, once that had time for a heartbeat."""
-    persist(lambda: owners.wait_for_sign(parent.store, left.run_id))
-    return claim(parent, name, params, tags)
-
-
 def begin_again(store: Store, task: str, tags: Mapping[str, str]) -> None:
     """Mark the split with this fingerprint to be trained again. Its result counts until the new run has one."""
     experiment = store.make_experiment(task)
@@ -306,6 +318,22 @@ def begin_again(store: Store, task: str, tags: Mapping[str, str]) -> None:
         for run in runs:
             if run.data.tags.get("superseded_by") not in ids:
                 store.client.set_tag(run.info.run_id, "superseded_by", keys.AGAIN)
+
+
+def load_progress(store: Store, tags: Mapping[str, str]) -> dict[str, Any] | None:
+    """Read what `save_progress` wrote, if this hardware and these versions can go on from it."""
+    return _usable(_load(resume_path(store, tags)), tags)
+
+
+def forget_progress(store: Store, tags: Mapping[str, str]) -> None:
+    """Remove the resume file of a finished split. A trial keeps it: among more trials it may go on, or be chosen."""
+    if not is_trial(tags):
+        resume_path(store, tags).unlink(missing_ok=True)
+
+
+def is_trial(tags: Mapping[str, str]) -> bool:
+    """Whether a run is a trial."""
+    return tags["task"].endswith(keys.TRIALS)
 
 
 def resume_path(store: Store, tags: Mapping[str, str]) -> Path:
@@ -337,19 +365,23 @@ def _usable(saved: dict[str, Any] | None, tags: Mapping[str, str]) -> dict[str, 
 
 @contextlib.contextmanager
 def child_run(store: Store, claimed: Claim) -> Iterator[Run]:
-    """Open the run that was claimed, and finish it unless the journal does."""
+    """Open the run that was claimed, and finish it unless the journal does or it is a trial that pauses."""
     run = Run(store, claimed.run_id)
     try:
         with owners.heartbeat(store, run.id):
             yield run
             if run.in_journal:
                 return
+            if run.pauses:
+                with contextlib.suppress(Exception):  # while the store is away it stays as it is
+                    store.client.update_run(run.id, status=PAUSED)
+                return
             run.finish()
     except BaseException as error:
         with contextlib.suppress(Exception):  # the store itself may have failed
             _end(store, run.id, *_outcome(error))
         raise
-    claimed.resume_file.unlink(missing_ok=True)
+    forget_progress(store, claimed.run.tags)
 
 
 def close_dead_runs(
@@ -365,14 +397,20 @@ def close_dead_runs(
         ended = mine and keys.PARENT in run.data.tags and run.data.tags.get("command") == store.command
         return owners.is_alive(run.data.tags) and not ended
 
-    experiment = store.experiment_id(task)
-    if experiment is None:
+    found_experiments = [store.experiment_id(name) for name in (task, keys.trials_of(task))]
+    experiments = [experiment for experiment in found_experiments if experiment is not None]
+    if not experiments:
         return
     with store.lock():
-        found = store.client.search_runs([experiment], "status = 'RUNNING'")
+        found = store.client.search_runs(experiments, "status = 'RUNNING'")
         running = [run for run in found if "fingerprint" in run.data.tags]
-        alive = [run for run in running if is_at_work(run)]
-        needed = {run.info.run_id for run in alive} | {run.data.tags.get(keys.PARENT) for run in alive}
+        parents = {run.info.run_id: run.data.tags.get(keys.PARENT) for run in running}
+        needed: set[str | None] = set()
+        for run in filter(is_at_work, running):  # and the runs that it is a part of
+            run_id: str | None = run.info.run_id
+            while run_id is not None:
+                needed.add(run_id)
+                run_id = parents.get(run_id)
         for run in running:
             if run.info.run_id not in needed:
                 _end(store, run.info.run_id, "KILLED", reason)
@@ -419,7 +457,7 @@ def _take(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
 def _use_finished(store: Store, parent: Parent, found: "Sequence[MlflowRun]") -> "MlflowRun | None":
     """Return the finished run of a split, and let it count again after a change of parent or code."""
     if (run := finished_among(found)) is not None:
-        resume_path(store, run.data.tags).unlink(missing_ok=True)
+        forget_progress(store, run.data.tags)
         if run.data.tags[keys.PARENT] != parent.id:
             store.client.set_tag(run.info.run_id, keys.PARENT, parent.id)
         if "superseded_by" in run.data.tags:
@@ -448,8 +486,10 @@ def _outcome(error: BaseException) -> tuple[str, str]:
 def _supersede_others(store: Store, run: "MlflowRun") -> None:
     """Mark the other finished runs of the same model and split in the same comparison group, and unmark this one."""
     params, tags = run.data.params, run.data.tags
+    if is_trial(tags):
+        return
     # not those that may be missing: earlier versions logged the seeds as one param
-    optional = ("n_splits", "replicate", *keys.SEEDS)
+    optional = {"n_splits", "replicate", *keys.SEEDS, *keys.tuned_settings(params)}
     common = [key for key in (*keys.IDENTITY, *keys.GROUP_PARAMS) if key in params and key not in optional]
     same = " and ".join(f"params.{key} = '{params[key]}'" for key in common)
     query = f"{same} and tags.dataset_digest = '{tags['dataset_digest']}' and status = 'FINISHED'"
@@ -465,6 +505,7 @@ def _place(params: Mapping[str, str]) -> list[str | None]:
     """A run's place in the store: the values of its IDENTITY and GROUP_PARAMS, and the kind of device."""
     usual = {"replicate": "0", **dict.fromkeys(keys.SEEDS, params.get("seed"))}
     values = {key: params.get(key, usual.get(key)) for key in (*keys.IDENTITY, *keys.GROUP_PARAMS)}
+    values |= dict.fromkeys(keys.tuned_settings(params))
     if keys.has_open_end(params.get("protocol", "")):
         values["n_splits"] = None
     return [*values.values(), params["device"].split(":")[0]]

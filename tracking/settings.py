@@ -37,13 +37,15 @@ def compared(
     high: float = math.inf,
     above: float = -math.inf,
     choices: Sequence[str] = (),
+    tunable: bool = False,
 ) -> T:
     """Declare a setting that decides results: runs with different values are never in one comparison group.
 
-    Values lie in [low, high] and are greater than `above`; texts are among `choices`.
+    Values lie in [low, high] and are greater than `above`; texts are among `choices`. `--tune` may choose the values
+    of `tunable` settings.
     """
     limits = {"low": low, "high": high, "above": above, "choices": tuple(choices)}
-    metadata = {"compared": True, "meaning": meaning, **limits}
+    metadata = {"compared": True, "meaning": meaning, "tunable": tunable, **limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -91,12 +93,14 @@ class TrainingConfig:
     A value that is out of range raises a `SettingError`.
     """
 
-    lr: float = compared(1e-3, "learning rate of AdamW at the start", above=0)
-    weight_decay: float = compared(0.01, "decoupled weight decay of AdamW", low=0)
-    batch_size: int = compared(128, "largest number of training images per step; batches have equal sizes", low=2)
+    lr: float = compared(1e-3, "learning rate of AdamW at the start", above=0, tunable=True)
+    weight_decay: float = compared(0.01, "decoupled weight decay of AdamW", low=0, tunable=True)
+    batch_size: int = compared(
+        128, "largest number of training images per step; batches have equal sizes", low=2, tunable=True
+    )
     epochs: int = compared(30, "largest number of epochs, and length of the cosine schedule", low=1)
     patience: int = compared(7, "epochs without a lower validation loss before stopping", low=1)
-    augment: bool = compared(False, "whether to flip and shift training images at random")
+    augment: bool = compared(False, "whether to flip and shift training images at random", tunable=True)
     precision: Precision = compared(
         "auto",
         "precision of convolutions and matrix products; auto: bf16 if the hardware has it, fp16 on older GPUs",
@@ -118,4 +122,5 @@ class TrainingConfig:
 
 MEANINGS: dict[str, str] = {field.name: field.metadata["meaning"] for field in dataclasses.fields(TrainingConfig)}
 COMPARED: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TrainingConfig) if f.metadata["compared"])
+TUNABLE: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TrainingConfig) if f.metadata.get("tunable"))
 TYPES: dict[str, type] = {f.name: type(f.default) for f in dataclasses.fields(TrainingConfig)}  # of columns

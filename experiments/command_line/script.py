@@ -14,6 +14,7 @@ from experiments.jobs.engine import EngineError
 from experiments.jobs.processes import start_server
 from experiments.request import MOST_JOBS, Request
 from experiments.task import Task, TaskError, check_name
+from experiments.tuning.space import parse_space
 from tracking import StoreError
 from tracking.commands import SCRIPTS, Uri, not_one_of, print_in_any_encoding, script_tasks
 from tracking.settings import DEVICE_MEMORY, LARGEST_SEED, MEANINGS, Precision, SettingError, check_range
@@ -54,6 +55,15 @@ def main(task: Task) -> None:
         sample: Annotated[bool, Option("--sample", help="generated images instead of real data")] = False,
         leak_free: Annotated[bool, Option("--leak-free", help="keep near duplicates together; train on none of a test "
                                           "image")] = False,
+        tune: Annotated[int, Option(metavar="N", min=0, help="train N configurations of each model on each split, of "
+                                    "which the validation part chooses one; 0: the task's own settings")] = 0,
+        space: Annotated[list[str] | None, Option(metavar="NAME=VALUES", help="repeatable: tune a setting between "
+                                                  "others than the task's values, as lr=1e-4..1e-2")]
+        = None,
+        halving: Annotated[bool, Option(help="stop the worse half of the configurations early, twice")] = True,
+        dry_run: Annotated[bool, Option("--dry-run", help="print the plan and the expected time; train nothing")]
+        = False,
+        yes: Annotated[bool, Option("--yes", help="do not ask, however long it takes")] = False,
         fresh: Annotated[bool, Option("--fresh", help="train finished splits again")] = False,
         jobs: Annotated[str | None, Option(metavar="N", help="splits at once, or auto; default: 1 on this machine, all "
                                            "that have room on a cluster")] = None,
@@ -87,9 +97,9 @@ def main(task: Task) -> None:
                 task, dict.fromkeys(_known_models(model) if model else task.models, config), n_splits,
                 tuple(dict.fromkeys(split or range(n_splits))), task.baselines if baselines else (), leak_free, fresh,
                 data_dir, sample, _parse_jobs(jobs, backend), backend, threads, gpus_per_job, device_memory,
-                tracking_uri, seeds,
+                tracking_uri, tune, parse_space(space or ()), halving, seeds,
             )  # fmt: skip
-            code = _run(request)
+            code = _run(request, dry_run, yes)
         except TaskError as error:
             code = _fail(str(error))
         except SettingError as error:
@@ -122,7 +132,7 @@ def _parse_jobs(text: str | None, backend: str) -> int | None:
     return int(text)
 
 
-def _run(request: Request) -> int:
+def _run(request: Request, dry_run: bool, yes: bool) -> int:
     """Run a request and return the exit code; an error becomes one sentence."""
     # a polite kill and a closed terminal end a run in the same order as Ctrl-C
     for name in ("SIGTERM", "SIGHUP"):
@@ -136,7 +146,7 @@ def _run(request: Request) -> int:
 
         from experiments.run import run
 
-        failures = run(request)
+        failures = run(request, dry_run, yes)
     except KeyboardInterrupt:
         how = ", without --fresh," if request.fresh else ""
         return _fail(f"interrupted; the same command{how} goes on where this one stopped", 130)

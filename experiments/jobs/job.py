@@ -1,5 +1,6 @@
 """A job: one model on one split. It is data that travels to a worker, and so is its result."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,18 @@ from tracking.settings import TrainingConfig
 if TYPE_CHECKING:
     from models import ModelCard  # brings torch, which --help need not wait for
 
-Outcome = Literal["trained", "kept", "found", "left", "failed"]
+Outcome = Literal["trained", "paused", "kept", "found", "left", "failed"]
+# validation loss after each epoch so far: of the whole part, and of its halves; infinite after a divergence
+Curve = tuple[tuple[float, float, float], ...]
+DIVERGED = (math.inf, math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What the validation part and its halves chose among the trials of a split."""
+
+    chosen: "Job"  # the trial whose model is the split's
+    of_halves: tuple["Job", "Job"]  # the trials that score half 0 and half 1
 
 
 @dataclass(frozen=True)
@@ -34,13 +46,17 @@ class Job:
     parent_id: str = ""  # its parent run, as of execution
     experiment: str = ""  # the parent's experiment
     attempt: int = 0
+    trial: int | None = None  # number of the configuration, of a job that is a trial of a tuned split
+    until: int | None = None  # epochs after which a trial waits for the others
+    of_split: str = ""  # fingerprint of the split that a trial belongs to
+    ends: bool = False  # whether a trial stops there for good
+    tuned: Tuned | None = None  # of a tuned split's own job, once its trials are done
 
     @property
     def title(self) -> str:
         """Name of its run."""
-        return f"{self.card.name} split {self.number}" + (
-            "" if self.replicate is None else f" replicate {self.replicate}"
-        )
+        numbers = {"split": self.number, "replicate": self.replicate, "trial": self.trial}
+        return " ".join([self.card.name, *(f"{key} {n}" for key, n in numbers.items() if n is not None)])
 
     @property
     def fingerprint(self) -> str:
@@ -56,9 +72,11 @@ class Job:
 class Result:
     """The result of a job."""
 
-    outcome: Outcome  # kept: trained, and the results wait for a store that is away; found: finished before
+    # paused: a trial that may go on; kept: trained, and the results wait for the store; found: finished before
+    outcome: Outcome
     text: str = ""  # the scores, the other process, or the reason
     again: bool = False  # whether another attempt, later, may end otherwise
+    curve: Curve = ()  # of a trial
 
 
 @dataclass(frozen=True)

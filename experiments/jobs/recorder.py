@@ -4,16 +4,16 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import analysis
 import tracking
 from experiments.jobs import results
-from experiments.jobs.job import Job, JobContext, Result
+from experiments.jobs.job import DIVERGED, Curve, Job, JobContext, Result
 from experiments.training.evaluation import Evaluation
-from tracking import Claim, Parent, Run, Store, journal
+from tracking import Claim, Parent, Run, Store, journal, keys
 from tracking.artifacts import file_digests
 from tracking.checkpoints import Checkpoint
 from tracking.predictions import Predictions
@@ -31,6 +31,21 @@ class Trained:
     evaluations: Mapping[str, Evaluation | None]  # of `val` and `test`
     predictions: Predictions
     scores: str  # for the screen
+
+
+@dataclass(frozen=True)
+class TrialOver:
+    """What became of a trial that ends, be it for good or because it is among the worse ones."""
+
+    history: History
+    stopped: str  # see `tracking.keys.TAGS`
+    text: str  # for the screen
+
+    @property
+    def curve(self) -> Curve:
+        """Its losses; a divergence is an epoch with infinite ones."""
+        curve = results.curve_of(self.history)
+        return curve if not self.stopped or self.stopped.isdecimal() else (*curve, DIVERGED)
 
 
 class Recorder:
@@ -54,12 +69,24 @@ class Recorder:
 
     def claim(self, job: Job) -> Claim:
         """Claim the job's split, unless it is finished or in other hands."""
-        claim = functools.partial(tracking.claim, self.parent_of(job), job.title, job.params, job.tags)
+        claim = functools.partial(tracking.claim, self.parent_of(job), job.title, job.params, job.tags, until=job.until)
         claimed = claim(patience=0 if self._away else tracking.SHORT, without_store=True)
         if claimed.elsewhere and job.attempt:
-            claimed = tracking.wait_and_claim(self.parent_of(job), job.title, job.params, job.tags, claimed)
+            tracking.persist(lambda: tracking.wait_for_sign(self.store, claimed.run_id))
+            claimed = claim()
         self._away = not claimed.run_id
         return claimed
+
+    def curve_of(self, run_id: str) -> Curve:
+        """The losses of a finished trial, from the store."""
+
+        def read() -> Curve:
+            stopped = self.store.client.get_run(run_id).data.tags.get(keys.STOPPED, "")
+            path = analysis.local_artifact(run_id, keys.HISTORY, self.store.uri)
+            curve = results.curve_of(json.loads(path.read_text(encoding="utf-8")))
+            return curve if not stopped or stopped.isdecimal() else (*curve, DIVERGED)
+
+        return tracking.persist(read)
 
     def entry_of_lost_worker(self, job: Job) -> Path | None:
         """The job's entry in the journal, if a worker was lost before it had sent it."""
@@ -72,6 +99,21 @@ class Recorder:
         child.in_journal = True
         return self._send(job, trained.scores, entry, child)
 
+    def record_trial(self, job: Job, claimed: Claim, child: Run, over: "TrialOver") -> Result:
+        """Put what became of a trial into the journal, likewise."""
+        with self.store.scratch() as scratch:
+            folder = Path(scratch) / "entry"
+            results.write_history(folder / journal.FILES, over.history)
+            content = journal.Results(
+                results.dataset_entry(self.context.data),
+                over.history,
+                results.final_metrics(over.history, None, {}, job.split, {}),
+                {"file_digests": json.dumps(file_digests(folder / journal.FILES)), keys.STOPPED: over.stopped},
+            )
+            entry = journal.write(self.store, claimed, content, folder)
+        child.in_journal = True
+        return replace(self._send(job, over.text, entry, child), curve=over.curve)
+
     def record_entry(self, job: Job, claimed: Claim, entry: Path) -> Result:
         """Send the journal entry of a lost worker."""
         with tracking.child_run(self.store, claimed) as child:
@@ -80,7 +122,8 @@ class Recorder:
 
     def record_failure(self, job: Job, result: Result) -> Result:
         """Bring the parent's summary up to date after a failure."""
-        self._summarise(job)
+        if job.trial is None:
+            self._summarise(job)
         return result
 
     def _write(self, job: Job, claimed: Claim, trained: Trained) -> Path:
@@ -128,7 +171,8 @@ class Recorder:
             if self._away:
                 return Result("kept", scores)
             self._kept.pop(0)
-        self._summarise(job)
+        if job.trial is None:
+            self._summarise(job)
         return Result("trained", scores)
 
     def _summarise(self, job: Job) -> None:

@@ -15,6 +15,7 @@ import analysis
 import datasets
 import models
 from datasets import ImageData, Split
+from experiments.jobs.job import Curve
 from experiments.training.cross_fitting import evaluation_of
 from experiments.training.evaluation import Evaluation
 from experiments.training.fit import EpochRecord
@@ -50,6 +51,11 @@ def epochs_of_halves(history: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return first, second
 
 
+def curve_of(history: Sequence[Mapping[str, Any]]) -> Curve:
+    """The validation losses of a trial's history, by which trials are compared."""
+    return tuple((entry["metrics"]["val/loss"], *entry["half_losses"]) for entry in history)
+
+
 def cross_val_scores(predictions: Predictions) -> dict[str, float]:
     """The scores of the cross-fitted validation part under their keys; none from a file of an earlier version."""
     if predictions.cross_val is None:
@@ -64,7 +70,9 @@ def final_metrics(
     split: Split,
     leaks: Mapping[str, float],
 ) -> dict[str, float]:
-    """The metrics of a finished split under their keys; `cross_val` and `leaks` are passed on."""
+    """The metrics of a finished split under their keys; `cross_val` and `leaks` are passed on. A trial has neither."""
+    if not history:  # of a trial that diverged at once
+        return {}
     best, last = best_entry(history), history[-1]
     seconds = sum(entry["metrics"]["epoch_seconds"] for entry in history)
     n_images = (len(split.train) + len(split.val)) * len(history)
@@ -149,6 +157,12 @@ def _part(index: np.ndarray, labels: np.ndarray, result: Evaluation) -> PartPred
     return PartPredictions(index, labels[index], *arrays)
 
 
+def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write the history to a folder: the only file of a trial."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / keys.HISTORY).write_text(json.dumps(history), encoding="utf-8")
+
+
 def write_files(
     folder: Path,
     data: ImageData,
@@ -169,7 +183,7 @@ def write_files(
     # the loss follows from no file but the checkpoint, and from that not everywhere to the last bit
     numbers["loss"] = {part: result.loss for part, result in results.items() if result}
     (folder / keys.CONFUSION).write_text(json.dumps(numbers), encoding="utf-8")
-    (folder / keys.HISTORY).write_text(json.dumps(history), encoding="utf-8")
+    write_history(folder, history)
     part = "test" if "test" in confusions else "val"
     shown = predictions.test if part == "test" else predictions.val
     of_part = pd.DataFrame(

@@ -16,8 +16,8 @@ from torch import nn
 import models
 import tracking
 from experiments.jobs import progress, results
-from experiments.jobs.job import Job, JobContext, Result, model_arguments
-from experiments.jobs.recorder import History, Recorder, Trained
+from experiments.jobs.job import Job, JobContext, Result, Tuned, model_arguments
+from experiments.jobs.recorder import History, Recorder, Trained, TrialOver
 from experiments.provenance import fingerprint, sources
 from experiments.training import hardware
 from experiments.training.baselines import fit_baseline
@@ -78,7 +78,7 @@ class Attempt:
     claimed: Claim | None = None
     result: Result | None = None  # of a job that was not trained to its end
     entry: Path | None = None  # in the journal, left by a worker that was lost
-    trained: Trained | None = None
+    trained: Trained | TrialOver | None = None
     child: Run | None = None  # the open run
     open_run: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
@@ -109,7 +109,8 @@ class Worker:
         claimed = self.recorder.claim(job)
         if not claimed.is_ours:
             left = Result("left", f"{job.title} ({claimed.owner})", again=claimed.elsewhere and not job.attempt)
-            return Attempt(job, result=left if claimed.owner else Result("found"))
+            curve = () if claimed.owner or job.trial is None else self.recorder.curve_of(claimed.run_id)
+            return Attempt(job, result=left if claimed.owner else Result("found", curve=curve))
         if entry := self.recorder.entry_of_lost_worker(job):
             return Attempt(job, claimed, entry=entry)
         try:
@@ -133,6 +134,8 @@ class Worker:
         job, claimed = attempt.job, attempt.claimed
         if attempt.trained and claimed and attempt.child:
             with attempt.open_run:
+                if isinstance(attempt.trained, TrialOver):
+                    return self.recorder.record_trial(job, claimed, attempt.child, attempt.trained)
                 return self.recorder.record(job, claimed, attempt.child, attempt.trained)
         if attempt.entry and claimed:
             return self.recorder.record_entry(job, claimed, attempt.entry)
@@ -155,7 +158,14 @@ class Worker:
                 else:
                     state = self._begin(name, model, job, seed)
                     model = state.model
-                    history, chosen = self._fit(state, job, claimed, child, bar)
+                    if job.trial is not None:
+                        return self._try(state, job, claimed, child, bar, open_run)
+                    saved = claimed.saved
+                    if saved is None and job.tuned:
+                        saved = self._progress_of(job.tuned.chosen, job)
+                    history, chosen = self._fit(state, job, claimed, child, bar, saved)
+                    if job.tuned:
+                        chosen = self._cross_fitted(chosen, job.tuned, job, seed)
                 mean, std = self.images.normalisation(job.split.train)
                 test = evaluate_test(model, self.images, job.split, mean, std, config.precision)
                 best = chosen[WHOLE]
@@ -200,23 +210,76 @@ class Worker:
         child.log_epochs(history)
         return history, chosen
 
+    def _try(
+        self,
+        state: TrainingState,
+        job: Job,
+        claimed: Claim,
+        child: Run,
+        bar: progress.SplitBar,
+        open_run: contextlib.ExitStack,
+    ) -> Attempt:
+        """Train a trial up to its rung."""
+        history: History = []
+        stopped = ""
+        try:
+            history, chosen = self._fit(state, job, claimed, child, bar, claimed.saved, history)
+        except TrainingDivergedError as error:
+            stopped = text = str(error)
+        else:
+            text = progress.scores(chosen[WHOLE].epoch, chosen[WHOLE].val, None)
+            if job.ends and not state.is_done:
+                stopped = str(state.epoch)
+        over = TrialOver(history, stopped, text)
+        bar.finish(text)
+        if stopped or state.is_done:
+            return Attempt(job, claimed, trained=over, child=child, open_run=open_run.pop_all())
+        child.pauses = True
+        return Attempt(job, result=Result("paused", text, curve=over.curve))
+
+    def _progress_of(self, trial: Job, job: Job) -> dict[str, Any] | None:
+        """The last save of a trial of a split, if it was trained on this machine."""
+        made = {key: job.tags[key] for key in ("hardware", "versions")}
+        return tracking.load_progress(self.recorder.store, {**trial.tags, **made})
+
+    def _cross_fitted(self, chosen: list[Snapshot], tuned: Tuned, job: Job, seed: int) -> list[Snapshot]:
+        """Replace what the halves chose among the epochs of one trial by what they chose among those of all."""
+        name, arguments = job.card.name, model_arguments(self.context.data)
+        for place, trial in zip(SCORES_HALF, tuned.of_halves, strict=True):
+            if trial.trial != tuned.chosen.trial:
+                model = initialise(lambda: models.build(name, **arguments), seed, job.config.device)
+                state = TrainingState(model, trial.config, seed)
+                if saved := self._progress_of(trial, job):
+                    state.load_state_dict(saved["state"])
+                for _ in fit(state, self.images, trial.split, trial.half):
+                    pass  # on another machine than that of the trial, all of it again
+                chosen[place] = state.chosen[place]
+        return chosen
+
     def _fit(
-        self, state: TrainingState, job: Job, claimed: Claim, child: Run, bar: progress.SplitBar
+        self,
+        state: TrainingState,
+        job: Job,
+        claimed: Claim,
+        child: Run,
+        bar: progress.SplitBar,
+        saved: Mapping[str, Any] | None,
+        history: History | None = None,
     ) -> tuple[History, list[Snapshot]]:
         """Train a network to its end; return its history, and what the validation part and its halves chose.
 
         The state is saved and epochs are logged as they end; short epochs several at once. After a kill the training
-        goes on from the last save.
+        goes on from the last save. Epochs are appended to `history`, which outlives a divergence.
         """
-        history: History = []
-        if claimed.saved:
-            history = list(claimed.saved["history"])
-            state.load_state_dict(claimed.saved["state"])
+        history = [] if history is None else history
+        if saved:
+            history += saved["history"]
+            state.load_state_dict(saved["state"])
             bar.update(history)
         due = time.monotonic()
-        for record in fit(state, self.images, job.split, job.half):
+        for record in fit(state, self.images, job.split, job.half, job.until):
             history.append(results.epoch_entry(record))
-            if state.is_done or time.monotonic() >= due:
+            if state.is_done or state.epoch == job.until or time.monotonic() >= due:
                 due = self._save(claimed, history, state.state_dict(), child)
             bar.update(history)
         child.log_epochs(history)

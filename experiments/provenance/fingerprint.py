@@ -104,6 +104,11 @@ def split_fingerprint(configuration: str, number: int, split_hash: str, replicat
     return digest([configuration, number, split_hash, *([replicate] if replicate else [])])
 
 
+def trial_fingerprint(split: str, number: int) -> str:
+    """Digest of everything that decides a trial; `split` is that of a run with the trial's own settings."""
+    return digest([split, "trial", number])
+
+
 @cache
 def git_commit() -> str:
     """The commit that HEAD points to, with `-dirty` where tracked files differ; empty outside a git checkout."""

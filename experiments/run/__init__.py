@@ -10,13 +10,26 @@ from experiments.request import Request
 from experiments.run.announce import announce
 from experiments.run.conclude import conclude
 from experiments.run.execute import execute, open_store
+from experiments.run.forecast import in_words, longest_seconds
 from experiments.run.plan import Plan, make_plan
+from experiments.task import TaskError
+from tracking.store import without_password
+
+LONG = 4 * 3600.0  # seconds of a tuned run above which `--yes` is needed
 
 __all__ = ["Plan", "conclude", "execute", "make_plan", "run"]
 
 
-def run(request: Request) -> Sequence[str]:
+def run(request: Request, dry_run: bool = False, yes: bool = False) -> Sequence[str]:
     """Do the unfinished jobs of a request, track them, and print the comparison table.
+
+    Parameters
+    ----------
+    request : Request
+    dry_run : bool
+        Print the plan and the expected time, and do nothing.
+    yes : bool
+        Do not ask, however long it will take.
 
     Returns
     -------
@@ -29,8 +42,14 @@ def run(request: Request) -> Sequence[str]:
         It cannot be done; the message is one sentence for the user.
     """
     plan = make_plan(request)
+    seconds = longest_seconds(plan) if dry_run or request.tune else None
+    if dry_run:
+        announce(plan, without_password(plan.uri), seconds)
+        return plan.unusable
     store = open_store(plan)
-    announce(plan, store)
+    announce(plan, store.label, seconds)
+    if seconds is not None and seconds > LONG and not yes:
+        raise TaskError(f"this may take {in_words(seconds)}; say --yes, or see --dry-run with fewer models or splits")
     outcome = execute(plan, store)
     conclude(plan, store, outcome)
     return [*plan.unusable, *outcome.failures]

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 
 import datasets
 from experiments.jobs.progress import console, count
-from experiments.run.plan import Plan
+from experiments.run.forecast import in_words
+from experiments.run.plan import Plan, space_of
+from experiments.tuning import halving
+from experiments.tuning.space import space_text
 from models import BASELINES, unusable_sentences
 from tracking import Store
 
 MOST_LINES = 12  # of the account of a folder; `python -m datasets info` prints all
 
 
-def announce(plan: Plan, store: Store) -> None:
-    """Print the task, the settings, and how much work it is."""
+def announce(plan: Plan, store: str, seconds: float | None) -> None:
+    """Print the task, the settings, the store's label, and how much work it is: `seconds` at most, if that is known."""
     request, data, concurrency = plan.request, plan.data, plan.concurrency
     config, task, chosen = request.config, request.task, request.splits
     first = plan.splits[chosen[0]]
@@ -21,10 +24,16 @@ def announce(plan: Plan, store: Store) -> None:
     networks = [model for model in plan.models if model.card.name not in BASELINES]
     baselines = [model.card.name for model in plan.models if model.card.name in BASELINES]
     # forward and backward of a training image cost three times a forward pass
-    passes = (3 * len(first.train) + len(first.val)) * config.epochs * len(chosen)
+    epochs = halving.expected_epochs(request.tune, config.epochs, request.halving) if request.tune else config.epochs
+    passes = (3 * len(first.train) + len(first.val)) * epochs * len(chosen)
     macs = sum(model.card.macs for model in networks) * passes * request.seeds
     seeds = sorted({config.split_seed, config.train_seed})
     of_what = f"seed {seeds[0]}" if len(seeds) == 1 else f"split seed {config.split_seed}, seed {config.train_seed}"
+    tuning = {}
+    if request.tune:
+        rungs = halving.rungs(config.epochs, request.halving)[:-1]
+        stops = f"; the worse half stops after epoch {' and '.join(map(str, rungs))}" if rungs else ""
+        tuning["tuning"] = f"{request.tune} configurations of {space_text(space_of(request))}{stops}"
     console.print(f"[bold]{task.name}[/bold]  {task.question}")
     lines = {
         "data": f"{data.name}: {len(data.labels):,} images of {len(data.classes)} classes, {size}x{size}x{channels}",
@@ -35,12 +44,14 @@ def announce(plan: Plan, store: Store) -> None:
         "training": f"AdamW lr {config.lr:g}, weight decay {config.weight_decay:g}, batch {config.batch_size}, "
         f"up to {config.epochs} epochs, patience {config.patience}, "
         f"{'augmented' if config.augment else 'not augmented'}, {of_what}",
+        **tuning,
         "hardware": f"{config.device}, {config.precision}, {count(concurrency.threads, 'thread')} a job",
         "jobs": concurrency.why or f"{concurrency.at_once} at once",
         "work": f"{count(len(networks), 'model')} x {count(len(chosen), 'split')} x "
         f"{f'{request.seeds} seeds x ' if request.seeds > 1 else ''}up to "
-        f"{count(config.epochs, 'epoch')}, at most {macs / 1e12:,.3g} T multiply-accumulates",
-        "store": store.label,
+        f"{count(epochs, 'epoch')}, at most {macs / 1e12:,.3g} T multiply-accumulates",
+        **({} if seconds is None else {"time": f"at most about {in_words(seconds)}, by one step of each model"}),
+        "store": store,
     }
     for label, text in lines.items():
         console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)

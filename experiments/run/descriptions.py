@@ -26,6 +26,7 @@ from tracking.keys import (
     SEEDS,
     SUMMARY_METRICS,
     has_open_end,
+    tuned_settings,
 )
 
 FOLDER = "folder"  # tag of the experiment of a folder that is a task of its own
@@ -50,8 +51,10 @@ def parent_name(task: Task, params: Mapping[str, Any]) -> str:
         "epochs": f"{params['epochs']} epoch{'s' * (params['epochs'] != 1)}",
         "augment": "augmented" if params["augment"] else "not augmented",
     }
+    if "tune" in params and params["model"] not in BASELINES:
+        parts.append(f"tuned, {params['tune']} of {params['space']}" + ("" if params["halving"] else ", no halving"))
     for key, value in usual.items():
-        if params[key] != value and key not in OF_THE_MACHINE:
+        if key not in tuned_settings(params) and params[key] != value and key not in OF_THE_MACHINE:
             parts.append(phrases.get(key, f"{key.replace('_', ' ')} {params[key]}"))
     if params["leak_free"]:
         parts.append("leak-free")

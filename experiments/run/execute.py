@@ -1,7 +1,8 @@
 """Executing a plan: opening the parent runs, doing the jobs, and catching up with a store that was away."""
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +22,10 @@ from experiments.run import descriptions
 from experiments.run.announce import left_alone, sent_later
 from experiments.run.parents import ModelRuns
 from experiments.run.plan import Plan
+from experiments.tuning import halving
+from experiments.tuning.rounds import TunedSplit
 from tracking import Store, journal
+from tracking.keys import trials_of
 
 
 @dataclass
@@ -50,9 +54,13 @@ def execute(plan: Plan, store: Store) -> Outcome:
     """Do the jobs of a plan that are not finished. A `StoreError` says if the store stays away."""
     task, context = plan.request.task, plan.context(store)
     descriptions.describe_experiment(store, task)
+    if any(model.trials for model in plan.models):
+        name = f"{task.experiment}-trials"
+        tracking.persist(lambda: store.make_experiment(trials_of(task.name), name))
     with contextlib.ExitStack() as open_runs:
         of_model: dict[str, ModelRuns] = {}
         jobs: list[Job] = []
+        trials: dict[str, Sequence[Job]] = {}  # of a tuned split, by its fingerprint
         for model in plan.models:
             # all of them now, from the source that is running: files may be edited while it runs
             parent = open_runs.enter_context(
@@ -60,10 +68,11 @@ def execute(plan: Plan, store: Store) -> Outcome:
             )
             of_model[model.card.name] = ModelRuns(model.card, parent, len(model.jobs), context, store)
             jobs += [replace(job, parent_id=parent.id, experiment=parent.experiment) for job in model.jobs]
+            trials |= {job.fingerprint: of_job for job, of_job in zip(model.jobs, model.trials, strict=False)}
         if plan.request.fresh:  # all at once, so that an interrupted command need not be told so again
-            for job in jobs:
-                tracking.persist(lambda tags=job.tags: tracking.begin_again(store, task.name, tags))  # type: ignore[misc]
-        counts = _do_jobs(plan, context, store, of_model, jobs)
+            for job in [*jobs, *itertools.chain(*trials.values())]:
+                tracking.persist(lambda tags=job.tags: tracking.begin_again(store, tags["task"], tags))  # type: ignore[misc]
+        counts = _do_jobs(plan, context, store, of_model, jobs, trials)
         _catch_up(context, store, list(of_model.values()))
     left_alone(*counts)
     failures = [failure for runs in of_model.values() for failure in runs.failures]
@@ -71,7 +80,12 @@ def execute(plan: Plan, store: Store) -> Outcome:
 
 
 def _do_jobs(
-    plan: Plan, context: JobContext, store: Store, of_model: dict[str, ModelRuns], jobs: Sequence[Job]
+    plan: Plan,
+    context: JobContext,
+    store: Store,
+    of_model: dict[str, ModelRuns],
+    jobs: Sequence[Job],
+    trials: Mapping[str, Sequence[Job]],
 ) -> tuple[int, list[str]]:
     """Do the jobs that are not finished; return how many were, and which were left to others."""
     found, elsewhere = 0, list[str]()
@@ -89,24 +103,52 @@ def _do_jobs(
     for name in dict.fromkeys(job.card.name for job in waiting):
         of_model[name].begin()
     several = plan.cluster is not None or plan.concurrency.at_once > 1
-    if plan.concurrency.at_once > 1:  # the longest first: the last ones then leave no core idle for long
-        waiting.sort(key=lambda job: cost(job.card), reverse=True)
+    tuned: dict[str, TunedSplit] = {}
     try:
+        for job in waiting:
+            if job.fingerprint in trials:
+                tuned[job.fingerprint] = _open_split(plan, store, job, trials[job.fingerprint])
+        round_ = [job for job in waiting if job.fingerprint not in tuned]
+        round_ += itertools.chain.from_iterable(split.begin() for split in tuned.values())
         with contextlib.ExitStack() as working:
             engine = working.enter_context(_make_engine(plan, context, store, working))
-            bar = working.enter_context(progress.JobBar(waiting, engine.room)) if several else None
-            for job, result in run_jobs(iter(waiting), engine, bar.begin if bar else lambda job: None):
-                if bar:
-                    bar.end(job, result)
-                found += result.outcome == "found"
-                elsewhere += [result.text] if result.outcome == "left" else []
-                of_model[job.card.name].note(job, result)
+            while round_:
+                if plan.concurrency.at_once > 1:  # the longest first: the last ones then leave no core idle for long
+                    round_.sort(key=lambda job: cost(job.card), reverse=True)
+                with progress.JobBar(round_, engine.room) if several else contextlib.nullcontext() as bar:
+                    for job, result in run_jobs(iter(round_), engine, bar.begin if bar else lambda job: None):
+                        if bar:
+                            bar.end(job, result)
+                        if job.trial is not None:
+                            tuned[job.of_split].note(job, result)
+                            continue
+                        found += result.outcome == "found"
+                        elsewhere += [result.text] if result.outcome == "left" else []
+                        of_model[job.card.name].note(job, result)
+                round_ = []
+                for split in tuned.values():
+                    round_ += split.advance()
+        for split in tuned.values():
+            if split.problem is not None:
+                elsewhere += [split.problem.text] if split.problem.outcome == "left" else []
+                of_model[split.final.card.name].note(split.final, split.problem)
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else tracking.in_one_line(error)
         with contextlib.suppress(Exception):
             tracking.close_dead_runs(store, context.task, reason, mine=True)
         raise
     return found, elsewhere
+
+
+def _open_split(plan: Plan, store: Store, job: Job, trials: Sequence[Job]) -> TunedSplit:
+    """Open the run of a tuned split, which its trials belong to."""
+    parent = tracking.Parent(store, job.parent_id, job.experiment)
+    claimed = tracking.claim(parent, job.title, job.params, job.tags)
+    experiment = tracking.persist(lambda: store.make_experiment(trials[0].tags["task"]))
+    belonging = [
+        replace(trial, parent_id=claimed.run_id, experiment=experiment, of_split=job.fingerprint) for trial in trials
+    ]
+    return TunedSplit(job, belonging, halving.rungs(job.config.epochs, plan.request.halving))
 
 
 def _make_engine(plan: Plan, context: JobContext, store: Store, working: contextlib.ExitStack) -> Engine:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +19,10 @@ from experiments.request import Request
 from experiments.run.descriptions import parent_name
 from experiments.task import TaskError
 from experiments.training import hardware
+from experiments.tuning.space import Space, configurations, parse_space, space_text
 from models import BASELINES, ModelCard, ModelError
 from tracking import Store, TrainingConfig
+from tracking.keys import CHILD_PARAMS, trials_of
 from tracking.store import host
 
 OF_THE_CLIENT = ("MLFLOW_", "AWS_", "PG")  # variables that tell the store's client how to get in
@@ -44,6 +46,7 @@ class ModelPlan:
     params: dict[str, Any]  # of the parent run; its splits repeat them
     tags: dict[str, str]  # likewise
     jobs: tuple[Job, ...]
+    trials: tuple[tuple[Job, ...], ...] = ()  # of each job, by number, if it is tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,7 @@ def make_plan(request: Request) -> Plan:
     loads = [
         Load(card, min(request.training.get(name, request.config).batch_size, len(splits[number].train)))
         for name, card in cards.items()
-        for number in request.splits * (1 if name in BASELINES else request.seeds)
+        for number in request.splits * (1 if name in BASELINES else request.seeds * max(1, request.tune))
     ]
     if not loads:
         raise TaskError("; ".join(unusable))
@@ -155,6 +158,10 @@ def _plan_model(request: Request, card: ModelCard, data: ImageData, drawn: Seque
         "threads": threads,
     }
     source = fingerprint.source_of(models.build(card.name, **model_arguments(data))).digest
+    space, untuned = space_of(request, card.name), params
+    if request.tune:
+        asked = {"tune": request.tune, "space": space_text(space_of(request)), "halving": request.halving}
+        params = {**params, **asked, **{key: str(values) for key, values in space.items()}}
     tags = {
         "task": request.task.name,
         "question": request.task.question,
@@ -166,8 +173,44 @@ def _plan_model(request: Request, card: ModelCard, data: ImageData, drawn: Seque
     }
     # a baseline draws no numbers; all splits once before any of them a second time
     replicates = range(request.seeds) if request.seeds > 1 and card.name not in BASELINES else [None]
-    jobs = tuple(_make_job(card, config, each, replicate, params, tags) for replicate in replicates for each in drawn)
-    return ModelPlan(card, config, parent_name(request.task, params), params, tags, jobs)
+    if card.name in BASELINES:
+        fixed = {**params, **{key: untuned[key] for key in space}}
+    else:  # the values that are chosen become params of the split's run once they are known
+        fixed = {key: value for key, value in params.items() if key not in space}
+    jobs = tuple(_make_job(card, config, each, replicate, fixed, tags) for replicate in replicates for each in drawn)
+    trials: tuple[tuple[Job, ...], ...] = ()
+    if request.tune and card.name not in BASELINES:
+        configs = configurations(space, config, request.tune, config.split_seed)
+        trials = tuple(tuple(_make_trials(job, configs, untuned, data.digest)) for job in jobs)
+    return ModelPlan(card, config, parent_name(request.task, params), params, tags, jobs, trials)
+
+
+def space_of(request: Request, model: str = "") -> Space:
+    """The search space of a task, or of a model: its class may have an attribute `space` with other ranges."""
+    if not request.tune:
+        return {}
+    space = {**request.task.space, **request.space}
+    own = parse_space(getattr(models.MODELS.get(model), "space", ()))
+    return {key: request.space.get(key, own.get(key, values)) for key, values in space.items()}
+
+
+def _make_trials(
+    job: Job, configs: Sequence[TrainingConfig], untuned: Mapping[str, Any], dataset_digest: str
+) -> Iterator[Job]:
+    """The trials of a tuned split. How many there are, and which of them stop early, is not in their fingerprints."""
+    tags = {**job.tags, "task": trials_of(job.tags["task"])}
+    numbers = {key: job.params[key] for key in CHILD_PARAMS if key in job.params}
+    for number, config in enumerate(configs):
+        params = {**untuned, **dataclasses.asdict(config)}
+        configuration = fingerprint.configuration_fingerprint(params, dataset_digest, tags["source_digest"])
+        split = fingerprint.split_fingerprint(configuration, job.number, tags["split_hash"], job.replicate or 0)
+        yield dataclasses.replace(
+            job,
+            config=config,
+            params={**params, **numbers, "trial": number},
+            tags={**tags, "fingerprint": fingerprint.trial_fingerprint(split, number)},
+            trial=number,
+        )
 
 
 def _make_job(

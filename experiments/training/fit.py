@@ -41,7 +41,11 @@ class EpochRecord:
 
 
 def fit(
-    state: TrainingState, data: DeviceImages, split: Split, half: np.ndarray | None = None
+    state: TrainingState,
+    data: DeviceImages,
+    split: Split,
+    half: np.ndarray | None = None,
+    until: int | None = None,
 ) -> Iterator[EpochRecord]:
     """Train a model on a split and yield one record an epoch; at the end the model has its best epoch's weights.
 
@@ -63,6 +67,9 @@ def fit(
     half : numpy.ndarray of uint8, shape (n_val,), optional
         From `datasets.halve`, which divides the validation part unless given. If one is empty, both are the whole part.
 
+    until : int, optional
+        Stop after this epoch. The schedule is that of all epochs, so a training that goes on later gives the same bits.
+
     Raises
     ------
     TrainingDivergedError
@@ -77,7 +84,8 @@ def fit(
         half = datasets.halve(split.val, data.labels.cpu().numpy())
     labels = data.labels[torch.from_numpy(split.val).to(data.device)]
     rows = [torch.from_numpy(rows).to(data.device) for rows in rows_of_halves(half)]
-    while not state.is_done:
+    last = config.epochs if until is None else until
+    while not state.is_done and state.epoch < last:
         plan = plan_epoch(len(train), train.size, config.augment, state.generator)
         totals = _train_epoch(state, train, plan)
         passed = validate()

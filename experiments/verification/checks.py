@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
@@ -24,6 +25,7 @@ from experiments.provenance import fingerprint
 from experiments.training import hardware
 from experiments.training.cross_fitting import evaluation_of
 from experiments.training.evaluation import Evaluation, evaluate
+from experiments.verification.choice import check_choice
 from experiments.verification.material import Material
 from experiments.verification.stored_run import Record, SplitRecord
 from tracking import StoreError, keys
@@ -38,13 +40,14 @@ AGREEMENT = 0.999  # of the predictions, likewise
 FILES = (
     keys.CHECKPOINT, keys.CONFUSION, keys.CONFUSION_FIGURE, keys.HISTORY, keys.PREDICTIONS, keys.SPLIT, keys.THUMBNAILS
 )  # fmt: skip
-NEEDED_PARAMS = tuple(key for key in keys.PARAMS if key not in ("seed", "replicate", *keys.SEEDS))
+OPTIONAL = ("seed", "replicate", "tune", "space", "halving", "trial", "chosen_trial", *keys.SEEDS)
+NEEDED_PARAMS = tuple(key for key in keys.PARAMS if key not in OPTIONAL)
 NEEDED_TAGS = ("task", "fingerprint", "split_hash", "dataset_digest", "source_digest", "hardware", "versions")
 SCORED = {"val": "best_val", "cross_val": "cross_val", "test": "test"}  # part of the predictions: prefix of its scores
 
 
-def check_run(run: SplitRecord, parent: Record, material: Material | None) -> None:
-    """Run all checks of a split that are possible."""
+def check_run(run: SplitRecord, parent: Record, material: Material | None, trials: pd.DataFrame) -> None:
+    """Run all checks of a split that are possible; `trials` are those of its task."""
     checks: list[Callable[[], None]] = [functools.partial(_check_files, run)]
     seeds = ("seed",) if "seed" in run.params else keys.SEEDS  # older runs have one seed for both
     missing = [key for key in (*NEEDED_PARAMS, *seeds) if key not in run.params]
@@ -54,6 +57,8 @@ def check_run(run: SplitRecord, parent: Record, material: Material | None) -> No
     else:
         checks += [functools.partial(_check_params, run, parent)]
         checks += [functools.partial(check, run) for check in CHECKS]
+        if "chosen_trial" in run.params:
+            checks += [functools.partial(check_choice, run, parent, trials)]
         if material is not None:
             checks += [functools.partial(check, run, material) for check in DATA_CHECKS]
     for check in checks:
@@ -95,13 +100,15 @@ def _check_params(run: SplitRecord, parent: Record) -> None:
     shared = {key: value for key, value in run.params.items() if key not in keys.CHILD_PARAMS}
     # of several GPUs, another one may have begun; and with fewer holdouts
     may_differ = {"device"} | ({"n_splits"} if keys.has_open_end(run.params["protocol"]) else set())
-    for key in shared.keys() - may_differ:
+    tuned = keys.tuned_settings(run.params)  # they have a range in the parent run
+    for key in shared.keys() - may_differ - tuned:
         if run.texts[key] != parent.texts.get(key):
             run.findings.differ(f"{key} is {run.texts[key]}, in its parent run {parent.texts.get(key, 'missing')}")
     tags = run.tags
     numbers = run.params["split"], tags["split_hash"], run.params.get("replicate", 0)
+    ranges = {key: parent.texts.get(key) for key in tuned}
     for digest in (fingerprint.configuration_fingerprint, fingerprint.earlier_configuration_fingerprint):
-        configuration = digest(shared, tags["dataset_digest"], tags["source_digest"])
+        configuration = digest({**shared, **ranges}, tags["dataset_digest"], tags["source_digest"])
         own = fingerprint.split_fingerprint(configuration, *numbers)
         if tags["fingerprint"] == own and parent.tags.get("fingerprint") == configuration:
             break
@@ -223,7 +230,8 @@ def _check_checkpoint(run: SplitRecord) -> None:
         run.findings.compare(key, run.metrics.get(key), derived, source)
     for key, derived in (("parameters", card.parameters), ("macs", card.macs)):
         run.findings.compare(key, run.params[key], derived, f"of the model {source}")
-    if checkpoint.of_halves and all("half_losses" in entry for entry in run.history):
+    # in a tuned split another trial may score a half (`check_choice`)
+    if checkpoint.of_halves and "tune" not in run.params and all("half_losses" in entry for entry in run.history):
         stored = [checkpoint.epoch if each is None else each[0] for each in checkpoint.of_halves]
         if stored != list(results.epochs_of_halves(run.history)):
             run.findings.differ(

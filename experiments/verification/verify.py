@@ -105,6 +105,10 @@ def verify(
     if done.empty:
         raise StoreError(f"{task.name} has no finished run in {store.label}; run {script_of(task.name)} first")
     chosen = done if sample_splits is None else _sample(done, sample_splits)
+    trials = pd.DataFrame()
+    if chosen["tune"].notna().any():
+        trials = analysis.load_runs([keys.trials_of(task.name)], uri)
+        trials = trials[trials["status"] == "FINISHED"]
     report = Report(task.name, len(done), len(chosen))
     report.differences += _unequal_splits(runs)
     parents = {}
@@ -116,7 +120,7 @@ def verify(
     bar = Console(stderr=True)
     for row, material in track(walk, task.name, len(chosen), console=bar, disable=not bar.is_terminal, transient=True):
         run = SplitRecord(store, row, _title(row, done))
-        check_run(run, parents[row["parent_id"]], material)
+        check_run(run, parents[row["parent_id"]], material, trials)
         report.add(run.findings)
     report.seconds = time.perf_counter() - started
     return report

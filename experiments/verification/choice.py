@@ -1,0 +1,98 @@
+"""The check of a tuned split: what was chosen follows from its trials, which had no test image to choose by."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import analysis
+from experiments.jobs import results
+from experiments.jobs.job import DIVERGED, Curve
+from experiments.tuning import halving
+from experiments.tuning.rounds import choose, is_over, lowest
+from experiments.tuning.space import configurations, parse_space
+from experiments.verification.stored_run import Record, SplitRecord
+from tracking import StoreError, TrainingConfig, keys
+from tracking.settings import TUNABLE
+
+
+def check_choice(run: SplitRecord, parent: Record, trials: pd.DataFrame) -> None:
+    """Draw the configurations again, and compare the trials with them and the split with the best trial.
+
+    Parameters
+    ----------
+    run : SplitRecord
+        Of a tuned split.
+    parent : Record
+    trials : pandas.DataFrame
+        All finished trials of the task (`analysis.load_runs`).
+    """
+    findings = run.findings
+    curves: dict[int, Curve] = {}
+    rows = [_trial(run, trials, number) for number in range(run.params["tune"])]
+    drawn = _configurations(run, parent, rows[0])
+    for number, (found, config) in enumerate(zip(rows, drawn, strict=True)):
+        for key in TUNABLE:
+            if found[key] != getattr(config, key):
+                findings.differ(f"trial {number} has {key} {found[key]}, but {getattr(config, key)} was drawn")
+        if any(pd.notna(found[key]) for key in keys.FINAL_METRICS if key.startswith("test/")):
+            findings.differ(f"trial {number} was scored on the test part")
+        curves[number] = _curve(found, run.store.uri)
+    alive = _survivors(run, curves)
+    chosen, *of_halves = choose({number: curves[number] for number in alive})
+    findings.compare("chosen_trial", run.params["chosen_trial"], chosen, "from the trials")
+    if results.curve_of(run.history) != curves[chosen]:
+        findings.differ(f"the losses in {keys.HISTORY} are not those of trial {chosen}")
+    checkpoint = run.rebuilt.checkpoint
+    stored = [checkpoint.epoch if each is None else each[0] for each in checkpoint.of_halves]
+    derived = [_epoch(curves[number], place) for number, place in zip(of_halves, (2, 1), strict=True)]
+    if stored != derived:
+        findings.differ(f"the epochs of the halves in {keys.CHECKPOINT} are not those with the lowest losses")
+
+
+def _configurations(run: SplitRecord, parent: Record, first: Mapping[str, Any]) -> list[TrainingConfig]:
+    """What the trials had to try, after the first of them, which has the task's own settings."""
+    tuned = keys.tuned_settings(run.params)
+    space = parse_space(f"{key}={parent.texts[key]}" for key in tuned)
+    usual = TrainingConfig(**{key: first[key] for key in TUNABLE})
+    return configurations(space, usual, run.params["tune"], run.params["split_seed"])
+
+
+def _trial(run: SplitRecord, trials: pd.DataFrame, number: int) -> dict[str, Any]:
+    """The newest finished run of a trial: of this split and model, its data and its source."""
+    same = trials["trial"].eq(number)
+    for key in ("model", "split", "replicate", "split_hash", "dataset_digest", "source_digest", "epochs", "train_seed"):
+        same &= trials[key].eq(run.row[key])
+    if not same.any():
+        raise StoreError(f"trial {number} of {run.params['tune']} has no finished run")
+    row = trials[same].iloc[-1]
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in zip(row.index.astype(str), row, strict=True)}
+
+
+def _curve(trial: Mapping[str, Any], uri: str) -> Curve:
+    path = analysis.local_artifact(pd.Series(trial), keys.HISTORY, uri)
+    curve = results.curve_of(json.loads(path.read_text(encoding="utf-8")))
+    stopped = trial[keys.STOPPED]
+    return curve if pd.isna(stopped) or not stopped or str(stopped).isdecimal() else (*curve, DIVERGED)
+
+
+def _survivors(run: SplitRecord, curves: dict[int, Curve]) -> list[int]:
+    """The trials that stopped at no rung; a `StoreError` names one that should have gone on."""
+    alive = list(curves)
+    rungs = halving.rungs(run.params["epochs"], run.params["halving"])
+    config = TrainingConfig(epochs=run.params["epochs"], patience=run.params["patience"])
+    for number, rung in enumerate(rungs):
+        for trial in alive:
+            if len(curves[trial]) < rung and not is_over(curves[trial], config):
+                raise StoreError(f"trial {trial} ended after {len(curves[trial])} epochs, but was to reach {rung}")
+        if number < len(rungs) - 1:
+            alive = halving.survivors({trial: lowest(curves[trial][:rung]) for trial in alive})
+    return alive
+
+
+def _epoch(curve: Curve, part: int) -> int:
+    """The epoch with the lowest loss on a half of the validation part."""
+    losses = [losses[part] for losses in curve]
+    return 1 + losses.index(min(losses))
