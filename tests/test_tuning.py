@@ -82,7 +82,7 @@ def test_every_split_tries_the_same_configurations_and_the_best_on_validation_is
     # 4 trials for an epoch, 2 for two, 1 for four
     assert trials.groupby("split")["epochs_run"].apply(sorted).tolist() == [[1, 1, 2, 4]] * 2
     parent = tracking.open_store(tuned).client.get_run(runs[runs["model"] == "lenet5"]["parent_id"].iloc[0])
-    assert (parent.data.params["tune"], parent.data.params["lr"]) == ("4", "0.0001..0.01")
+    assert (parent.data.params["tune"], parent.data.params["lr"]) == ("4", "tuned: 0.001; 0.0001..0.01")
     assert "tuned, 4 of lr=0.0001..0.01 weight_decay=0.001..0.1" in parent.info.run_name
 
 
@@ -202,7 +202,8 @@ def test_what_cannot_be_is_refused(options: tuple[str, ...], reason: str, run_he
 
 def test_the_task_says_what_is_tuned(tuned: str) -> None:
     runs = analysis.load_runs(["task3"], tuned)
-    assert runs["space"].eq("lr=0.0001..0.01 weight_decay=0.001..0.1").all()
+    text = "lr=0.0001..0.01 weight_decay=0.001..0.1 from lr=0.001 weight_decay=0.01"
+    assert runs["space"].eq(text).all()
     assert runs["tune"].eq(4).all() and runs["halving"].all()
     assert np.isfinite(runs["lr"]).all() and not math.isnan(runs["lr"].max())
     (group,) = analysis.comparison_groups(runs)  # whatever was chosen

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.tuning import halving
-from experiments.tuning.space import DEFAULT_SPACE, Between, OneOf, configurations, parse_space, space_text
+from experiments.tuning.space import (
+    DEFAULT_SPACE,
+    Between,
+    OneOf,
+    configurations,
+    parse_space,
+    parse_tuned,
+    space_text,
+    tuned_text,
+)
 from tracking import TrainingConfig
 from tracking.settings import SettingError
 
@@ -114,3 +123,10 @@ def test_the_expected_epochs_are_those_of_the_trials(count, epochs, halve):
         total += len(alive) * (rung - done)
         alive, done = halving.survivors(dict.fromkeys(alive, 0.0)), rung
     assert halving.expected_epochs(count, epochs, halve) == total
+
+
+@given(st.sampled_from(["lr", "weight_decay", "batch_size", "augment"]))
+def test_a_parent_says_what_was_tuned_and_from_where(name):
+    values = {"batch_size": OneOf((8, 16)), "augment": OneOf((True, False))}.get(name, Between(1e-5, 0.1))
+    usual = getattr(USUAL, name)
+    assert parse_tuned(name, tuned_text(usual, values)) == (usual, values)

@@ -24,7 +24,7 @@ PARAMS = {
     "split": "number of the holdout or fold, from 0 (children only)",
     "replicate": "number of the training on the split, from 0, where there are several (children only)",
     "tune": "number of configurations of each model that a tuned split tries",
-    "space": "what is tuned, and between which values",
+    "space": "what is tuned between which values, and the values of trial 0, such as lr=0.0001..0.01 from lr=0.001",
     "halving": "whether the worse half of the trials stops at rungs",
     "trial": "number of the configuration, from 0, which is the task's own (trials only)",
     "chosen_trial": "the trial with the lowest validation loss, whose settings and model are the split's",
@@ -60,7 +60,8 @@ def trials_of(task: str) -> str:
 def tuned_settings(params: Mapping[str, object]) -> frozenset[str]:
     """The settings that were tuned, by a run's params: they are results, and divide no runs into groups."""
     space = params.get("space")
-    return frozenset(part.partition("=")[0] for part in space.split()) if isinstance(space, str) else frozenset()
+    parts = space.split() if isinstance(space, str) else ()
+    return frozenset(part.partition("=")[0] for part in parts if "=" in part)
 
 
 def has_open_end(protocol: str) -> bool:

@@ -19,7 +19,7 @@ from experiments.request import Request
 from experiments.run.descriptions import parent_name
 from experiments.task import TaskError
 from experiments.training import hardware
-from experiments.tuning.space import Space, configurations, parse_space, space_text
+from experiments.tuning.space import Space, configurations, described, parse_space, tuned_text
 from models import BASELINES, ModelCard, ModelError
 from tracking import Store, TrainingConfig
 from tracking.keys import CHILD_PARAMS, trials_of
@@ -160,8 +160,8 @@ def _plan_model(request: Request, card: ModelCard, data: ImageData, drawn: Seque
     source = fingerprint.source_of(models.build(card.name, **model_arguments(data))).digest
     space, untuned = space_of(request, card.name), params
     if request.tune:
-        asked = {"tune": request.tune, "space": space_text(space_of(request)), "halving": request.halving}
-        params = {**params, **asked, **{key: str(values) for key, values in space.items()}}
+        asked = {"tune": request.tune, "space": described(space_of(request), config), "halving": request.halving}
+        params = {**params, **asked, **{key: tuned_text(params[key], values) for key, values in space.items()}}
     tags = {
         "task": request.task.name,
         "question": request.task.question,

@@ -114,6 +114,23 @@ def space_text(space: Space) -> str:
     return " ".join(f"{name}={space[name]}" for name in FIELDS if name in space)
 
 
+def described(space: Space, usual: TrainingConfig) -> str:
+    """Return a space and where it starts, such as `lr=0.0001..0.01 from lr=0.001`: the param `space`."""
+    start = " ".join(f"{name}={_as_text(getattr(usual, name))}" for name in FIELDS if name in space)
+    return f"{space_text(space)} from {start}"
+
+
+def tuned_text(usual: Any, values: Between | OneOf) -> str:
+    """Return what a parent run has as the param of a tuned setting: the usual value and the others."""
+    return f"tuned: {_as_text(usual)}; {values}"
+
+
+def parse_tuned(name: str, text: str) -> tuple[Any, Between | OneOf]:
+    """Read what `tuned_text` returns."""
+    usual, _, values = text.removeprefix("tuned: ").partition("; ")
+    return _value(name, usual), parse_space([f"{name}={values}"])[name]
+
+
 def configurations(space: Space, usual: TrainingConfig, count: int, seed: int) -> list[TrainingConfig]:
     """Draw the configurations of a model: number 0 is the usual one, the others are quasi-random.
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 import analysis
@@ -12,7 +11,7 @@ from experiments.jobs import results
 from experiments.jobs.job import DIVERGED, Curve
 from experiments.tuning import halving
 from experiments.tuning.rounds import choose, is_over, lowest
-from experiments.tuning.space import configurations, parse_space
+from experiments.tuning.space import configurations, parse_tuned
 from experiments.verification.stored_run import Record, SplitRecord
 from tracking import StoreError, TrainingConfig, keys
 from tracking.settings import TUNABLE
@@ -31,12 +30,8 @@ def check_choice(run: SplitRecord, parent: Record, trials: pd.DataFrame) -> None
     """
     findings = run.findings
     curves: dict[int, Curve] = {}
-    rows = [_trial(run, trials, number) for number in range(run.params["tune"])]
-    drawn = _configurations(run, parent, rows[0])
-    for number, (found, config) in enumerate(zip(rows, drawn, strict=True)):
-        for key in TUNABLE:
-            if found[key] != getattr(config, key):
-                findings.differ(f"trial {number} has {key} {found[key]}, but {getattr(config, key)} was drawn")
+    for number, config in enumerate(_configurations(run, parent)):
+        found = _trial(run, trials, number, config)
         if any(pd.notna(found[key]) for key in keys.FINAL_METRICS if key.startswith("test/")):
             findings.differ(f"trial {number} was scored on the test part")
         curves[number] = _curve(found, run.store.uri)
@@ -52,27 +47,33 @@ def check_choice(run: SplitRecord, parent: Record, trials: pd.DataFrame) -> None
         findings.differ(f"the epochs of the halves in {keys.CHECKPOINT} are not those with the lowest losses")
 
 
-def _configurations(run: SplitRecord, parent: Record, first: Mapping[str, Any]) -> list[TrainingConfig]:
-    """What the trials had to try, after the first of them, which has the task's own settings."""
-    tuned = keys.tuned_settings(run.params)
-    space = parse_space(f"{key}={parent.texts[key]}" for key in tuned)
-    usual = TrainingConfig(**{key: first[key] for key in TUNABLE})
+def _configurations(run: SplitRecord, parent: Record) -> list[TrainingConfig]:
+    """What the trials had to try, after the first of them, which has the usual settings."""
+    tuned = {key: parse_tuned(key, parent.texts[key]) for key in sorted(keys.tuned_settings(run.params))}
+    usual = TrainingConfig(**{**_untuned(run.params), **{key: value for key, (value, _) in tuned.items()}})
+    space = {key: values for key, (_, values) in tuned.items()}
     return configurations(space, usual, run.params["tune"], run.params["split_seed"])
 
 
-def _trial(run: SplitRecord, trials: pd.DataFrame, number: int) -> dict[str, Any]:
-    """The newest finished run of a trial: of this split and model, its data and its source."""
+def _untuned(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: params[key] for key in TUNABLE if key not in keys.tuned_settings(params)}
+
+
+def _trial(run: SplitRecord, trials: pd.DataFrame, number: int, config: TrainingConfig) -> "pd.Series[Any]":
+    """The newest finished run of a trial: of this split and model, its data, its source, and the drawn settings."""
     same = trials["trial"].eq(number)
     for key in ("model", "split", "replicate", "split_hash", "dataset_digest", "source_digest", "epochs", "train_seed"):
         same &= trials[key].eq(run.row[key])
+    for key in TUNABLE:
+        same &= trials[key].eq(getattr(config, key))
     if not same.any():
-        raise StoreError(f"trial {number} of {run.params['tune']} has no finished run")
-    row = trials[same].iloc[-1]
-    return {key: value.item() if isinstance(value, np.generic) else value for key, value in zip(row.index.astype(str), row, strict=True)}
+        drawn = ", ".join(f"{key} {getattr(config, key)}" for key in sorted(keys.tuned_settings(run.params)))
+        raise StoreError(f"trial {number} of {run.params['tune']}, for which {drawn} was drawn, has no finished run")
+    return trials[same].iloc[-1]
 
 
-def _curve(trial: Mapping[str, Any], uri: str) -> Curve:
-    path = analysis.local_artifact(pd.Series(trial), keys.HISTORY, uri)
+def _curve(trial: "pd.Series[Any]", uri: str) -> Curve:
+    path = analysis.local_artifact(trial, keys.HISTORY, uri)
     curve = results.curve_of(json.loads(path.read_text(encoding="utf-8")))
     stopped = trial[keys.STOPPED]
     return curve if pd.isna(stopped) or not stopped or str(stopped).isdecimal() else (*curve, DIVERGED)
