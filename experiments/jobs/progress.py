@@ -98,11 +98,12 @@ class JobBar(_Bar):
         self._done += 1
         self._failed += result.outcome == "failed"
         self._cost_left -= cost(job.card)
-        if result.outcome in ("trained", "kept"):  # the time of the others says nothing about the rest
+        if result.outcome in ("trained", "paused", "kept"):  # the time of the others says nothing about the rest
             self._trained += 1
             self._cost_trained += cost(job.card)
         texts = {
             "trained": result.text,
+            "paused": result.text,
             "kept": f"{result.text}, kept for the result database",
             "found": "finished before",
             "left": "left to another process",
