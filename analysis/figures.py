@@ -1,6 +1,7 @@
 """Figures of a comparison group: one column (3.5 inches) wide, colour-blind safe, one colour per model."""
 
 import contextlib
+import hashlib
 import io
 import itertools
 import re
@@ -20,7 +21,7 @@ from PIL import Image
 
 from analysis.comparison import NETWORKS, Evidence, compare, predicted_part, tabulate
 from analysis.fonts import font_families
-from analysis.formats import shortened
+from analysis.formats import shortened, shortened_apart
 from analysis.query import load_curves, load_thumbnails
 from tracking import StoreError
 from tracking.keys import BASELINES, MEAN
@@ -30,7 +31,10 @@ WIDTH = 3.5  # inches: a column of a two-column page
 SHOWN_MISTAKES = 20
 LONGEST_NAME = 24  # characters of a class at a confusion matrix
 KNOWN = ("lenet5", "vggnet", "resnetcnn", "seresnet", "efficientnet_lite", "efficientnet_b0")  # in palette order
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*X<>phd"  # numbers follow, so that no two models of a figure have the same
+LONGEST_MODEL = 24  # characters of a model's name at an axis; more where names would be alike
+SHOWN_ROWS, SHOWN_CURVES = 50, 12  # models or pairs of a figure; the best are shown, and it says so
+LONGEST_FILE_NAME = 80  # characters, without suffix
 # file formats; without version and date the same figure always gives the same bytes
 FORMS: Any = {"png": {"dpi": 200, "metadata": {"Software": None}}, "svg": {"metadata": {"Date": None}}}
 # seaborn's palette for the colour-blind, without its gray
@@ -73,11 +77,16 @@ def _with_palette(file: io.BytesIO) -> bytes:
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG and SVG, and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^\w.-]+", "-", name)  # models may be called owner/name
     paths = [folder / f"{name}.{form}" for form in FORMS]
     for path in paths:
         path.write_bytes(encode(figure, path.suffix[1:]))
     return paths
+
+
+def file_name(name: str) -> str:
+    """Turn the name of a figure into that of a file, without suffix; other names give other files."""
+    plain = re.sub(r"[^\w.-]+", "-", name)[:LONGEST_FILE_NAME]  # models may be called owner/name
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def draw_figures(
@@ -113,13 +122,13 @@ def draw_figures(
         confusion = confusion_counts(predictions["true"].to_numpy(), predictions["pred"].to_numpy(), len(classes))
         name = "test" if part == "test" else "validation"
         title = f"{model}, {name} part, {len(runs)} splits pooled"
-        yield f"confusion_{model}", model, confusion_figure(confusion, classes, title)
+        yield file_name(f"confusion_{model}"), model, confusion_figure(confusion, classes, title)
         if not thumbnails:
             continue
         title = f"{model}: its most confident mistakes"
         sheet = mistakes_figure(predictions, _thumbnails(evidence, runs), classes, title)
         if sheet is not None:
-            yield f"most_confused_{model}", model, sheet
+            yield file_name(f"most_confused_{model}"), model, sheet
 
 
 def confusion_counts(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -150,8 +159,11 @@ def curves_figure(curves: pd.DataFrame, models: Sequence[str]) -> Figure:
     """Draw loss and accuracy by epoch, one row of panels per model.
 
     Mean and ±1 sd band over splits end with the shortest split: beyond it, the mean would cover only the splits that
-    early stopping left. Thin lines are single splits, with a dot at the best epoch.
+    early stopping left. Thin lines are single splits, with a dot at the best epoch. Only the first models are drawn.
     """
+    some = f"the best {SHOWN_CURVES} of {len(models)} models" if len(models) > SHOWN_CURVES else None
+    models = models[:SHOWN_CURVES]
+    names = shortened_apart(models, LONGEST_MODEL)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.55 + 1.15 * len(models)), layout="constrained")
         grid = figure.subplots(len(models), 2, sharex=True, sharey="col", squeeze=False)
@@ -163,12 +175,13 @@ def curves_figure(curves: pd.DataFrame, models: Sequence[str]) -> Figure:
                 best = own[own["epoch"] == own["best_epoch"]]
                 axes.plot(best["epoch"], _scale(score) * best[f"val/{score}"], ".", color=colour(model), markersize=4)
                 axes.margins(x=0.02)
-            row[0].set_ylabel(f"{model}\nloss")
+            row[0].set_ylabel(f"{names[model]}\nloss", parse_math=False)
             row[1].set_ylabel("accuracy (%)")
         top = curves[curves["model"].isin(models)][["val/loss", "train/loss"]]
         grid[0, 0].set_ylim(0, 1.1 * float(np.nanquantile(top.to_numpy(), 0.98)))  # robust to single outlying epochs
         handles = [Line2D([], [], color="0.5", linestyle="--"), Line2D([], [], color=colour(models[0]))]
-        figure.legend(handles, ["train", "validation"], loc="outside upper center", ncols=2, frameon=False)
+        figure.legend(handles, ["train", "validation"], loc="outside upper center", ncols=2, frameon=False,
+                      title=some, title_fontsize=6.5)  # fmt: skip
         for axes in grid[-1]:
             axes.set_xlabel("epoch")
     return figure
@@ -185,20 +198,32 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, key: str, shade: Any, line: s
 
 def scores_figure(evidence: Evidence, table: pd.DataFrame, metric: str) -> Figure:
     """Draw the score of every split, and each model's mean with its 95 % interval."""
+    some = f"\nthe best {SHOWN_ROWS} of {len(table)} models" if len(table) > SHOWN_ROWS else ""
+    table = table[:SHOWN_ROWS]
     splits = [evidence.of(str(model))[metric] for model in table.index]
     colours = [colour(str(model)) for model in table.index]
-    figure = _rows(table.index, splits, table[["mean", "low", "high"]], colours, _scale(metric))
-    figure.axes[0].set_xlabel(f"{_axis_name(metric)}\npoints: splits; bars: 95 % interval of the mean")
+    names = shortened_apart(list(map(str, table.index)), LONGEST_MODEL).values()
+    figure = _rows(names, splits, table[["mean", "low", "high"]], colours, _scale(metric))
+    figure.axes[0].set_xlabel(f"{_axis_name(metric)}\npoints: splits; bars: 95 % interval of the mean{some}")
     return figure
 
 
 def differences_figure(evidence: Evidence, metric: str, rope: float) -> Figure:
-    """Draw the differences of all pairs of networks by split, their means with interval, and the equivalence region."""
+    """Draw the differences of all pairs of networks by split, their means with interval, and the equivalence region.
+
+    If there are more than `SHOWN_ROWS` pairs, only those of the best network are drawn.
+    """
     tests = compare(evidence, metric, rope)
     tests = tests[tests["family"] == NETWORKS]
+    some = ""
+    if len(tests) > SHOWN_ROWS:
+        some = f"\nthe best network and others: {{}} of {len(tests):,} pairs"
+        tests = tests[tests["model_a"] == tests["model_a"].iloc[0]][:SHOWN_ROWS]
+        some = some.format(len(tests))
     pairs = list(zip(tests["model_a"], tests["model_b"], strict=True))
     splits = [evidence.differences(metric, *pair) for pair in pairs]
-    names, colours = [f"{a} − {b}" for a, b in pairs], [colour(a) for a, _ in pairs]
+    short = shortened_apart(list(dict.fromkeys(itertools.chain(*pairs))), LONGEST_MODEL * 2 // 3)
+    names, colours = [f"{short[a]} − {short[b]}" for a, b in pairs], [colour(a) for a, _ in pairs]
     reach = rope * _scale(metric)
     estimates = tests[["difference", "low", "high"]]
     estimates = estimates.clip(-1, 1) if score_of(metric).is_share else estimates
@@ -206,7 +231,7 @@ def differences_figure(evidence: Evidence, metric: str, rope: float) -> Figure:
     figure.axes[0].axvspan(-reach, reach, color="0.88", linewidth=0, zorder=0)
     figure.axes[0].axvline(0, color="0.3", linewidth=0.8, zorder=1)
     label = f"difference of {_axis_name(metric, unit=False)} ({score_of(metric).difference_unit})"
-    figure.axes[0].set_xlabel(f"{label}\ngray: practically the same")
+    figure.axes[0].set_xlabel(f"{label}\ngray: practically the same{some}")
     return figure
 
 
@@ -227,7 +252,7 @@ def _rows(
                 axes.plot([low, high], [row, row], color="0.1", linewidth=1.1, zorder=3)
             axes.plot([mean], [row], "D", color="white", markeredgecolor="0.1", markersize=3.6, markeredgewidth=0.9,
                       zorder=4)  # fmt: skip
-        axes.set_yticks(range(count), names)
+        axes.set_yticks(range(count), names, parse_math=False)
         axes.set_ylim(count - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
     return figure
@@ -242,15 +267,23 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
     costs |= {f"{MEAN}train_seconds": "training and validation, seconds a split"}
     networks = table[~table["baseline"]].dropna(subset=["mean", *costs])
     lower_is_better = not score_of(metric).higher_is_better
+    some = f"the best {SHOWN_ROWS} of {len(networks)} networks" if len(networks) > SHOWN_ROWS else None
+    networks = networks[:SHOWN_ROWS]
+    names = shortened_apart(list(map(str, networks.index)), 2 * LONGEST_MODEL)
+    longest = max(map(len, names.values()), default=0)
+    columns = 3 if longest <= 17 else 2 if longest <= 2 * LONGEST_MODEL - 20 else 1  # of names that fit the width
+    extra = max(0, -(-len(networks) // columns) - 3)  # lines of the legend
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 5.0 + 0.14 * extra), layout="constrained")
         panels = figure.subplots(3, 1, sharey=True)
         for axes, (key, label) in zip(panels, costs.items(), strict=True):
-            for (model, row), marker in zip(networks.iterrows(), itertools.cycle(MARKERS), strict=False):
+            for number, (model, row) in enumerate(networks.iterrows()):
+                marker = MARKERS[number] if number < len(MARKERS) else f"${number + 1}$"
                 low, high = (abs(row["mean"] - row[end]) if pd.notna(row[end]) else 0.0 for end in ("low", "high"))
                 reach = _scale(metric) * np.array([[low], [high]])
-                axes.errorbar(row[key], _scale(metric) * row["mean"], reach, fmt=marker, color=colour(str(model)),
-                              markersize=4.5, linewidth=0.9, label=model)  # fmt: skip
+                style = {"marker": marker, "linestyle": "", "linewidth": 0.9, "color": colour(str(model))}
+                style |= {"markersize": 4.5 if len(marker) == 1 else 7, "label": names[str(model)]}
+                axes.errorbar(row[key], _scale(metric) * row["mean"], reach, **style)
             frontier = networks.sort_values([key, "mean"], ascending=[True, lower_is_better])
             best = frontier["mean"].cummin() if lower_is_better else frontier["mean"].cummax()
             frontier = frontier[frontier["mean"].eq(best) & ~best.duplicated()]
@@ -272,7 +305,10 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
                 x, side = (0.99, "right") if base == "linear" else (0.01, "left")  # apart, in case the levels are close
                 axes.annotate(str(base), (x, level), xycoords=("axes fraction", "data"), ha=side, va="bottom",
                               fontsize=6, color=colour(str(base)))  # fmt: skip
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+        legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns,
+                               frameon=False, title=some, title_fontsize=6.5)  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 
@@ -339,13 +375,9 @@ def mistakes_figure(
             axes.axis("off")
         for axes, (_, row) in zip(grid.flat, worst.iterrows(), strict=False):
             axes.imshow(pictures[int(row["index"])].squeeze(), cmap="gray", vmin=0, vmax=255)
-            true, predicted = (_cut(classes[int(row[label])]) for label in ("true", "pred"))
+            true, predicted = (shortened(classes[int(row[label])], 11) for label in ("true", "pred"))
             axes.set_title(f"is {true}\nsaid {predicted}, {_certainty(row['prob'])}", fontsize=5, pad=2, **text)
     return figure
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= 12 else f"{name[:11]}…"
 
 
 def _certainty(probability: float) -> str:

@@ -188,6 +188,13 @@ def shortened(name: str, width: int) -> str:
     return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
 
 
+def shortened_apart(names: Sequence[str], width: int) -> dict[str, str]:
+    """Shorten names to a width, or to the least at which all of them still differ."""
+    while len({shortened(name, width) for name in names}) < len(set(names)):
+        width += 1
+    return {name: shortened(name, width) for name in names}
+
+
 def _total(cells: pd.DataFrame) -> int:
     return sum(_width([HEADERS.get(str(column), str(column)), *cells[column]]) + 1 for column in cells.columns) - 1
 

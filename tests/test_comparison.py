@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import analysis
 import tracking
-from analysis import comparison, query, statistics
+from analysis import comparison, figures, query, statistics
 from analysis.__main__ import app
 from analysis.comparison import compare
 from analysis.figures import draw_figures
@@ -638,6 +638,21 @@ def test_direction_unit_and_variance_of_a_further_score_come_from_the_registry(
     assert axes["scores_by_split"].get_xlabel().startswith("test error rate (%)\n")
     assert axes["paired_differences"].get_xlabel().startswith("difference of test error rate (points)\n")
     assert axes["accuracy_against_cost"].get_ylabel() == "test error rate (%)"
+
+
+def test_figures_of_many_models_show_the_best_and_say_so(store_of_four: str, runs_of, monkeypatch) -> None:
+    monkeypatch.setattr(figures, "SHOWN_ROWS", 2)
+    evidence = analysis.Evidence(analysis.choose_group(runs_of(HOLDOUT)), store_of_four)
+    table = comparison.tabulate(evidence, "test/accuracy")
+    axes = figures.scores_figure(evidence, table, "test/accuracy").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(table.index[:2])
+    assert axes.get_xlabel().endswith(f"the best 2 of {len(table)} models")
+    networks = [model for model in table.index if model not in keys.BASELINES]
+    axes = figures.differences_figure(evidence, "test/accuracy", 0.01).axes[0]
+    pairs = len(networks) * (len(networks) - 1) // 2
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == [f"{networks[0]} − {other}" for other in networks[1:3]]
+    assert axes.get_xlabel().endswith(f"the best network and others: {len(shown)} of {pairs} pairs")
 
 
 @pytest.mark.parametrize(

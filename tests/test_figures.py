@@ -11,7 +11,16 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from analysis.figures import KNOWN, colour, confusion_figure, mistakes_figure, most_confused
+from analysis.figures import (
+    KNOWN,
+    colour,
+    confusion_figure,
+    cost_figure,
+    curves_figure,
+    file_name,
+    mistakes_figure,
+    most_confused,
+)
 from analysis.fonts import _installed_fonts, font_families
 
 
@@ -82,3 +91,42 @@ def test_a_model_keeps_its_colour_and_baselines_are_gray() -> None:
     assert colour("vggnet") == colour("vggnet") != colour("lenet5")
     assert len(set(to_rgb(colour("linear")))) == 1
     assert to_rgb(colour("a model of one's own")) not in {to_rgb(colour(model)) for model in KNOWN}
+
+
+@pytest.mark.parametrize("prefix", ["", "timm/a-model-whose-name-is-long-", "x" * 200])
+def test_forty_models_are_told_apart_in_a_figure_of_bounded_size(prefix: str) -> None:
+    models = [f"{prefix}model{number}" for number in range(40)]
+    numbers = {"mean": np.linspace(0.9, 0.5, 40), "low": 0.4, "high": 0.95, "baseline": False}
+    costs = {"parameters": np.arange(1, 41) * 1000, "macs": np.arange(1, 41) * 10_000, "mean/train_seconds": 3.0}
+    figure = cost_figure(pd.DataFrame(numbers | costs, index=models), "test/accuracy")
+    signs = [line.get_marker() for line in figure.axes[0].lines if line.get_marker() not in ("None", "_", "|", None)]
+    assert len(signs) == len(set(signs)) == 40
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(set(named)) == 40
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and figure.get_size_inches()[1] < 12
+    assert min(axes.get_window_extent().height for axes in figure.axes) > 0.8 * figure.dpi
+
+
+def test_curves_of_many_models_are_those_of_the_best() -> None:
+    models = [f"model{number}" for number in range(40)]
+    values = {
+        "epoch": 1,
+        "best_epoch": 1,
+        "val/loss": 1.0,
+        "train/loss": 1.0,
+        "val/accuracy": 0.5,
+        "train/accuracy": 0.5,
+    }
+    curves = pd.DataFrame([{"model": model, "run_id": model} | values for model in models])
+    figure = curves_figure(curves, models)
+    assert len(figure.axes) == 24 and figure.get_size_inches()[1] < 16
+    assert figure.legends[0].get_title().get_text() == "the best 12 of 40 models"
+
+
+def test_models_with_different_names_have_different_files() -> None:
+    models = ["lenet5", "a/b", "a-b", "a b", "timm/resnet18", "x" * 300, "x" * 301]
+    files = [file_name(model) for model in models]
+    assert len(set(files)) == len(files) and files[0] == "lenet5" and files[2] == "a-b"
+    assert all(len(file) < 100 and "/" not in file and " " not in file for file in files)

@@ -123,9 +123,11 @@ def fetch_champion(store: Store, task: str, champion: Champion, scratch: Path) -
 
 
 def _has_files(store: Store, task: str, version: str) -> bool:
-    """Whether a version's files exist; assumed for a server's."""
+    """Whether a version's files exist; assumed for a server's. `mlflow gc` may have removed the experiment with them."""
+    if (experiment := store.experiment(task)) is None:
+        return False
     location = store.client.get_model_version_download_uri(task, version)
-    folder = Artifacts(store, _experiment(store, task)).folder(location)
+    folder = Artifacts(store, experiment).folder(location)
     return folder is None or (folder / "MLmodel").is_file()
 
 
