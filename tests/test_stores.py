@@ -167,6 +167,17 @@ def test_a_registered_model_of_others_is_left_alone(store_uri: str, tmp_path: Pa
     assert registry.is_ours(store, "task1") and not registry.is_ours(store, "task2")
 
 
+def test_a_champion_whose_experiment_was_removed_has_no_files(store_uri: str, tmp_path: Path) -> None:
+    store = tracking.open_store(store_uri)
+    store.client.create_registered_model("task3", {"task": "task3"})
+    version = store.client.create_model_version("task3", tmp_path.as_uri()).version
+    store.client.set_registered_model_alias("task3", CHAMPION, version)
+    held = registry.read_champion(store, "task3")
+    assert held is not None and not held.has_files
+    with pytest.raises(StoreError, match="the files of the champion of task3, version 1, are gone; the next"):
+        registry.fetch_champion(store, "task3", held, tmp_path)
+
+
 def test_a_deleted_experiment_comes_back_by_the_command_that_is_named(store_uri: str) -> None:
     store = tracking.open_store(store_uri)
     ours = run_of(store, "task3", "a")

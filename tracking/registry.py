@@ -123,8 +123,8 @@ def fetch_champion(store: Store, task: str, champion: Champion, scratch: Path) -
 
 
 def _has_files(store: Store, task: str, version: str) -> bool:
-    """Whether a version's files exist; assumed for a server's. `mlflow gc` may have removed the experiment with them."""
-    if (experiment := store.experiment(task)) is None:
+    """Whether a version's files exist; assumed for a server's."""
+    if (experiment := store.experiment(task)) is None:  # `mlflow gc` removed it with its files
         return False
     location = store.client.get_model_version_download_uri(task, version)
     folder = Artifacts(store, experiment).folder(location)
