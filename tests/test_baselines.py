@@ -31,7 +31,7 @@ def fitted(name: str, data: ImageData, split: Split, precision: str = "fp32"):
     resident = DeviceImages.load(data, "cpu")
     _, size, _, channels = data.images.shape
     model = initialise(lambda: models.build(name, channels, len(data.classes), size), 0, "cpu")
-    record = fit_baseline(name, model, resident, split, precision)
+    record, _ = fit_baseline(name, model, resident, split, precision)
     return model, resident, record
 
 

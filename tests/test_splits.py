@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from datasets import DatasetError, RepeatedHoldout, Split, StratifiedKFold
-from datasets.splits import controlled_rounding
+from datasets.splits import controlled_rounding, halve
+from tracking.keys import has_open_end
 
 LABELS = st.lists(st.integers(6, 60), min_size=2, max_size=8).flatmap(
     lambda counts: st.permutations(np.repeat(np.arange(len(counts)), counts).tolist()).map(np.array)
@@ -290,3 +291,43 @@ def test_no_folds_are_refused_that_exist() -> None:
             for split in StratifiedKFold(2).split(labels, 0, groups):
                 assert set(labels[split.val]) == {0, 1} and not set(groups[split.val]) & set(groups[split.train])
     assert found > 50
+
+
+@settings(max_examples=60, deadline=None)
+@given(LABELS, st.integers(0, 2**32 - 1), st.data())
+def test_halves_are_stratified_and_depend_on_the_images_alone(
+    labels: np.ndarray, seed: int, draw: st.DataObject
+) -> None:
+    rng = np.random.default_rng(seed)
+    images = np.sort(rng.choice(len(labels), len(labels) // 2 + 1, replace=False))
+    half = halve(images, labels)
+    assert half.dtype == np.uint8 and half.shape == images.shape
+    assert np.array_equal(half, halve(images, np.where(np.isin(np.arange(len(labels)), images), labels, 0)))
+    counts = [np.bincount(labels[images[half == number]], minlength=labels.max() + 1) for number in (0, 1)]
+    assert np.all(np.abs(counts[0] - counts[1]) <= 1) and counts[0].sum() - counts[1].sum() in (0, 1)
+    groups = draw_groups(draw, labels, mixed=True)
+    together = halve(images, labels, groups)
+    for group in np.unique(groups[images]):
+        assert len(np.unique(together[groups[images] == group])) == 1
+    assert 0 < together.sum() < len(images) or len(np.unique(groups[images])) == 1
+
+
+def test_images_of_one_group_are_one_half() -> None:
+    assert halve(np.arange(3), np.array([0, 1, 0]), np.zeros(3, int)).tolist() == [0, 0, 0]
+    assert halve(np.arange(1), np.array([0])).tolist() == [0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(LABELS, SHARES, st.integers(0, 2**32 - 1), st.integers(1, 3), st.booleans(), st.data())
+def test_the_first_of_more_holdouts_are_the_same(
+    labels: np.ndarray, shares: tuple[int, ...], seed: int, n: int, grouped: bool, draw: st.DataObject
+) -> None:
+    groups = draw_groups(draw, labels, mixed=False) if grouped else None
+    try:
+        more = RepeatedHoldout(n + 2, shares).split(labels, seed, groups)
+    except DatasetError:
+        assume(False)
+    first = RepeatedHoldout(n, shares).split(labels, seed, groups)
+    assert has_open_end(RepeatedHoldout(n, shares).name)
+    for split, same in zip(first, more[:n], strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(split, same, strict=True))

@@ -130,8 +130,13 @@ def test_goes_on_from_any_epoch_with_the_same_bits(
         assert (a.epoch, a.lr, a.train_loss, a.improved) == (b.epoch, b.lr, b.train_loss, b.improved)
         assert torch.equal(a.val.probability, b.val.probability)
     best = [record for record in records if record.improved][-1]
-    assert state.best is not None and state.best_epoch == best.epoch
-    assert state.best.scores() == best.val.scores() and torch.equal(state.best.predicted, best.val.predicted)
+    kept = state.chosen[0].val
+    assert state.best_epoch == best.epoch
+    assert kept.scores() == best.val.scores() and torch.equal(kept.log_probs, best.val.log_probs)
+    for place, half in ((1, 1), (2, 0)):  # the epochs that score a half are those with the lowest loss of the other
+        expected = min(records, key=lambda record: record.half_losses[half])
+        assert state.chosen[place].epoch == expected.epoch
+        assert torch.equal(state.chosen[place].val.log_probs, expected.val.log_probs)
     for a, b in zip(whole.state_dict().values(), state.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

@@ -134,14 +134,16 @@ _TYPES: dict[str, tuple[str, type]] = {  # of the arrays of a part: their attrib
     "pred": ("predicted", np.int64),
     "prob": ("probability", np.float32),
 }
+_KINDS = {np.int64: "iu", np.float32: "f"}  # dtypes in a file, by what they become
 
 
 def _part(arrays: Mapping[str, np.ndarray], name: str) -> PartPredictions:
     values = {}
     for key, (attribute, dtype) in _TYPES.items():
-        values[attribute] = array = arrays[f"{name}_{key}"]
-        if array.dtype != dtype:
+        array = arrays[f"{name}_{key}"]
+        if array.dtype.kind not in _KINDS[dtype]:
             raise TypeError(f"{name}_{key} is {array.dtype}, not {np.dtype(dtype)}")
+        values[attribute] = array.astype(dtype)
         if array.ndim != 1 or len(array) != len(arrays[f"{name}_index"]):
             raise ValueError("an image has one of each")
     log_probs = arrays.get(f"{name}_probs")
