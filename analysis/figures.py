@@ -85,7 +85,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 def file_name(name: str) -> str:
     """Turn the name of a figure into that of a file, without suffix; other names give other files."""
-    plain = re.sub(r"[^\w.-]+", "-", name)[:LONGEST_FILE_NAME]  # models may be called owner/name
+    plain = re.sub(r"[^\w.-]+", "-", name)[:LONGEST_FILE_NAME]  # models may be called library:name
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 

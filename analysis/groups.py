@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tracking.keys import BASELINES, GROUP_PARAMS, IDENTITY, SAMPLE, has_open_end, tuned_settings
-from tracking.settings import TUNABLE
+from tracking.keys import BASELINES, GROUP_PARAMS, IDENTITY, SAMPLE, TUNING, has_open_end, tuned_settings
+from tracking.settings import LATER, TUNABLE, kind_of
 
 NEEDED = ("model", "split", "n_splits", "n_train", "n_val")  # a run without one of these is ignored
 
@@ -66,11 +66,18 @@ def group_id(group: pd.DataFrame) -> str:
 
 def _keys(runs: pd.DataFrame) -> list[tuple[str, ...]]:
     """Return for each run, as text, the values that comparable runs have in common."""
-    kind = runs["device"].astype("str").str.split(":").str[0]
     common = runs.assign(n_splits=runs["n_splits"].astype("str").mask(runs["protocol"].map(has_open_end), ""))
-    common = common.assign(**{key: values for key, values in _without_tuned(runs).items() if key in GROUP_PARAMS})
-    columns = [runs["task"], runs["dataset_digest"], kind, *(common[key] for key in GROUP_PARAMS)]
-    return list(zip(*(map(str, column) for column in columns), strict=True))
+    common = common.assign(**_without_tuned(runs))
+    columns = [runs["task"], runs["dataset_digest"], runs["device"].map(kind_of)]
+    columns += [common[key] for key in GROUP_PARAMS if key not in (*LATER, *TUNING)]
+    keys: list[tuple[str, ...]] = list(zip(*(map(str, column) for column in columns), strict=True))
+    # at the end and only where they are set, so that a group keeps its id when a setting is added
+    usual = {**LATER, **dict.fromkeys(TUNING)}
+    later = [
+        [f"{key} {kind_of(value)}" if pd.notna(value) and value != usual[key] else "" for value in common[key]]
+        for key in usual
+    ]
+    return [(*key, *filter(None, own)) for key, own in zip(keys, zip(*later, strict=True), strict=True)]
 
 
 def _without_tuned(runs: pd.DataFrame) -> dict[str, "pd.Series[Any]"]:
@@ -124,10 +131,10 @@ def list_groups(runs: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
 def _setting(group: pd.DataFrame) -> dict[str, str]:
     """The values that define a group, for display."""
     first = group.iloc[0]
-    short = {"dataset_digest": str(first["dataset_digest"])[:8], "device": str(first["device"]).split(":")[0]}
+    short = {"dataset_digest": str(first["dataset_digest"])[:8], "device": kind_of(first["device"])}
     values = {key: str(first[key]) for key in GROUP_PARAMS} | {"n_splits": str(group["n_splits"].max())}
     values |= {key: text.iloc[0] for key, text in _without_tuned(group.head(1)).items()}
-    return {"dataset": first["dataset"], **short, **values}
+    return {"dataset": first["dataset"], **short, **values, "pretrained": kind_of(first["pretrained"]) or "nothing"}
 
 
 def what_is_wrong(group: pd.DataFrame) -> list[str]:
@@ -154,10 +161,27 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
     for split, count in done.groupby("split")["split_hash"].nunique().items():
         if count > 1:
             notes.append(f"Models were not scored on the same images in split {split}; they cannot be compared.")
-    notes += _leaks(done)
+    notes += _leaks(done) + _pretrained(done)
     shared = done["source_digest"].astype("str").str.split("-").str[0]
     if shared.nunique() > 1 or done.groupby("model")["source_digest"].nunique().gt(1).any():
         notes.append("Not all of these runs were made by the same version of the code.")
+    return notes
+
+
+def _pretrained(done: pd.DataFrame) -> list[str]:
+    """Say which networks have seen other images, and which learned with their heads alone."""
+    networks = done[~done["model"].isin(BASELINES)]
+    notes = []
+    began = {
+        str(model): sorted(set(weights)) for model, weights in networks.groupby("model")["pretrained"] if any(weights)
+    }
+    if began:
+        names = "; ".join(f"{model} ({' and '.join(weights)})" for model, weights in began.items())
+        notes.append(f"These networks have seen other images before: they began with pretrained weights: {names}.")
+    mixed = [model for model, weights in began.items() if len(weights) > 1]
+    notes += [f"Not all splits of {model} began with the same weights." for model in mixed]
+    if networks["freeze"].any():
+        notes.append("Only the heads of these networks were trained; all other layers kept their first weights.")
     return notes
 
 

@@ -44,7 +44,7 @@ from tracking.keys import (
 from tracking.keys import UNTAGGED_EXPERIMENTS as UNTAGGED
 from tracking.predictions import PartPredictions, Predictions
 from tracking.schema import why_unusable
-from tracking.settings import TYPES
+from tracking.settings import LATER, TYPES
 from tracking.store import (
     StoreAwayError,
     check_exists,
@@ -134,6 +134,7 @@ def load_runs(tasks: Sequence[str], tracking_uri: str | None = None, parent_id: 
     for seed in SEEDS:
         runs[seed] = runs[seed].fillna(runs["seed"])
     runs["replicate"] = runs["replicate"].mask(runs["split"].notna(), runs["replicate"].fillna(0))
+    runs = runs.fillna(LATER)
     if moved:
         runs["artifact_uri"] = runs["artifact_uri"].map(lambda uri: _current(uri, moved)).astype("str")
     return runs

@@ -17,13 +17,13 @@ from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
 from analysis.comparison import Evidence, pairs_of_models, predicted_part
-from analysis.figures import confusion_counts, draw_figures, encode
+from analysis.figures import confusion_counts, draw_figures, encode, file_name
 from analysis.query import local_artifact
 from analysis.tables import ResultTable, difference_table, number, score_table, verdict_sentences
 from tracking import Store, StoreError
 from tracking.commands import script_of
 from tracking.keys import BASELINES, MODEL_CARD, SAMPLE, SEEDS
-from tracking.settings import TYPES
+from tracking.settings import LATER, TYPES
 
 CAPTIONS = {
     "scores_by_split": "Every split's score (points), and the mean over splits with its 95 % interval.",
@@ -83,6 +83,11 @@ class Drawing:
         """The file as a data URL."""
         form, mime = ("png", "image/png") if self.kind in RASTER else ("svg", "image/svg+xml")
         return f"data:{mime};base64,{base64.b64encode(self.content(form)).decode()}"
+
+    @property
+    def file(self) -> str:
+        """The name of its files, without suffix."""
+        return file_name(self.name)
 
     def content(self, form: str) -> bytes:
         """Return the bytes of the `png` or `svg` file, encoded once."""
@@ -205,9 +210,15 @@ def _facts(evidence: Evidence, store: Store) -> dict[str, str]:
         f"{n_val} to choose the best epoch, {test}{leaks}",
         "training": f"AdamW, learning rate {_text(runs, 'lr')}, weight decay {_text(runs, 'weight_decay')}, batches of "
         f"{_text(runs, 'batch_size')}, {augmented}, cosine schedule over at most {_text(runs, 'epochs')} epochs, early "
-        f"stopping after {_text(runs, 'patience')} epochs without a lower validation loss, {_text(runs, 'precision')}",
+        f"stopping after {_text(runs, 'patience')} epochs without a lower validation loss, {_text(runs, 'precision')}"
+        f"{_beginning(runs)}",
         "hardware": f"{_text(runs, 'hardware')} ({_text(runs, 'device')}, threads: {_text(runs, 'threads')})",
     }
+
+
+def _beginning(runs: pd.DataFrame) -> str:
+    pretrained = any(runs["pretrained"])
+    return "; from pretrained weights" * pretrained + "; heads only" * bool(runs["freeze"].any())
 
 
 def _range(sizes: pd.Series) -> str:
@@ -257,9 +268,13 @@ def reproduce(runs: pd.DataFrame) -> str:
     first = runs.iloc[0]
     models = list(dict.fromkeys(runs["model"]))
     options = [f"-m {model}" for model in models if model not in BASELINES]
-    options += [_option(key, first[key]) for key in ("n_splits", *TYPES) if key not in SEEDS and pd.notna(first[key])]
+    hidden = {*SEEDS, *LATER}  # older commits lack the options that came later
+    options += [_option(key, first[key]) for key in ("n_splits", *TYPES) if key not in hidden and pd.notna(first[key])]
     one_seed = first[SEEDS[0]] == first[SEEDS[1]]  # an option that older commits have, too
     options += [f"--seed {first[SEEDS[0]]}"] if one_seed else [_option(key, first[key]) for key in SEEDS]
+    if first["pretrained"]:
+        options += ["--pretrained" if first["pretrained"].startswith("library") else "--weights FILE"]
+    options += ["--freeze"] if first["freeze"] else []
     options += ["--leak-free"] if runs["leak_free"].eq(True).all() else []
     options += ["--sample"] if str(first["dataset"]).startswith(SAMPLE) else []
     options += ["--no-baselines"] if not set(models) & set(BASELINES) else []

@@ -38,6 +38,7 @@ class Request:
     gpus_per_job: float | None = None  # on a Ray cluster
     device_memory: float = DEVICE_MEMORY
     tracking_uri: str | None = None  # see `tracking.open_store`
+    weights: Path | None = None  # a file for the only model, if its setting `pretrained` says so
     tune: int = 0  # configurations of each network on each split; 0 takes the task's own
     space: Space = field(default_factory=dict)  # what else is tuned than the task says, or between other values
     halving: bool = True  # whether the worse trials stop early
@@ -50,6 +51,8 @@ class Request:
             dataclasses.replace(self.task.protocol, n_splits=self.n_splits)
         except ValueError as error:
             raise SettingError("n_splits", str(error)) from None
+        if self.weights is not None and len(self.training) != 1:
+            raise SettingError("weights", f"a file is for one model, not for {len(self.training)}; name it with -m")
         for number in self.splits:
             if not 0 <= number < self.n_splits:
                 raise SettingError("split", f"{number} is not one of 0 to {self.n_splits - 1}")

@@ -14,10 +14,11 @@ from models.registry import (
     import_all,
     register,
     unusable_sentences,
+    why_unknown,
 )
 
 __all__ = ["BASELINES", "MODELS", "UNUSABLE", "ModelCard", "ModelError", "build", "describe", "register"]
-__all__ += ["unusable_sentences"]
+__all__ += ["unusable_sentences", "why_unknown"]
 
 # the order of every list of models; files of users follow
 import_all(__name__, __path__, first=("lenet", "vgg", "resnet", "efficientnet"))

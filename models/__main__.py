@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import MODELS, ModelError, describe, unusable_sentences
+from models.library import PREFIXES
 
 INPUTS = {"28 px gray\n10 classes": (1, 10, 28), "128 px RGB\n2 classes": (3, 2, 128)}
 
@@ -40,6 +41,7 @@ def main() -> None:
         "with its expansion; /2 stride, (n) channels, xn repeats, [... +x R] residual block",
         markup=False,
     )
+    console.print(f"Beside these, each image classifier of two libraries: {PREFIXES}, as in -m torchvision:resnet18.")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """The registry of models: building them by name, and their structure and cost for one kind of input."""
 
 import contextlib
+import difflib
 import importlib
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import cleandoc
 from typing import TypeVar, overload
 
@@ -14,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from models import library
+from models.freezing import HeadOnly
 from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcitation, compute_wide_layers_in_fp32
 
 Model = TypeVar("Model", bound=type[nn.Module])
@@ -83,23 +86,39 @@ def unusable_sentences() -> list[str]:
 class ModelCard:
     """Structure and cost of a model for one kind of input."""
 
-    name: str  # key of `MODELS` or `BASELINES`
-    parameters: int  # trainable parameters
+    name: str  # key of `MODELS` or `BASELINES`, or library:architecture
+    parameters: int  # all of them, also where only the head is trained
     macs: int  # multiply-accumulates of convolutions and fully connected layers in one forward pass of one image
     layers: str  # structure in the usual abbreviations, channels in brackets
-    description: str  # docstring of the class
+    description: str  # docstring of the class, or what the library says
     outputs: int  # output values of those layers for one image; memory and training time grow with them
 
 
-def build(name: str, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
-    """Build a model, a key of `MODELS` or `BASELINES`, with fresh weights from torch's generator.
+def why_unknown(name: str) -> str:
+    """Say why there is no model of this name; empty if there is one, or its file cannot be imported."""
+    if library.is_library_model(name):
+        return library.why_unknown(name)
+    if name in MODELS or f"models/{name}.py" in UNUSABLE:
+        return ""
+    near = difflib.get_close_matches(name, MODELS, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    known = f"{name!r} is not one of {', '.join(MODELS)}, {library.PREFIXES}{hint}"
+    return "; ".join([known, *unusable_sentences()])
+
+
+def build(name: str, in_channels: int, num_classes: int, image_size: int, freeze: bool = False) -> nn.Module:
+    """Build a model with fresh weights from torch's generator.
 
     Parameters
     ----------
+    name : str
+        A key of `MODELS` or `BASELINES`, or a library's architecture, such as `torchvision:resnet18`.
     in_channels : int
         1 for gray, 3 for RGB.
     image_size : int
         Height and width in pixels, at least 12.
+    freeze : bool
+        Whether only the head is to learn (`models.freezing.HeadOnly`).
 
     Returns
     -------
@@ -111,21 +130,26 @@ def build(name: str, in_channels: int, num_classes: int, image_size: int) -> nn.
     ModelError
         The name is unknown, the images are too small, or the constructor raises.
     """
-    if name not in MODELS | BASELINES:
-        raise ModelError("; ".join([f"unknown model {name!r}; there are {', '.join(MODELS)}", *unusable_sentences()]))
+    if library.is_library_model(name):
+        if unknown := library.why_unknown(name):
+            raise ModelError(unknown)
+    elif name not in MODELS | BASELINES:
+        known = f"unknown model {name!r}; there are {', '.join(MODELS)}, {library.PREFIXES}"
+        raise ModelError("; ".join([known, *unusable_sentences()]))
     if image_size < MIN_IMAGE_SIZE:
         raise ModelError(f"images of {image_size} pixels are too small; models take at least {MIN_IMAGE_SIZE}")
     with _refusal(name, in_channels, num_classes, image_size):
         arguments = {"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size}
-        model = (MODELS | BASELINES)[name](**arguments)
+        make = partial(library.build, name) if library.is_library_model(name) else (MODELS | BASELINES)[name]
+        model = make(**arguments)
         if not isinstance(model, nn.Module):
             raise TypeError(f"it is a {type(model).__name__}, not an nn.Module")
         if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
             with torch.no_grad():  # lazy layers take their shapes from a first batch
                 model.eval()(torch.zeros(1, in_channels, image_size, image_size))
             model.train()
-    compute_wide_layers_in_fp32(model)
-    return model
+        compute_wide_layers_in_fp32(model)
+        return HeadOnly(model, num_classes) if freeze else model
 
 
 @contextlib.contextmanager
@@ -147,11 +171,12 @@ def _reason(error: BaseException) -> str:
 
 
 @cache
-def describe(name: str, in_channels: int, num_classes: int, image_size: int) -> ModelCard:
+def describe(name: str, in_channels: int, num_classes: int, image_size: int, freeze: bool = False) -> ModelCard:
     """Count parameters and multiply-accumulates, and abbreviate the structure.
 
     The parameters are those of `build`. One image passes through the model: a few hundredths of a second, whereas
-    torch's meta device, which computes nothing, first imports 1.5 s of Python.
+    torch's meta device, which computes nothing, first imports 1.5 s of Python. A model with a `forward` of its own
+    also learns from two images, since it may differ in training.
 
     Raises
     ------
@@ -166,25 +191,45 @@ def describe(name: str, in_channels: int, num_classes: int, image_size: int) -> 
         # each output value is a sum over one row of the weight: (out, in / groups, kernel, kernel) or (out, in)
         macs += output.numel() * module.weight[0].numel()  # type: ignore[index]
 
-    def check(images: int) -> None:
+    def check(images: int) -> torch.Tensor:
         logits = model(torch.zeros(images, in_channels, image_size, image_size))
         if not isinstance(logits, torch.Tensor):
             raise TypeError(f"it returns a {type(logits).__name__}, not a tensor of logits")
         if logits.shape != (images, num_classes):
             raise ValueError(f"its logits have shape {tuple(logits.shape)}, not {(images, num_classes)}")
+        return logits
 
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        model = build(name, in_channels, num_classes, image_size)
+    with torch.random.fork_rng(devices=[]):
+        model = build(name, in_channels, num_classes, image_size, freeze)
         with _refusal(name, in_channels, num_classes, image_size):
             if type(model).forward is not LayerStack.forward:
-                check(images=2)  # in training mode: a forward of its own may differ there
+                check(images=2).sum().backward()  # type: ignore[no-untyped-call]
             model.eval()
             for module in model.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.register_forward_hook(count)
-            check(images=1)
+            if library.is_library_model(name):
+                macs = _all_products(lambda: check(images=1))
+            else:
+                with torch.inference_mode():
+                    check(images=1)
+    network = model.network if isinstance(model, HeadOnly) else model
+    about = library.description(name, network) if library.is_library_model(name) else _docstring(type(network))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelCard(name, parameters, macs, notation(model), _docstring(type(model)), outputs)
+    return ModelCard(name, parameters, macs, notation(network), about, outputs)
+
+
+def _all_products(forward: Callable[[], object]) -> int:
+    """Count the multiply-accumulates of a forward pass, those of attention too, which are in no layer."""
+    from torch.utils.flop_counter import FlopCounterMode  # late: half a second
+
+    torch.backends.mha.set_fastpath_enabled(False)  # a short cut through attention that nobody counts
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            forward()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    return int(counter.get_total_flops()) // 2
 
 
 def _docstring(kind: type[nn.Module]) -> str:

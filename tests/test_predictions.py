@@ -64,7 +64,11 @@ def test_scores_follow_from_the_file(tmp_path: Path) -> None:
 
 def test_a_probability_too_small_for_float32_keeps_the_loss_finite() -> None:
     part = of_classes(np.arange(2), np.array([1, 0]), np.array([[0, -400], [-1e-9, -21]], np.float32))
-    assert part.loss == pytest.approx(200) and part.probs is not None and part.probs[0, 1] == pytest.approx(np.exp(-400), rel=1e-6)
+    assert (
+        part.loss == pytest.approx(200)
+        and part.probs is not None
+        and part.probs[0, 1] == pytest.approx(np.exp(-400), rel=1e-6)
+    )
 
 
 def test_a_file_of_an_earlier_version_has_no_probabilities(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ class Checkpoint:
     """The best epoch of a split."""
 
     model: str  # name in `models.MODELS`
-    arguments: dict[str, int]  # of `models.build`, without the name
+    arguments: dict[str, Any]  # of `models.build`, without the name
     epoch: int  # from 1
     score: float  # validation loss of that epoch, which chose it
     mean: Tensor  # float32, shape (channels,): of the training pixels (0 to 255), normalises the model's input

@@ -16,7 +16,7 @@ SAMPLE = "sample/"  # no folder can have this name
 BASELINES = ("majority", "linear")  # models without a training loop, which a network has to beat
 
 PARAMS = {
-    "model": "name in models.MODELS, or of a baseline, which is in the group of the networks that it ran beside",
+    "model": "name in models.MODELS, library:architecture, or a baseline, which is in the group of networks beside it",
     "dataset": "published name, or name of the folder; begins with SAMPLE for generated images",
     "protocol": "method of splitting the images, with the shares of train:validation(:test)",
     "n_splits": "holdouts or folds of the whole protocol",
@@ -31,15 +31,18 @@ PARAMS = {
     "n_train": "images trained on (children only)",
     "n_val": "images that choose the best epoch (children only)",
     "n_test": "images that are scored once, at the end (children only)",
-    "parameters": "trainable parameters of the model",
+    "parameters": "parameters of the model, also where only its head was trained",
     "macs": "multiply-accumulates of one forward pass of one image",
     "threads": "CPU threads of one operation, which the last bits depend on",
     "seed": "split_seed and train_seed, if they are equal",
     **MEANINGS,
+    "normalisation": "mean and sd of each channel (0 to 255) that pretrained weights expect; else the training part's",
 }
 SEEDS = ("split_seed", "train_seed")  # runs of earlier versions have only `seed`
-# Runs with equal values of these params, the same data digest and the same kind of device form a comparison group
-GROUP_PARAMS = ("protocol", "n_splits", "leak_free", "tune", "space", "halving", *COMPARED)
+# Runs with equal values of these params, the same data digest and the same kind of device form a comparison group; of
+# pretrained weights the kind is compared, too: the library's, or a file
+TUNING = ("tune", "space", "halving")  # missing in runs that are not tuned
+GROUP_PARAMS = ("protocol", "n_splits", "leak_free", *TUNING, *COMPARED)
 CHILD_PARAMS = (
     "split",
     "replicate",

@@ -134,14 +134,13 @@ _TYPES: dict[str, tuple[str, type]] = {  # of the arrays of a part: their attrib
     "pred": ("predicted", np.int64),
     "prob": ("probability", np.float32),
 }
-_KINDS = {np.int64: "iu", np.float32: "f"}  # dtypes in a file, by what they become
 
 
 def _part(arrays: Mapping[str, np.ndarray], name: str) -> PartPredictions:
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for key, (attribute, dtype) in _TYPES.items():
         array = arrays[f"{name}_{key}"]
-        if array.dtype.kind not in _KINDS[dtype]:
+        if array.dtype.kind not in ("f" if dtype is np.float32 else "iu"):
             raise TypeError(f"{name}_{key} is {array.dtype}, not {np.dtype(dtype)}")
         values[attribute] = array.astype(dtype)
         if array.ndim != 1 or len(array) != len(arrays[f"{name}_index"]):

@@ -1,5 +1,6 @@
 """MLflow's model registry: one model for each task, whose alias `champion` points to the best network so far."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,7 +92,8 @@ def register_champion(store: Store, task: str, new: NewVersion) -> str:
         client.set_model_version_tag(task, version, REASON, new.reason)
     else:
         experiment = _experiment(store, task)
-        model = client.create_logged_model(experiment.experiment_id, new.name, source_run_id=new.run_id)
+        name = re.sub(r"[^\w-]+", "-", new.name)  # MLflow allows no other signs
+        model = client.create_logged_model(experiment.experiment_id, name, source_run_id=new.run_id)
         Artifacts(store, experiment).upload_model(model, new.folder)
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(new.run_id, [LoggedModelOutput(model.model_id, step=0)])

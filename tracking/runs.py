@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from tracking import keys, owners
 from tracking.artifacts import Artifacts
 from tracking.outages import impatient, passes, persist
+from tracking.settings import LATER, kind_of
 from tracking.store import SCRATCH, Store, StoreError, host, in_one_line
 
 if TYPE_CHECKING:
@@ -489,7 +490,7 @@ def _supersede_others(store: Store, run: "MlflowRun") -> None:
     if is_trial(tags):
         return
     # not those that may be missing: earlier versions logged the seeds as one param
-    optional = {"n_splits", "replicate", *keys.SEEDS, *keys.tuned_settings(params)}
+    optional = {"n_splits", "replicate", *keys.SEEDS, *LATER, *keys.tuned_settings(params)}
     common = [key for key in (*keys.IDENTITY, *keys.GROUP_PARAMS) if key in params and key not in optional]
     same = " and ".join(f"params.{key} = '{params[key]}'" for key in common)
     query = f"{same} and tags.dataset_digest = '{tags['dataset_digest']}' and status = 'FINISHED'"
@@ -505,10 +506,11 @@ def _place(params: Mapping[str, str]) -> list[str | None]:
     """A run's place in the store: the values of its IDENTITY and GROUP_PARAMS, and the kind of device."""
     usual = {"replicate": "0", **dict.fromkeys(keys.SEEDS, params.get("seed"))}
     values = {key: params.get(key, usual.get(key)) for key in (*keys.IDENTITY, *keys.GROUP_PARAMS)}
+    values |= {key: kind_of(params.get(key, LATER[key])) for key in LATER}
     values |= dict.fromkeys(keys.tuned_settings(params))
     if keys.has_open_end(params.get("protocol", "")):
         values["n_splits"] = None
-    return [*values.values(), params["device"].split(":")[0]]
+    return [*values.values(), kind_of(params["device"])]
 
 
 def _check_keys(given: Iterable[str], known: Mapping[str, str]) -> None:

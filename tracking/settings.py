@@ -38,14 +38,16 @@ def compared(
     above: float = -math.inf,
     choices: Sequence[str] = (),
     tunable: bool = False,
+    later: bool = False,
 ) -> T:
     """Declare a setting that decides results: runs with different values are never in one comparison group.
 
     Values lie in [low, high] and are greater than `above`; texts are among `choices`. `--tune` may choose the values
-    of `tunable` settings.
+    of `tunable` settings. A setting that came `later` is logged only where it is not the default, so that runs from
+    before it was there are the same as without it.
     """
     limits = {"low": low, "high": high, "above": above, "choices": tuple(choices)}
-    metadata = {"compared": True, "meaning": meaning, "tunable": tunable, **limits}
+    metadata = {"compared": True, "meaning": meaning, "tunable": tunable, "later": later, **limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -106,6 +108,10 @@ class TrainingConfig:
         "precision of convolutions and matrix products; auto: bf16 if the hardware has it, fp16 on older GPUs",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
+    pretrained: str = compared(
+        "", "weights that the training began with: those of a library, or of a file, which saw other images", later=True
+    )
+    freeze: bool = compared(False, "whether only the head, the last layer, was trained", later=True)
     # analysis.groups compares the kind of device, but not its number
     device: str = not_compared("auto", "auto, cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
     split_seed: int = compared(0, "seed of the splits", low=0, high=LARGEST_SEED)
@@ -123,4 +129,15 @@ class TrainingConfig:
 MEANINGS: dict[str, str] = {field.name: field.metadata["meaning"] for field in dataclasses.fields(TrainingConfig)}
 COMPARED: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TrainingConfig) if f.metadata["compared"])
 TUNABLE: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TrainingConfig) if f.metadata.get("tunable"))
+LATER: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(TrainingConfig) if f.metadata.get("later")}
 TYPES: dict[str, type] = {f.name: type(f.default) for f in dataclasses.fields(TrainingConfig)}  # of columns
+
+
+def logged_settings(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that are params of a run: all but those that came later and have their default."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in LATER or value != LATER[key]}
+
+
+def kind_of(value: Any) -> str:
+    """What groups compare of a device and of pretrained weights: the text before a colon, which one it was."""
+    return str(value).split(":")[0]

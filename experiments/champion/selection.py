@@ -196,7 +196,8 @@ def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", d
         *_depth_lines(data),
         f"- Run `{best['run_id']}`, comparison group `{group_id(evidence.group)}`, data `{best['dataset_digest']}`.",
     ]
-    found = [text for text in verdict_sentences(evidence, metric, 0.01) if re.search(rf"\b{model}\b", text)]
+    own = re.compile(rf"(?<![\w.:/-]){re.escape(model)}(?![\w:/-]|\.\w)")
+    found = [text for text in verdict_sentences(evidence, metric, 0.01) if own.search(text)]
     found += [text for name, text in baselines_not_beaten(evidence, metric).items() if name == model]
     found += what_is_wrong(evidence.group)
     if found:

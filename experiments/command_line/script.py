@@ -16,7 +16,7 @@ from experiments.request import MOST_JOBS, Request
 from experiments.task import Task, TaskError, check_name
 from experiments.tuning.space import parse_space
 from tracking import StoreError
-from tracking.commands import SCRIPTS, Uri, not_one_of, print_in_any_encoding, script_tasks
+from tracking.commands import SCRIPTS, Uri, print_in_any_encoding, script_tasks
 from tracking.settings import DEVICE_MEMORY, LARGEST_SEED, MEANINGS, Precision, SettingError, check_range
 from tracking.store import in_one_line
 
@@ -42,6 +42,11 @@ def main(task: Task) -> None:
         epochs: Annotated[int, Option(help=MEANINGS["epochs"])] = usual.epochs,
         patience: Annotated[int, Option(help=MEANINGS["patience"])] = usual.patience,
         augment: Annotated[bool, Option(help=MEANINGS["augment"])] = usual.augment,
+        pretrained: Annotated[bool, Option("--pretrained", help="begin with the library's weights, which saw other "
+                                           "images")] = bool(usual.pretrained),
+        weights: Annotated[Path | None, Option(help="begin with the weights of this file, safetensors or a state dict",
+                                               metavar="FILE")] = None,
+        freeze: Annotated[bool, Option("--freeze", help="train the head, the last layer, alone")] = usual.freeze,
         precision: Annotated[Precision, Option(help=MEANINGS["precision"])] = usual.precision,
         device: Annotated[str, Option(help=MEANINGS["device"])] = usual.device,
         seed: Annotated[int | None, Option(help="sets --split-seed and --train-seed")] = None,
@@ -89,15 +94,18 @@ def main(task: Task) -> None:
                 check_range("seed", seed, {"low": 0, "high": LARGEST_SEED})
             if (script := Path(sys.argv[0])).resolve().parent == SCRIPTS and script.stem in script_tasks():
                 check_name(task, script.stem)
+            if pretrained and weights:
+                raise SettingError("weights", "it says what --pretrained says otherwise; leave one of them out")
             config = replace(
                 usual, lr=lr, weight_decay=weight_decay, batch_size=batch_size, epochs=epochs, patience=patience,
-                augment=augment, precision=precision, device=device, **both,
+                augment=augment, precision=precision, device=device, freeze=freeze,
+                pretrained="file" if weights else "library" if pretrained else "", **both,
             )  # fmt: skip
             request = Request(
                 task, dict.fromkeys(_known_models(model) if model else task.models, config), n_splits,
                 tuple(dict.fromkeys(split or range(n_splits))), task.baselines if baselines else (), leak_free, fresh,
                 data_dir, sample, _parse_jobs(jobs, backend), backend, threads, gpus_per_job, device_memory,
-                tracking_uri, tune, parse_space(space or ()), halving, seeds,
+                tracking_uri, weights, tune, parse_space(space or ()), halving, seeds,
             )  # fmt: skip
             code = _run(request, dry_run, yes)
         except TaskError as error:
@@ -114,11 +122,11 @@ def main(task: Task) -> None:
 
 def _known_models(names: list[str]) -> list[str]:
     """Return models that are there, and those of files that cannot be imported: the run names them and goes on."""
-    from models import MODELS, UNUSABLE, unusable_sentences  # brings torch, which --help need not wait for
+    from models import why_unknown  # brings torch, which --help need not wait for
 
     for name in names:
-        if name not in MODELS and f"models/{name}.py" not in UNUSABLE:
-            raise SettingError("model", "; ".join([not_one_of(name, MODELS), *unusable_sentences()]))
+        if reason := why_unknown(name):
+            raise SettingError("model", reason)
     return list(dict.fromkeys(names))
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,6 +13,7 @@ from tracking.settings import TrainingConfig
 
 if TYPE_CHECKING:
     from models import ModelCard  # brings torch, which --help need not wait for
+    from models.weights import InitialWeights
 
 Outcome = Literal["trained", "paused", "kept", "found", "left", "failed"]
 # validation loss after each epoch so far: of the whole part, and of its halves; infinite after a divergence
@@ -95,9 +96,11 @@ class JobContext:
     state: Path
     host: str  # machine of the command
     environment: Mapping[str, str]  # variables that tell the store's client how to get in
+    weights: "Mapping[str, InitialWeights]" = field(default_factory=dict)  # of models that do not begin fresh
 
 
-def model_arguments(data: ImageData) -> dict[str, int]:
+def model_arguments(data: ImageData, freeze: bool = False) -> dict[str, Any]:
     """The arguments of `models.build`, besides the name, for a data set."""
     _, _, size, channels = data.images.shape
-    return {"in_channels": channels, "num_classes": len(data.classes), "image_size": size}
+    fixed = {"in_channels": channels, "num_classes": len(data.classes), "image_size": size}
+    return fixed | ({"freeze": True} if freeze else {})

@@ -212,9 +212,9 @@ def log_figures(store: Store, evidence: analysis.Evidence) -> None:
     parents = evidence.runs.groupby("model")["parent_id"].last()
     with store.scratch() as shared, store.scratch() as own:  # files for all are written once
         for figure_name, model, figure in figures.draw_figures(evidence, analysis.default_metric(evidence.runs)):
-            figures.save(figure, Path(own) / model if model else Path(shared), figure_name)
+            figures.save(figure, Path(own) / figures.file_name(model) if model else Path(shared), figure_name)
         for owner, run_id in parents.items():
-            for folder in filter(Path.is_dir, (Path(shared), Path(own) / str(owner))):
+            for folder in filter(Path.is_dir, (Path(shared), Path(own) / figures.file_name(str(owner)))):
                 Run(store, str(run_id)).log_files(folder, keys.FIGURES)
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from experiments.training.cross_fitting import SCORES_HALF, WHOLE, Snapshot
 from experiments.training.evaluation import evaluate_test
 from experiments.training.fit import TrainingDivergedError, fit
 from experiments.training.images import DeviceImages
+from experiments.training.normalisation import NormalisedImages
 from experiments.training.state import TrainingState, initialise, seed_of_split
 from models.layers import LayerStack
 from tracking import Claim, Run, Store
@@ -81,6 +83,16 @@ class Attempt:
     trained: Trained | TrialOver | None = None
     child: Run | None = None  # the open run
     open_run: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+
+class Opened(NamedTuple):
+    """A job whose run is open."""
+
+    job: Job
+    claimed: Claim
+    child: Run
+    bar: progress.SplitBar
+    images: DeviceImages  # normalised as its model expects
 
 
 class Worker:
@@ -145,29 +157,35 @@ class Worker:
 
     def _train(self, job: Job, claimed: Claim) -> Attempt:
         config, name = job.config, job.card.name
-        arguments = model_arguments(self.context.data)
+        freeze = config.freeze and name not in models.BASELINES
+        arguments = model_arguments(self.context.data, freeze)
+        images = self.images
+        if "normalisation" in job.params:
+            images = NormalisedImages.of(images, job.params["normalisation"])
         with contextlib.ExitStack() as open_run:
             child = open_run.enter_context(tracking.child_run(self.recorder.store, claimed))
             seed = seed_of_split(config.train_seed, job.number, job.replicate or 0)
-            model = initialise(lambda: models.build(name, **arguments), seed, config.device)
+            model = initialise(lambda: self._build(name, arguments), seed, config.device)
             self._refuse_other_source(job, model)
             with progress.SplitBar(job.title, config.epochs) as bar:
+                opened = Opened(job, claimed, child, bar, images)
                 if isinstance(model, LayerStack) and name in models.BASELINES:
-                    history, chosen = self._fit_baseline(name, model, job, child)
-                    bar.update(history)
+                    history, chosen = self._fit_baseline(name, model, opened)
                 else:
                     state = self._begin(name, model, job, seed)
                     model = state.model
                     if job.trial is not None:
-                        return self._try(state, job, claimed, child, bar, open_run)
+                        return self._try(state, opened, open_run)
                     saved = claimed.saved
                     if saved is None and job.tuned:
                         saved = self._progress_of(job.tuned.chosen, job)
-                    history, chosen = self._fit(state, job, claimed, child, bar, saved)
+                    history = []
+                    chosen = self._fit(state, opened, saved, history)
                     if job.tuned:
-                        chosen = self._cross_fitted(chosen, job.tuned, job, seed)
-                mean, std = self.images.normalisation(job.split.train)
-                test = evaluate_test(model, self.images, job.split, mean, std, config.precision)
+                        model_of_trial = functools.partial(self._build, name, arguments)
+                        chosen = self._cross_fitted(chosen, job.tuned, opened, model_of_trial, seed)
+                mean, std = images.normalisation(job.split.train)
+                test = evaluate_test(model, images, job.split, mean, std, config.precision)
                 best = chosen[WHOLE]
                 scores = progress.scores(best.epoch, best.val, test)
                 bar.finish(scores)
@@ -183,6 +201,13 @@ class Worker:
             predictions = results.predictions_of(job.split, self.context.data.labels, job.half, evaluations, halves)
             trained = Trained(checkpoint, history, evaluations, predictions, scores)
             return Attempt(job, claimed, trained=trained, child=child, open_run=open_run.pop_all())
+
+    def _build(self, name: str, arguments: Mapping[str, Any]) -> nn.Module:
+        """A model that begins with fresh weights or, if the command says so, with others."""
+        model = models.build(name, **arguments)
+        if name in self.context.weights:
+            self.context.weights[name].load_into(model)
+        return model
 
     def _refuse_other_source(self, job: Job, model: nn.Module) -> None:
         """Refuse to train with source that differs from the command's: the fingerprint would be wrong."""
@@ -203,27 +228,22 @@ class Worker:
         self._state = name, state
         return state
 
-    def _fit_baseline(self, name: str, model: LayerStack, job: Job, child: Run) -> tuple[History, list[Snapshot]]:
+    def _fit_baseline(self, name: str, model: LayerStack, opened: Opened) -> tuple[History, list[Snapshot]]:
         """Fit a baseline; return its history of one epoch, and what the validation part and its halves chose."""
-        record, chosen = fit_baseline(name, model, self.images, job.split, job.config.precision, job.half)
+        job = opened.job
+        record, chosen = fit_baseline(name, model, opened.images, job.split, job.config.precision, job.half)
         history = [results.epoch_entry(record)]
-        child.log_epochs(history)
+        opened.child.log_epochs(history)
+        opened.bar.update(history)
         return history, chosen
 
-    def _try(
-        self,
-        state: TrainingState,
-        job: Job,
-        claimed: Claim,
-        child: Run,
-        bar: progress.SplitBar,
-        open_run: contextlib.ExitStack,
-    ) -> Attempt:
+    def _try(self, state: TrainingState, opened: Opened, open_run: contextlib.ExitStack) -> Attempt:
         """Train a trial up to its rung."""
+        job, claimed, child, bar, _ = opened
         history: History = []
         stopped = ""
         try:
-            history, chosen = self._fit(state, job, claimed, child, bar, claimed.saved, history)
+            chosen = self._fit(state, opened, claimed.saved, history)
         except TrainingDivergedError as error:
             stopped = text = str(error)
         else:
@@ -242,48 +262,42 @@ class Worker:
         made = {key: job.tags[key] for key in ("hardware", "versions")}
         return tracking.load_progress(self.recorder.store, {**trial.tags, **made})
 
-    def _cross_fitted(self, chosen: list[Snapshot], tuned: Tuned, job: Job, seed: int) -> list[Snapshot]:
+    def _cross_fitted(
+        self, chosen: list[Snapshot], tuned: Tuned, opened: Opened, build: Callable[[], nn.Module], seed: int
+    ) -> list[Snapshot]:
         """Replace what the halves chose among the epochs of one trial by what they chose among those of all."""
-        name, arguments = job.card.name, model_arguments(self.context.data)
+        chosen = list(chosen)
         for place, trial in zip(SCORES_HALF, tuned.of_halves, strict=True):
             if trial.trial != tuned.chosen.trial:
-                model = initialise(lambda: models.build(name, **arguments), seed, job.config.device)
-                state = TrainingState(model, trial.config, seed)
-                if saved := self._progress_of(trial, job):
+                state = TrainingState(initialise(build, seed, trial.config.device), trial.config, seed)
+                if saved := self._progress_of(trial, opened.job):
                     state.load_state_dict(saved["state"])
-                for _ in fit(state, self.images, trial.split, trial.half):
+                for _ in fit(state, opened.images, trial.split, trial.half):
                     pass  # on another machine than that of the trial, all of it again
                 chosen[place] = state.chosen[place]
         return chosen
 
     def _fit(
-        self,
-        state: TrainingState,
-        job: Job,
-        claimed: Claim,
-        child: Run,
-        bar: progress.SplitBar,
-        saved: Mapping[str, Any] | None,
-        history: History | None = None,
-    ) -> tuple[History, list[Snapshot]]:
-        """Train a network to its end; return its history, and what the validation part and its halves chose.
+        self, state: TrainingState, opened: Opened, saved: Mapping[str, Any] | None, history: History
+    ) -> list[Snapshot]:
+        """Train a network to its end, or a trial to its rung; return what the validation part and its halves chose.
 
         The state is saved and epochs are logged as they end; short epochs several at once. After a kill the training
         goes on from the last save. Epochs are appended to `history`, which outlives a divergence.
         """
-        history = [] if history is None else history
+        job, claimed, child, bar, images = opened
         if saved:
             history += saved["history"]
             state.load_state_dict(saved["state"])
             bar.update(history)
         due = time.monotonic()
-        for record in fit(state, self.images, job.split, job.half, job.until):
+        for record in fit(state, images, job.split, job.half, job.until):
             history.append(results.epoch_entry(record))
             if state.is_done or state.epoch == job.until or time.monotonic() >= due:
                 due = self._save(claimed, history, state.state_dict(), child)
             bar.update(history)
         child.log_epochs(history)
-        return history, state.chosen
+        return state.chosen
 
     @staticmethod
     def _save(claimed: Claim, history: History, state: Mapping[str, Any], child: Run) -> float:

@@ -32,6 +32,7 @@ SHARED = (  # train and score every model; splits and images have digests of the
     Definition("experiments.training.hardware", "prepare"),
     Definition("models.layers", "compute_wide_layers_in_fp32"),
 )
+LIBRARY = Definition("models.library", "build")  # the library's own source counts by its version
 BASELINE = Definition("experiments.training.baselines", "fit_baseline")
 
 
@@ -57,12 +58,22 @@ def split_hash(split: Split) -> str:
 
 
 def source_of(model: nn.Module) -> Source:
-    """Digest the source behind a model's results: of training and evaluation, and of the model's own layers."""
+    """Digest the source behind a model's results: of training and evaluation, and of the model's own layers.
+
+    Of a library's layers name and version of the library count, and the name of the architecture.
+    """
     kinds = {base for module in model.modules() for base in type(module).__mro__}
-    kinds = {kind for kind in kinds if definitions.is_ours(kind.__module__)}
-    if not kinds:
+    roots = [
+        Definition(kind.__module__, kind.__qualname__.split(".")[0])
+        for kind in kinds
+        if definitions.is_ours(kind.__module__)
+    ]
+    origins = sorted(str(module.origin) for module in model.modules() if hasattr(module, "origin"))  # of a library
+    if not roots and not origins:
         raise LookupError(f"{type(model).__name__} is not defined in this repository")
-    own, files = definitions.digest(Definition(kind.__module__, kind.__qualname__.split(".")[0]) for kind in kinds)
+    own, files = definitions.digest([*roots, *([LIBRARY] if origins else [])])
+    if origins:
+        own = digest([own, *origins])
     if isinstance(model, tuple(BASELINES.values())):
         fitting, more = definitions.digest([BASELINE], _is_boundary)
         own, files = digest([own, fitting]), files | more

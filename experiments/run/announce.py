@@ -35,6 +35,10 @@ def announce(plan: Plan, store: str, seconds: float | None) -> None:
         stops = f"; the worse half stops after epoch {' and '.join(map(str, rungs))}" if rungs else ""
         tuning["tuning"] = f"{request.tune} configurations of {space_text(space_of(request))}{stops}"
     console.print(f"[bold]{task.name}[/bold]  {task.question}")
+    weights = [
+        f"{name}: {each.label}{f'; fresh: {each.left_out}' * bool(each.left_out)}"
+        for name, each in plan.weights.items()
+    ]
     lines = {
         "data": f"{data.name}: {len(data.labels):,} images of {len(data.classes)} classes, {size}x{size}x{channels}",
         "protocol": f"{task.protocol.name}, {len(chosen)} of {request.n_splits} splits; "
@@ -43,7 +47,8 @@ def announce(plan: Plan, store: str, seconds: float | None) -> None:
         + (f"; baselines {', '.join(baselines)}, in seconds" if baselines else ""),
         "training": f"AdamW lr {config.lr:g}, weight decay {config.weight_decay:g}, batch {config.batch_size}, "
         f"up to {config.epochs} epochs, patience {config.patience}, "
-        f"{'augmented' if config.augment else 'not augmented'}, {of_what}",
+        f"{'augmented' if config.augment else 'not augmented'}{', heads only' * config.freeze}, {of_what}",
+        **({"weights": "; ".join(weights)} if weights else {}),
         **tuning,
         "hardware": f"{config.device}, {config.precision}, {count(concurrency.threads, 'thread')} a job",
         "jobs": concurrency.why or f"{concurrency.at_once} at once",

@@ -28,6 +28,7 @@ from tracking.keys import (
     has_open_end,
     tuned_settings,
 )
+from tracking.settings import LATER
 
 FOLDER = "folder"  # tag of the experiment of a folder that is a task of its own
 OF_THE_MACHINE = ("device", "precision")  # settings that follow from it
@@ -41,6 +42,7 @@ def parent_name(task: Task, params: Mapping[str, Any]) -> str:
     if "seed" in params:  # one number for both
         usual = {key: value for key, value in usual.items() if key not in SEEDS} | {"seed": task.training.train_seed}
     dataset = params["dataset"]
+    beside = "beside " * (params["model"] in BASELINES)
     parts = [params["model"]]
     if dataset.startswith(SAMPLE):
         parts.append(SAMPLE.strip("/"))
@@ -50,11 +52,14 @@ def parent_name(task: Task, params: Mapping[str, Any]) -> str:
         "n_splits": f"{params['n_splits']} split{'s' * (params['n_splits'] != 1)}",
         "epochs": f"{params['epochs']} epoch{'s' * (params['epochs'] != 1)}",
         "augment": "augmented" if params["augment"] else "not augmented",
+        "pretrained": f"{beside}pretrained" if "pretrained" in params else "not pretrained",
+        "freeze": f"{beside}heads only" if "freeze" in params else "all layers",
     }
     if "tune" in params and params["model"] not in BASELINES:
         parts.append(f"tuned, {params['tune']} of {params['space']}" + ("" if params["halving"] else ", no halving"))
     for key, value in usual.items():
-        if key not in tuned_settings(params) and params[key] != value and key not in OF_THE_MACHINE:
+        own = params.get(key, LATER.get(key))
+        if key not in tuned_settings(params) and own != value and key not in OF_THE_MACHINE:
             parts.append(phrases.get(key, f"{key.replace('_', ' ')} {params[key]}"))
     if params["leak_free"]:
         parts.append("leak-free")

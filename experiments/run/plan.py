@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 import datasets
 import models
@@ -19,10 +20,12 @@ from experiments.request import Request
 from experiments.run.descriptions import parent_name
 from experiments.task import TaskError
 from experiments.training import hardware
-from experiments.tuning.space import Space, configurations, described, parse_space, tuned_text
+from experiments.tuning.space import Space, configurations, parse_space, tuned_text, with_start
 from models import BASELINES, ModelCard, ModelError
+from models.weights import InitialWeights, from_file, from_library
 from tracking import Store, TrainingConfig
 from tracking.keys import CHILD_PARAMS, trials_of
+from tracking.settings import kind_of, logged_settings
 from tracking.store import host
 
 OF_THE_CLIENT = ("MLFLOW_", "AWS_", "PG")  # variables that tell the store's client how to get in
@@ -34,6 +37,15 @@ class Drawn(NamedTuple):
     number: int  # from 0
     split: Split
     half: np.ndarray  # from `datasets.halve`
+
+
+class Described(NamedTuple):
+    """A model that can be built for the data, and how it is trained."""
+
+    card: ModelCard
+    config: TrainingConfig
+    source: str  # digest
+    weights: InitialWeights | None  # that it begins with, if they are not fresh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +74,7 @@ class Plan:
     concurrency: Concurrency
     cluster: Ray | None
     uri: str  # of the store
+    weights: Mapping[str, InitialWeights]  # of the models that do not begin fresh
 
     @property
     def jobs(self) -> list[Job]:
@@ -75,6 +88,7 @@ class Plan:
         return JobContext(
             request.task.name, self.data, self.groups, request.config.device, request.device_memory,
             self.concurrency.threads, sources.digests(), self.uri, store.command, store.state, host(), environment,
+            self.weights,
         )  # fmt: skip
 
 
@@ -93,23 +107,24 @@ def make_plan(request: Request) -> Plan:
     groups = datasets.duplicate_groups(data)
     protocol = request.protocol_task.protocol
     splits = datasets.draw_splits(protocol, data, request.config.split_seed, groups if request.leak_free else None)
-    cards, unusable = _describe(request, data)
+    described, unusable = _describe(request, data)
     loads = [
-        Load(card, min(request.training.get(name, request.config).batch_size, len(splits[number].train)))
-        for name, card in cards.items()
-        for number in request.splits * (1 if name in BASELINES else request.seeds * max(1, request.tune))
+        Load(each.card, min(each.config.batch_size, len(splits[number].train)))
+        for each in described
+        for number in request.splits * (1 if each.card.name in BASELINES else request.seeds * max(1, request.tune))
     ]
-    if not loads:
+    if not loads or (request.config.pretrained and not any(each.weights for each in described)):
         raise TaskError("; ".join(unusable))
     concurrency = decide(request.jobs, request.threads, request.config.device, loads, on_cluster=cluster is not None)
     drawn = [
         Drawn(number, splits[number], datasets.halve(splits[number].val, data.labels, groups))
         for number in request.splits
     ]
-    planned = [_plan_model(request, card, data, drawn, concurrency.threads) for card in cards.values()]
+    planned = [_plan_model(request, each, data, drawn, concurrency.threads) for each in described]
     if edited := sources.changed_on_disk(sources.TEXTS):
         raise TaskError(f"{', '.join(edited)} changed while the command was starting; run it again")
-    return Plan(request, data, groups, splits, planned, unusable, concurrency, cluster, uri)
+    weights = {each.card.name: each.weights for each in described if each.weights}
+    return Plan(request, data, groups, splits, planned, unusable, concurrency, cluster, uri, weights)
 
 
 def _resolve(request: Request) -> tuple[Request, Ray | None]:
@@ -125,28 +140,47 @@ def _resolve(request: Request) -> tuple[Request, Ray | None]:
     return request.resolved({name: resolved[config] for name, config in request.training.items()}), cluster
 
 
-def _describe(request: Request, data: ImageData) -> tuple[dict[str, ModelCard], list[str]]:
-    """Cards of the baselines and models that can be built for the data, and a sentence for each of the others."""
-    cards, unusable = {}, []
+def _describe(request: Request, data: ImageData) -> tuple[list[Described], list[str]]:
+    """Describe the baselines and models that can be built for the data; a sentence for each of the others."""
+    described, unusable = [], []
     for name in request.baselines + request.models:  # seconds first: the scores that the networks have to beat
         try:
-            card = models.describe(name, **model_arguments(data))
-            fingerprint.source_of(models.build(name, **model_arguments(data)))
+            described.append(_describe_model(request, data, name))
         except ModelError as error:
             unusable.append(str(error))
         except LookupError as error:
             unusable.append(f"{name} has no fingerprint ({error.args[0]}); define its class in a file of models/")
-        else:
-            cards[name] = card
-    return cards, unusable
+    kinds = {kind_of(each.config.pretrained) for each in described if each.weights}
+    for number, each in enumerate(described):
+        if each.card.name in BASELINES and kinds:  # they stand beside the networks, in one group
+            config = dataclasses.replace(each.config, pretrained=next(iter(kinds)))
+            described[number] = each._replace(config=config)
+    return described, unusable
 
 
-def _plan_model(request: Request, card: ModelCard, data: ImageData, drawn: Sequence[Drawn], threads: int) -> ModelPlan:
-    config = request.training.get(card.name, request.config)
+def _describe_model(request: Request, data: ImageData, name: str) -> Described:
+    config = request.training.get(name, request.config)
+    is_network = name not in BASELINES
+    arguments = model_arguments(data, config.freeze and is_network)
+    card = models.describe(name, **arguments)
+    with torch.random.fork_rng(devices=[]):
+        source = fingerprint.source_of(models.build(name, **arguments)).digest
+        weights = None
+        if is_network and config.pretrained:
+            shape = model_arguments(data)
+            weights = from_file(request.weights, name, **shape) if request.weights else from_library(name, **shape)
+            config = dataclasses.replace(config, pretrained=weights.label)
+    return Described(card, config, source, weights)
+
+
+def _plan_model(
+    request: Request, described: Described, data: ImageData, drawn: Sequence[Drawn], threads: int
+) -> ModelPlan:
+    card, config, source, weights = described
     protocol = request.protocol_task.protocol
     seeds = {config.split_seed, config.train_seed}
     params: dict[str, Any] = {
-        **dataclasses.asdict(config),
+        **logged_settings(config),
         **({"seed": config.train_seed} if len(seeds) == 1 else {}),
         "model": card.name,
         "dataset": data.name,
@@ -156,11 +190,11 @@ def _plan_model(request: Request, card: ModelCard, data: ImageData, drawn: Seque
         "parameters": card.parameters,
         "macs": card.macs,
         "threads": threads,
+        **({"normalisation": weights.normalisation} if weights and weights.normalisation else {}),
     }
-    source = fingerprint.source_of(models.build(card.name, **model_arguments(data))).digest
     space, untuned = space_of(request, card.name), params
     if request.tune:
-        asked = {"tune": request.tune, "space": described(space_of(request), config), "halving": request.halving}
+        asked = {"tune": request.tune, "space": with_start(space_of(request), config), "halving": request.halving}
         params = {**params, **asked, **{key: tuned_text(params[key], values) for key, values in space.items()}}
     tags = {
         "task": request.task.name,

@@ -114,7 +114,7 @@ def space_text(space: Space) -> str:
     return " ".join(f"{name}={space[name]}" for name in FIELDS if name in space)
 
 
-def described(space: Space, usual: TrainingConfig) -> str:
+def with_start(space: Space, usual: TrainingConfig) -> str:
     """Return a space and where it starts, such as `lr=0.0001..0.01 from lr=0.001`: the param `space`."""
     start = " ".join(f"{name}={_as_text(getattr(usual, name))}" for name in FIELDS if name in space)
     return f"{space_text(space)} from {start}"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import datasets
 from experiments.jobs import results
+from experiments.jobs.job import model_arguments
 from experiments.jobs.progress import count
 from experiments.provenance import fingerprint
 from experiments.training import hardware
@@ -28,9 +29,11 @@ from experiments.training.evaluation import Evaluation, evaluate
 from experiments.verification.choice import check_choice
 from experiments.verification.material import Material
 from experiments.verification.stored_run import Record, SplitRecord
+from models.weights import parse_normalisation
 from tracking import StoreError, keys
 from tracking.predictions import PartPredictions, Predictions
 from tracking.scores import SCORES
+from tracking.settings import LATER
 from tracking.store import StoreAwayError
 
 ROUNDING = 1e-6  # nats, of a loss that was summed up on a device, and from the stored probabilities
@@ -40,7 +43,9 @@ AGREEMENT = 0.999  # of the predictions, likewise
 FILES = (
     keys.CHECKPOINT, keys.CONFUSION, keys.CONFUSION_FIGURE, keys.HISTORY, keys.PREDICTIONS, keys.SPLIT, keys.THUMBNAILS
 )  # fmt: skip
-OPTIONAL = ("seed", "replicate", "tune", "space", "halving", "trial", "chosen_trial", *keys.SEEDS)
+OPTIONAL = (
+    "seed", "replicate", "tune", "space", "halving", "trial", "chosen_trial", "normalisation", *keys.SEEDS, *LATER
+)  # fmt: skip
 NEEDED_PARAMS = tuple(key for key in keys.PARAMS if key not in OPTIONAL)
 NEEDED_TAGS = ("task", "fingerprint", "split_hash", "dataset_digest", "source_digest", "hardware", "versions")
 SCORED = {"val": "best_val", "cross_val": "cross_val", "test": "test"}  # part of the predictions: prefix of its scores
@@ -262,12 +267,16 @@ def _check_model(run: SplitRecord, material: Material) -> None:
     checkpoint, split, findings = run.rebuilt.checkpoint, run.split, run.findings
     if run.confusions["classes"] != list(material.data.classes):
         findings.differ(f"the classes in {keys.CONFUSION} are not those of the data")
-    if checkpoint.arguments != material.model_arguments:
+    freeze = bool(run.params.get("freeze")) and run.params["model"] not in keys.BASELINES
+    if checkpoint.arguments != model_arguments(material.data, freeze):
         raise StoreError(f"the model in {keys.CHECKPOINT} is for other images or classes than those of the data")
     if not material.holds(split):
         return  # as the check before said
-    for name, moment in zip(("mean", "std"), material.images.normalisation(split.train), strict=True):
-        stored, source = getattr(checkpoint, name), "that follow from the training images"
+    moments, source = material.images.normalisation(split.train), "that follow from the training images"
+    if text := run.params.get("normalisation"):
+        moments, source = parse_normalisation(text), "of the param normalisation"
+    for name, moment in zip(("mean", "std"), moments, strict=True):
+        stored = getattr(checkpoint, name)
         findings.compare_arrays(f"{name} in {keys.CHECKPOINT}", stored.numpy(), moment.cpu().numpy(), source)
     exact = findings.exact = _same_bits(run, material.device)
     findings.predictions = len(split.val) + len(split.test)

@@ -4,7 +4,6 @@ import torch
 
 import datasets
 from datasets import DatasetError, ImageData, Split
-from experiments.jobs.job import model_arguments
 from experiments.task import Task
 from experiments.training.images import DeviceImages
 from experiments.verification.stored_run import SplitRecord
@@ -19,7 +18,6 @@ class Material:
         self.task = task
         self.data = data
         self.device = device
-        self.model_arguments = model_arguments(data)
         self.groups = datasets.duplicate_groups(data)
         self._splits: dict[tuple[str, int, int, bool], list[Split]] = {}
         try:

@@ -1,0 +1,247 @@
+"""Weights that a training begins with: a library's own, which were trained on other images, or those of a file."""
+
+import contextlib
+import hashlib
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import library
+from models.freezing import HeadOnly, head_of
+from models.registry import ModelError, build
+
+LIBRARY, FILE = "library", "file"  # first words of a label
+PATIENCE = 5  # seconds that a host of weights may take to answer
+SHOWN_KEYS = 3  # of those that do not fit
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights that fit a model; the rest of it, such as a head for other classes, begins fresh."""
+
+    label: str  # `library: name, digest` or `file digest`
+    state: Mapping[str, np.ndarray]  # entries of the model's state dict
+    normalisation: str  # see `parse_normalisation`; empty: that of the training part
+    left_out: str  # what stays fresh, for people; empty: nothing
+
+    def load_into(self, model: nn.Module) -> None:
+        """Replace the weights of a model from `build`."""
+        network = model.network if isinstance(model, HeadOnly) else model
+        network.load_state_dict({key: torch.tensor(value) for key, value in self.state.items()}, strict=False)
+
+
+def parse_normalisation(text: str) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel, float32, in units of 0 to 255, from `means; deviations`."""
+    mean, std = (torch.tensor([float(number) for number in part.split()]) for part in text.split(";"))
+    return mean, std
+
+
+def from_library(name: str, in_channels: int, num_classes: int, image_size: int) -> InitialWeights:
+    """Load the weights that a library offers for its architecture, from its cache or the internet.
+
+    Raises
+    ------
+    ModelError
+        There are none, they cannot be had now, or they do not fit.
+    """
+    kind = name.partition(":")[0]
+    if not library.is_library_model(name):
+        raise ModelError(f"no library has weights for {name}; leave --pretrained out, or name a file in --weights")
+    if unknown := library.why_unknown(name):
+        raise ModelError(unknown)
+    model = build(name, in_channels, num_classes, image_size)
+    load = _from_timm if kind == "timm" else _from_torchvision
+    called, state = load(name, in_channels, num_classes, image_size)
+    fitting, left_out = _fit(name, model, state, f"the weights {called}")
+    label = f"{LIBRARY}: {called}, {_digest(fitting)[:12]}"
+    return InitialWeights(label, fitting, _normalisation(name, in_channels), left_out)
+
+
+def from_file(path: Path, name: str, in_channels: int, num_classes: int, image_size: int) -> InitialWeights:
+    """Read a state dict, or the checkpoint of a run, from a safetensors or PyTorch file. No code in it is executed.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, or does not fit the model.
+    """
+    model = build(name, in_channels, num_classes, image_size)
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = _read(path)
+    except OSError as error:
+        raise ModelError(f"--weights: {path} cannot be read ({error.strerror or error})") from None
+    except pickle.UnpicklingError:
+        raise ModelError(f"--weights: {path} is no file of tensors, or would execute code as it is read") from None
+    except Exception as error:  # noqa: BLE001 - readers raise whatever a damaged or foreign file makes them trip over
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise ModelError(f"--weights: {path} cannot be read as a state dict ({reason})") from None
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"--weights: {path} holds no state dict: names with tensors, and nothing else")
+    if all(key.startswith("network.") for key in state):  # of a run with --freeze
+        state = {key.removeprefix("network."): value for key, value in state.items()}
+    fitting, left_out = _fit(name, model, state, str(path))
+    if {"mean", "std"} <= content.keys() and len(content["mean"]) == in_channels:  # a checkpoint of a run
+        normalisation = _format_normalisation(content["mean"], content["std"])
+    else:
+        normalisation = _normalisation(name, in_channels) if library.is_library_model(name) else ""
+    return InitialWeights(f"{FILE} {digest[:12]}", fitting, normalisation, left_out)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return dict(load_file(path))
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise TypeError(f"it holds a {type(content).__name__}")
+    return content
+
+
+def _fit(name: str, model: nn.Module, state: Mapping[str, Tensor], source: str) -> tuple[dict[str, np.ndarray], str]:
+    """Return the entries that a model takes, and which it does without; `ModelError` if others do not fit.
+
+    A head for another number of classes is left out, and RGB weights of the first convolution are summed for gray.
+    """
+    expected = model.state_dict()
+    heads = tuple(f"{head}." for head in head_of(model))
+    first = next((f"{key}.weight" for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d)), "")
+    fitting, fresh = {}, []
+    strange = [key for key in state if key not in expected and not key.startswith(heads)]
+    problems = [f"{key} is unknown to the model" for key in strange]
+    for key, own in expected.items():
+        value = state.get(key)
+        if value is not None and key == first and value.ndim == 4 and (value.shape[1], own.shape[1]) == (3, 1):
+            value = library.sum_of_channels(value)
+        if value is not None and value.shape == own.shape:
+            fitting[key] = value.to(own.dtype).numpy()
+        elif key.startswith(heads):
+            fresh.append(key)
+        elif value is not None:
+            problems.append(f"{key} has shape {tuple(value.shape)}, not {tuple(own.shape)}")
+        elif not key.endswith("num_batches_tracked"):  # a count that no result depends on
+            problems.append(f"{key} is missing")
+    if problems:
+        shown = "; ".join(problems[:SHOWN_KEYS])
+        more = f"; and {len(problems) - SHOWN_KEYS} more" if len(problems) > SHOWN_KEYS else ""
+        raise ModelError(f"{source} does not fit {name}: {shown}{more}")
+    return fitting, f"{', '.join(fresh)}, which is for other classes" if fresh else ""
+
+
+def _digest(state: Mapping[str, np.ndarray]) -> str:
+    total = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        total.update(f"{key} {value.dtype} {value.shape}\0".encode())
+        total.update(np.ascontiguousarray(value).data)
+    return total.hexdigest()
+
+
+def _from_torchvision(name: str, in_channels: int, num_classes: int, image_size: int) -> tuple[str, dict[str, Tensor]]:
+    from torchvision.models import get_model_weights
+
+    found = list(get_model_weights(name.partition(":")[2]))
+    if not found:
+        raise ModelError(f"torchvision has no weights for {name}; leave --pretrained out, or name a file in --weights")
+    weights = get_model_weights(name.partition(":")[2]).DEFAULT
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name
+    if not path.is_file() and not _is_reachable(weights.url):
+        raise _out_of_reach(name, weights.url, f"TORCH_HOME, whose hub/checkpoints/ holds {path.name}")
+    try:
+        return str(weights), dict(weights.get_state_dict(progress=False, check_hash=True))
+    except Exception as error:  # noqa: BLE001 - of the network, or of a damaged file
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise ModelError(f"the weights of {name} cannot be loaded ({reason})") from None
+
+
+def _from_timm(name: str, in_channels: int, num_classes: int, image_size: int) -> tuple[str, dict[str, Tensor]]:
+    from timm.models import get_pretrained_cfg
+
+    architecture = name.partition(":")[2]
+    config = get_pretrained_cfg(architecture)
+    if config is None or not config.has_weights:
+        raise ModelError(f"timm has no weights for {name}; leave --pretrained out, or name a file in --weights")
+    called = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+    import huggingface_hub.constants as hub
+
+    offline = hub.HF_HUB_OFFLINE or not _is_reachable(hub.ENDPOINT)
+    with _hub_offline(offline):  # it would ask for 47 seconds before it looks into its cache
+        try:
+            states = []
+            for seed in (0, 1):
+                torch.manual_seed(seed)
+                model = library._build_timm(architecture, in_channels, num_classes, image_size, pretrained=True)
+                states.append(model.state_dict())
+        except Exception as error:  # noqa: BLE001 - of the network, or of a damaged file
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            if offline and not isinstance(error, RuntimeError | ValueError):  # those are about what was found
+                place = f"HF_HOME, whose hub/ holds {config.hf_hub_id or called}"
+                raise _out_of_reach(name, hub.ENDPOINT, place) from None
+            raise ModelError(f"the weights of {name} cannot be loaded ({reason})") from None
+    # timm leaves what it lacks as it was drawn, without a word: such entries differ
+    one, other = states
+    return called, {key: value for key, value in one.items() if torch.equal(value, other[key])}
+
+
+@cache
+def _is_reachable(url: str) -> bool:
+    """Whether the host of an address answers, whatever it says."""
+    import requests
+
+    place = urlsplit(url)
+    try:
+        requests.head(f"{place.scheme}://{place.netloc}", timeout=PATIENCE)
+    except requests.RequestException:
+        return False
+    return True
+
+
+def _out_of_reach(name: str, url: str, place: str) -> ModelError:
+    host = urlsplit(url).netloc
+    return ModelError(
+        f"the weights of {name} are not on this machine, and {host} cannot be reached; name a file of them in "
+        f"--weights FILE, or a folder in {place}"
+    )
+
+
+@contextlib.contextmanager
+def _hub_offline(offline: bool) -> Iterator[None]:
+    """Set the switch of Hugging Face's client, which it reads from the environment only once."""
+    import huggingface_hub.constants as hub
+
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, offline
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def _normalisation(name: str, in_channels: int) -> str:
+    """What the weights of a library's architecture expect; for gray the mean over the three channels; else empty."""
+    library_name, _, architecture = name.partition(":")
+    if library_name == "timm":
+        from timm.models import get_pretrained_cfg
+
+        expects = get_pretrained_cfg(architecture)
+    else:
+        from torchvision.models import get_model_weights
+
+        offered = get_model_weights(architecture)
+        expects = offered.DEFAULT.transforms() if len(offered) else None
+    if expects is None:
+        return ""
+    channels = [255 * torch.tensor(values) for values in (expects.mean, expects.std)]
+    return _format_normalisation(*(values if in_channels == 3 else values.mean()[None] for values in channels))
+
+
+def _format_normalisation(mean: Tensor, std: Tensor) -> str:
+    return "; ".join(" ".join(f"{value:.9g}" for value in part.tolist()) for part in (mean, std))
