@@ -375,7 +375,7 @@ def mistakes_figure(
             axes.axis("off")
         for axes, (_, row) in zip(grid.flat, worst.iterrows(), strict=False):
             axes.imshow(pictures[int(row["index"])].squeeze(), cmap="gray", vmin=0, vmax=255)
-            true, predicted = (shortened(classes[int(row[label])], 11) for label in ("true", "pred"))
+            true, predicted = (shortened(classes[int(row[label])], 9) for label in ("true", "pred"))
             axes.set_title(f"is {true}\nsaid {predicted}, {_certainty(row['prob'])}", fontsize=5, pad=2, **text)
     return figure
 

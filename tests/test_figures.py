@@ -72,7 +72,9 @@ def test_most_confident_mistakes_of_all_splits_are_among_those_of_each() -> None
     assert chosen["prob"].iloc[0] == max(split.loc[split["true"] != split["pred"], "prob"].max() for split in splits)
 
 
-@pytest.mark.parametrize(("number", "name"), [(1, "a name of one's own that is long"), (20, "$a$ longer name")])
+@pytest.mark.parametrize(
+    ("number", "name"), [(1, "a name of one's own that is long"), (20, "$a$ longer name"), (20, "M" * 20)]
+)
 def test_the_sheet_of_mistakes_overlaps_nowhere(number: int, name: str) -> None:
     wrong = pd.DataFrame({"index": range(number), "true": 0, "pred": 1, "prob": 0.999})
     pictures = {index: np.zeros((64, 64, 3), np.uint8) for index in range(number)}
