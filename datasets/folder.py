@@ -282,7 +282,7 @@ def nested(label: str, files: Iterable[str]) -> list[str]:
     """
     folders = {posixpath.dirname(path) for path in files}
     common = posixpath.commonpath(folders) if folders else ""
-    if common in folders or posixpath.basename(common) != label:
+    if common in folders or label not in common.split("/"):
         return []
     return sorted({posixpath.relpath(folder, common).partition("/")[0] for folder in folders})
 

@@ -162,6 +162,10 @@ def test_a_class_that_may_be_a_folder_of_classes_is_noted(tmp_path: Path) -> Non
     assert notes[0].startswith(
         "the pictures of class 'letters' lie in 4 folders (a, b, c, ...), which are one class; if"
     )
+    (tmp_path / "photos" / "letters").rename(tmp_path / "photos" / "all")
+    (tmp_path / "photos" / "letters").mkdir()
+    (tmp_path / "photos" / "all").rename(tmp_path / "photos" / "letters" / "all")
+    assert "class 'letters' lie in 4 folders (a, b, c, ...)" in next(datasets.notes(read(tmp_path / "photos")))
     picture(tmp_path / "photos" / "letters" / "one.png")
     assert not any("folders" in note for note in datasets.notes(read(tmp_path / "photos")))
 
