@@ -1,19 +1,26 @@
-"""Statistics of paired scores over splits: standard errors for each protocol, tests, posterior probabilities.
+"""Statistics of scores over splits: one estimate from all scored images, and tests for scores of whole splits.
 
 Scores of splits are not independent: splits share training images, and often the images that score them.
 docs/statistics.md says which method suits which protocol, and how well each holds its error rate.
 
-All functions raise a `ValueError` if there are fewer than two splits, or a value is not finite or out of its range.
+All functions raise a `ValueError` if there are too few splits, or a value is not finite or out of its range. None
+takes a tie for certainty: equal differences other than 0 have no spread to test them by, and are refused.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
 MAX_SPLITS = 1_000_000  # upper limit of the search in `splits_needed`
+MIN_SPLITS = 4  # fewest for an interval or a p: with fewer, families of tests find too much (docs/statistics.md)
+N_SHARES = 5  # points of the quadrature over the share
+SHARED = 0.5, 1.0  # range of the share of the split-level variance that is passed on by shared training images
+TINY = float(np.finfo(np.float64).tiny)  # a p of 0 would claim certainty
+ZERO = 1e-12  # values below are 0 but for rounding
+ALIKE = 1e-9  # values that differ by less, relative to the largest, differ by rounding
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,269 @@ class McNemar:
     p: float
 
 
+@dataclass(frozen=True)
+class ScoreEstimate:
+    """A mean score or difference over splits, and what is known of its expected value, in the units of the scores."""
+
+    mean: float
+    se: float  # standard deviation of the posterior
+    low: float  # ends of the 95 % interval
+    high: float
+    p: float  # two-sided: twice the posterior probability of the other sign; 1 for mean 0
+    n_splits: int
+    of_images: float  # parts of the variance of one training's score: the choice of the scored images,
+    of_training: float  # training images and, without `seeds`, the seed,
+    of_seeds: float  # weights and batches; NaN without `seeds`
+    split_variance: float  # what more splits reduce: the variance of the mean is split_variance / J + a constant,
+    constant_of_images: float  # of which the scored images are this part
+    # posterior of the expected value: a mixture of normal distributions around `mean`
+    weights: np.ndarray = field(repr=False, compare=False)
+    sds: np.ndarray = field(repr=False, compare=False)
+
+    @property
+    def constant_variance(self) -> float:
+        """The variance that more splits of the same images do not reduce."""
+        return max(0.0, self.se**2 - self.split_variance / self.n_splits)
+
+    def posterior(self, rope: float) -> Posterior:
+        """Give the probabilities that the expected value lies below, within and above [-rope, rope]."""
+        _check_rope(rope)
+        if self.se == 0:
+            return posterior(self.mean, 0, 1, rope)
+        worse, better = (float(self.weights @ special.ndtr((-rope + sign * self.mean) / self.sds)) for sign in (-1, 1))
+        return Posterior(worse, max(0.0, 1 - (worse + better)), better)
+
+
+def score_estimate(
+    scores: ArrayLike,
+    splits: ArrayLike,
+    images: ArrayLike,
+    n_train: float,
+    n_pool: float,
+    seeds: ArrayLike | None = None,
+) -> ScoreEstimate:
+    """Estimate an expected score, or an expected paired difference, from all images that the splits scored.
+
+    The score of image i in split j is modelled as mu + b_i + t_j + e_ij. The mean over the splits' means then has the
+    variance::
+
+        sigma_b^2 sum_i w_i^2 + (1 + (J - 1) o lam)/J sigma_t^2 + sigma_e^2/(n J)
+
+    with w_i the weight of image i in the mean, n scored images a split, and o = n_train/n_pool the training images
+    that two splits share. sigma_b and sigma_e are taken from the analysis of variance of the single scores. What
+    little is known of sigma_t comes from the sample variance of the splits' means, whose expectation is
+    (1 - o lam) sigma_t^2 + sigma_e^2/n + what the choice of images adds, and of lam nothing. Both are integrated out:
+    sigma_t has a half-Cauchy prior with median sigma_e/sqrt(n), lam a uniform one on `SHARED`.
+
+    Parameters
+    ----------
+    scores : array_like of float, shape (n,)
+        Score of one image in one split, or the difference of two models there; e.g. `Score.per_image`'s values.
+    splits, images : array_like, shape (n,)
+        Number of the split, and an identifier of the image: the same for the same image in all splits.
+    n_train, n_pool : float
+        Training images of a split, and the number of images that they are drawn from.
+    seeds : array_like, shape (n,), optional
+        Number of the training (seed) within the split, if there are several a split on the same images. t_j is then
+        the sum of an effect of the training images and one of each seed, which are estimated apart; lam concerns the
+        former alone.
+
+    Returns
+    -------
+    ScoreEstimate
+        All splits have equal weight in `mean`. If all scores are 0, so are `se` and the interval, and p is 1.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than `MIN_SPLITS` splits or two images; an image occurs twice in a training; the trainings
+        of a split scored different images; a value is not finite; or all scores are equal and not 0.
+
+    Notes
+    -----
+    A `scores` array of macro-F1 or other linearised scores is scored as if they were independent: see
+    `tracking.scores`. Where every image is scored once (folds without a test part), sigma_b and sigma_e cannot be
+    told apart, and need not be.
+
+    References
+    ----------
+    Gelman (2006). Prior distributions for variance parameters in hierarchical models. Bayesian Analysis 1, 515-534.
+    Searle, Casella and McCulloch (1992). Variance Components. Wiley.
+    """
+    values, split, image, training = _long(scores, splits, images, seeds)
+    _check_inside("n_train", n_train, 0, math.inf)
+    if not n_train <= n_pool < math.inf:
+        raise ValueError(f"the pool of {n_pool} images must hold the {n_train} training images")
+    parts = _parts(values, split, image, training)
+    mean = _round_to_zero(float(np.mean(parts.means)))
+    if _tied(values):
+        if mean:
+            raise ValueError(f"all single scores are equal ({mean:g}), which tells nothing of their spread")
+        one = np.ones(1)
+        return ScoreEstimate(0.0, 0.0, 0.0, 0.0, 1.0, len(parts.means), 0.0, 0.0, 0.0, 0.0, 0.0, one, 0 * one)
+    return _integrate(mean, parts, n_train / n_pool)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Sample variances of means, and components of the variance of single scores, of J splits with R seeds each."""
+
+    means: np.ndarray  # (J,)
+    n: float  # scored images a split, harmonic mean
+    n_seeds: float  # R, harmonic mean
+    squared_weights: float  # sum over the images of the squared weight in the mean of all
+    of_images: float  # sigma_b^2
+    noise: float  # sigma_e^2 of a mean over the seeds
+    noise_of_seeds: float  # the part of it that differs between the seeds of a split, for one seed; 0 without seeds
+    seed_variance: float  # of a split's means by seed; 0 without seeds
+    seed_df: int  # degrees of freedom of the two
+
+
+def _long(
+    scores: ArrayLike, splits: ArrayLike, images: ArrayLike, seeds: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Check the arrays; number splits, images and trainings (a seed of a split) from 0."""
+    values = np.asarray(scores, np.float64)
+    labels = [np.asarray(label) for label in ((splits, images) if seeds is None else (splits, images, seeds))]
+    if values.ndim != 1 or any(label.shape != values.shape for label in labels):
+        raise ValueError("scores, splits, images and seeds must be equally long arrays of one dimension")
+    if not np.isfinite(values).all():
+        raise ValueError("a score is not finite")
+    numbers = [np.unique(label, return_inverse=True)[1] for label in labels]
+    n_splits, n_images = (int(number.max(initial=-1)) + 1 for number in numbers[:2])
+    check_splits(n_splits)
+    if n_images < 2:
+        raise ValueError("an estimate takes the scores of at least two images")
+    training = numbers[0]
+    if seeds is not None:
+        training = np.unique(numbers[0] * (numbers[2].max() + 1) + numbers[2], return_inverse=True)[1]
+    if np.bincount(training * n_images + numbers[1]).max() > 1:
+        raise ValueError("an image has two scores in one split; more trainings of a split are told apart by `seeds`")
+    return values, numbers[0], numbers[1], training
+
+
+def _parts(values: np.ndarray, split: np.ndarray, image: np.ndarray, training: np.ndarray) -> _Parts:
+    """Analyse the variance of single scores: between images, within them, and between the seeds of a split."""
+    split_of = np.zeros(training.max() + 1, np.int64)  # of each training
+    split_of[training] = split
+    by_training = np.bincount(training, values) / np.bincount(training)
+    n_seeds = np.bincount(split_of)  # (J,)
+    means = np.bincount(split_of, by_training) / n_seeds
+    values = values - by_training[training]  # what a training adds to all its images is no noise of single ones
+    seed_df, noise_of_seeds = len(by_training) - len(n_seeds), 0.0
+    if seed_df:
+        cells, cell = np.unique(split * (image.max() + 1) + image, return_inverse=True)  # an image in a split
+        split, image = cells // (image.max() + 1), cells % (image.max() + 1)
+        counts = np.bincount(cell)
+        if np.any(counts != n_seeds[split]):
+            raise ValueError("the trainings of a split must have scored the same images")
+        over_seeds = np.bincount(cell, values) / counts
+        squares = float(np.sum((values - over_seeds[cell]) ** 2))
+        noise_of_seeds = squares / max(1, len(values) - len(cells) - seed_df)
+        values = over_seeds
+    scored, times = np.bincount(split), np.bincount(image)  # images of each split, splits of each image
+    total, n_splits, n_images = len(values), len(scored), len(times)
+    sums = np.bincount(image, values)
+    between, squares = float(np.sum(sums**2 / times)), float(values @ values)
+    df = total - n_images - n_splits + 1
+    if df < 1:  # every image once: its effect and the noise are one
+        of_images, noise = 0.0, squares / max(1, total - n_splits)
+    else:
+        noise = max(0.0, squares - between) / df
+        typical = (total - float(np.sum(times.astype(np.float64) ** 2)) / total) / (n_images - 1)
+        of_images = max(0.0, (between / (n_images - 1) - noise) / typical)
+    return _Parts(
+        means=means,
+        n=1 / float(np.mean(1 / scored)),
+        n_seeds=1 / float(np.mean(1 / n_seeds)),
+        squared_weights=float(np.sum((np.bincount(image, 1 / scored[split]) / n_splits) ** 2)),
+        of_images=of_images,
+        # a residual more, of the typical size: none at all would claim that there is no noise
+        noise=(noise * max(df, 1) + squares / total) / (max(df, 1) + 1),
+        noise_of_seeds=noise_of_seeds,
+        seed_variance=float(np.sum((by_training - means[split_of]) ** 2)) / max(1, seed_df),
+        seed_df=seed_df,
+    )
+
+
+def _integrate(mean: float, parts: _Parts, overlap: float) -> ScoreEstimate:
+    """Integrate out the unknown variances by quadrature; `overlap` is the share of training images in common."""
+    n_splits, n_seeds = len(parts.means), parts.n_seeds
+    noise = parts.noise / parts.n
+    noise_of_seeds = parts.noise_of_seeds / parts.n
+    s2 = float(np.var(parts.means, ddof=1))
+    images = parts.of_images * parts.squared_weights  # in the variance of the mean
+    drawn = max(0.0, parts.of_images / parts.n - images) * n_splits / (n_splits - 1)  # in the expectation of s2
+    # axes: sigma_t (training images, or all of the split), sigma_s (seeds), lam
+    largest = math.sqrt(max(s2, parts.seed_variance))
+    scale = math.sqrt(noise + noise_of_seeds * (1 - 1 / n_seeds)) or largest  # of one training
+    step = min(0.25, 0.6 / math.sqrt(2 * max(n_splits - 1, parts.seed_df)))  # finer than the likelihood is wide
+    sigma = np.exp(np.arange(math.log(0.01 * scale), math.log(100 * max(scale, largest)), step))
+    prior = sigma / (scale**2 + sigma**2)  # half-Cauchy, by log sigma
+    nodes, prior_of_share = np.polynomial.legendre.leggauss(N_SHARES)
+    share = overlap * (SHARED[0] + (SHARED[1] - SHARED[0]) * (1 + nodes) / 2)
+    training, seed = (sigma**2)[:, None, None], np.zeros((1, 1, 1))
+    log_weight = np.log(prior)[:, None, None] + np.log(prior_of_share)
+    if parts.seed_df:
+        seed = (sigma**2)[None, :, None]
+        log_weight = log_weight + np.log(prior)[:, None]
+        log_weight = log_weight + _log_likelihood(parts.seed_variance, seed + noise_of_seeds, parts.seed_df)
+    expected = training * (1 - share) + seed / n_seeds + noise + drawn
+    log_weight = log_weight + _log_likelihood(s2, expected, n_splits - 1)
+    weights = np.exp(log_weight - log_weight.max())
+    weights /= weights.sum()
+    shared = training * share
+    variance = shared + (training - shared + seed / n_seeds + noise) / n_splits + images
+
+    def average(values: np.ndarray) -> float:
+        return float(np.sum(weights * values))
+
+    likely = weights > 1e-16 * weights.max()  # the others take time and change no digit
+    mixture = weights[likely] / weights[likely].sum()
+    sds = np.sqrt(np.broadcast_to(variance, weights.shape)[likely])
+    half = _half_width(mixture, sds)
+    return ScoreEstimate(
+        mean=mean,
+        se=math.sqrt(average(variance)),
+        low=mean - half,
+        high=mean + half,
+        p=min(1.0, max(TINY, 2 * float(mixture @ special.ndtr(-abs(mean) / sds)))),
+        n_splits=n_splits,
+        of_images=parts.of_images / parts.n,
+        of_training=average(training) + max(0.0, noise - noise_of_seeds / n_seeds),
+        of_seeds=average(seed) + noise_of_seeds if parts.seed_df else math.nan,
+        split_variance=average(expected),
+        constant_of_images=max(0.0, images - drawn / n_splits),
+        weights=mixture,
+        sds=sds,
+    )
+
+
+def _log_likelihood(sample_variance: float, expected: np.ndarray, df: int) -> np.ndarray:
+    """Log density of a sample variance of normal values with this expectation, but for a constant."""
+    return -df / 2 * (np.log(expected) + sample_variance / expected)
+
+
+def _half_width(weights: np.ndarray, sds: np.ndarray, confidence: float = 0.95) -> float:
+    """Half the width of the central interval of a mixture of normal distributions with one mean, by Newton's method.
+
+    The distribution function is concave from 0 on, so the steps approach the solution from below.
+    """
+    half, step = 0.0, math.inf
+    while step > ALIKE * half:
+        missing = (1 + confidence) / 2 - float(weights @ special.ndtr(half / sds))
+        step = missing / float(weights @ (np.exp(-((half / sds) ** 2) / 2) / sds)) * math.sqrt(2 * math.pi)
+        half += step
+    return half
+
+
+def check_splits(n_splits: int) -> None:
+    """Raise a `ValueError` that names the number of splits that an interval or a p takes, if these are fewer."""
+    if n_splits < MIN_SPLITS:
+        count = "1 split is" if n_splits == 1 else f"{n_splits or 'no'} splits are"
+        raise ValueError(f"{count} finished, and an interval or a verdict takes {MIN_SPLITS}")
+
+
 def ttest(mean: float, se: float, df: float, confidence: float = 0.95) -> TTest:
     """Test a mean against 0, two-sided, with the interval mean -+ t_{(1 + confidence) / 2, df} se.
 
@@ -77,7 +347,8 @@ def corrected_resampled_ttest(differences: ArrayLike, n_train: float, n_test: fl
 
         t = d / sqrt((1/J + n_test/n_train) s2),   df = J - 1
 
-    The result is in the units of the differences. Equal differences are handled as by `ttest` with `se` 0.
+    The result is in the units of the differences. If all are 0, p is 1; if they are equal to another number, which
+    happens to counts on few splits, a `ValueError` is raised.
 
     Parameters
     ----------
@@ -116,8 +387,7 @@ def posterior(mean: float, se: float, df: float, rope: float) -> Posterior:
         P(difference < -rope), P(-rope <= difference <= rope), P(difference > rope).
     """
     mean, se = _check_scale(mean, se, df)
-    if not 0 <= rope < math.inf:
-        raise ValueError(f"the region of practical equivalence must be 0 or more, not {rope}")
+    _check_rope(rope)
     if se == 0:
         return Posterior(float(mean < -rope), float(abs(mean) <= rope), float(mean > rope))
     worse = float(special.stdtr(df, (-rope - mean) / se))
@@ -132,8 +402,8 @@ def bayesian_correlated_ttest(differences: ArrayLike, n_train: float, n_test: fl
 
         scale^2 = (1/J + rho/(1 - rho)) s2
 
-    This is the standard error of `corrected_resampled_ttest`, whose parameters and protocols are the same. If all
-    differences are equal it is a point mass, and a mean on the border of the region counts as equivalent.
+    This is the standard error of `corrected_resampled_ttest`, whose parameters, protocols and errors are the same. If
+    all differences are 0 it is a point mass.
 
     Parameters
     ----------
@@ -397,21 +667,31 @@ def splits_needed(
 
 
 def _moments(differences: ArrayLike) -> tuple[float, float, int]:
-    """Mean, sample variance (ddof 1) and number of differences; the variance of equal ones is exactly 0."""
+    """Mean, sample variance (ddof 1) and number of differences; the variance of nearly equal ones is exactly 0."""
     values = np.asarray(differences, np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError("a test takes the differences of at least two splits")
     if not np.isfinite(values).all():
         raise ValueError("a difference is not finite: a split has no score")
-    if np.all(values == values[0]):  # rounding would leave some 1e-34
-        return float(values[0]), 0.0, len(values)
-    return float(np.mean(values)), float(np.var(values, ddof=1)), len(values)
+    mean = _round_to_zero(float(np.mean(values)))
+    return mean, 0.0 if _tied(values) else float(np.var(values, ddof=1)), len(values)
+
+
+def _tied(values: np.ndarray) -> bool:
+    """Whether all values are equal but for rounding."""
+    return bool(np.ptp(values) <= max(ZERO, ALIKE * np.max(np.abs(values))))
+
+
+def _round_to_zero(mean: float) -> float:
+    return 0.0 if abs(mean) < ZERO else mean
 
 
 def _corrected(differences: ArrayLike, n_train: float, n_test: float) -> tuple[float, float, int]:
     """Mean, its standard error corrected for resampling, and degrees of freedom."""
     _check_sizes(n_train=n_train, n_test=n_test)
     mean, variance, splits = _moments(differences)
+    if mean and not variance:
+        raise ValueError(f"all {splits} differences are equal ({mean:g}), which tells nothing of their spread")
     return mean, math.sqrt((1 / splits + n_test / n_train) * variance), splits - 1
 
 
@@ -429,6 +709,11 @@ def _check_variance(variance: float) -> float:
     if not 0 <= variance < math.inf:
         raise ValueError(f"a variance must be 0 or more, not {variance}")
     return float(variance)
+
+
+def _check_rope(rope: float) -> None:
+    if not 0 <= rope < math.inf:
+        raise ValueError(f"the region of practical equivalence must be 0 or more, not {rope}")
 
 
 def _check_scale(mean: float, se: float, df: float) -> tuple[float, float]:

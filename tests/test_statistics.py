@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 from sklearn.metrics import f1_score
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -26,6 +26,7 @@ from analysis.statistics import (
     mcnemar,
     posterior,
     satterthwaite_df,
+    score_estimate,
     splits_needed,
     ttest,
 )
@@ -85,6 +86,7 @@ def test_bayesian_t_is_baycomps_for_folds(differences: np.ndarray, rope: float) 
 def test_swapping_models_mirrors_and_order_of_splits_is_nothing(
     differences: np.ndarray, n_train: int, n_test: int, rope: float
 ) -> None:
+    assume(np.ptp(differences) > 0)
     one = corrected_resampled_ttest(differences, n_train, n_test)
     other = corrected_resampled_ttest(-differences, n_train, n_test)
     mirrored = (-other.mean, other.se, -other.high, -other.low, -other.t, other.df, other.p)
@@ -99,16 +101,19 @@ def test_swapping_models_mirrors_and_order_of_splits_is_nothing(
     )
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -0.1])
 @pytest.mark.parametrize("n", [2, 3, 10])
-def test_no_spread_is_an_answer(value: float, n: int) -> None:
+def test_a_tie_is_no_certainty(n: int) -> None:
+    rounding = np.where(np.arange(n) % 2, 0.3, 0.1 + 0.2)  # equal but for the last bit
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = corrected_resampled_ttest(np.full(n, value), 3, 2)
-        belief = bayesian_correlated_ttest(np.full(n, value), 3, 2, 0.05)
-    t = math.copysign(math.inf, value) if value else 0
-    assert astuple(result) == (value, 0, value, value, t, n - 1, float(value == 0))
-    assert astuple(belief) == (float(value < 0), float(value == 0), float(value > 0))
+        for zeros in (np.zeros(n), rounding - 0.3):
+            result = corrected_resampled_ttest(zeros, 3, 2)
+            assert astuple(result) == (0, 0, 0, 0, 0, n - 1, 1)
+            assert astuple(bayesian_correlated_ttest(zeros, 3, 2, 0.05)) == (0, 1, 0)
+    for tied in (np.full(n, 0.1), np.full(n, -0.1), rounding):
+        for test in (corrected_resampled_ttest, bayesian_correlated_ttest):
+            with pytest.raises(ValueError, match=f"all {n} differences are equal"):
+                test(tied, 3, 2)
 
 
 def test_a_point_mass_on_the_border_is_equivalent() -> None:
@@ -151,6 +156,222 @@ def test_other_arguments_out_of_range() -> None:
             ttest(mean, se, df)
     with pytest.raises(ValueError, match="variance must be 0 or more"):
         component_standard_error([0.1, 0.2], -1e-3, 3, 5)
+
+
+# One estimate from all images
+
+VAL, TEST = 60, 40  # images that a split of `scored` validates, of a pool of 150, and test images
+
+
+def scored(
+    seed: int, *, n_splits: int = 5, n_seeds: int = 1, folds: bool = False, images: float = 0.3, noise: float = 0.5,
+    training: float = 0.02, seeds: float = 0.0, discrete: bool = False, mean: float = 0.02,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """Scores of known parts, as sd; their splits, images and seeds."""
+    rng = np.random.default_rng(seed)
+    effect = rng.normal(0, images, 150 + TEST)
+    order, rows = rng.permutation(150), []
+    for split in range(n_splits):
+        val = order[split::n_splits] if folds else rng.permutation(150)[:VAL]
+        index = np.concatenate([val, np.arange(150, 150 + TEST)])
+        of_split = rng.normal(0, training)
+        for number in range(n_seeds):
+            values = mean + effect[index] + of_split + rng.normal(0, seeds) + rng.normal(0, noise, len(index))
+            values = np.clip(np.round(values), -1, 1) if discrete else values
+            rows.append((values, np.full(len(index), split), index, np.full(len(index), number)))
+    return tuple(np.concatenate(column) for column in zip(*rows, strict=True))
+
+
+def plain_estimate(scores, splits, images, n_train: float, n_pool: float) -> tuple[float, float, float]:
+    """Mean, half-width and p of one training a split, by loops and a fine Riemann sum; slow."""
+    by_split = {split: scores[splits == split] for split in set(splits.tolist())}
+    means = {split: values.mean() for split, values in by_split.items()}
+    centred = np.array([score - means[split] for score, split in zip(scores, splits, strict=True)])
+    groups = [centred[images == image] for image in set(images.tolist())]
+    n, j = len(scores), len(means)
+    df = n - len(groups) - j + 1
+    within = sum(((group - group.mean()) ** 2).sum() for group in groups) / df
+    between = sum(len(group) * group.mean() ** 2 for group in groups) / (len(groups) - 1)
+    typical = (n - sum(len(group) ** 2 for group in groups) / n) / (len(groups) - 1)
+    of_images = max(0.0, (between - within) / typical)
+    noise = (within * df + (centred**2).sum() / n) / (df + 1) * np.mean([1 / len(v) for v in by_split.values()])
+    weight = [sum(1 / len(by_split[split]) for split in splits[images == image]) / j for image in set(images.tolist())]
+    of_mean = of_images * sum(w**2 for w in weight)
+    drawn = (of_images * np.mean([1 / len(v) for v in by_split.values()]) - of_mean) * j / (j - 1)
+    s2 = np.var(list(means.values()), ddof=1)
+    scale = math.sqrt(noise)
+    sigmas = np.arange(0.02, 100, 0.04) * scale
+    chance, sds = [], []
+    for lam in np.arange(0.525, 1, 0.05):
+        shared = n_train / n_pool * lam
+        expected = sigmas**2 * (1 - shared) + noise + drawn
+        of_s2 = stats.chi2.pdf((j - 1) * s2 / expected, j - 1) / expected
+        chance.append(stats.halfcauchy.pdf(sigmas, scale=scale) * of_s2)
+        sds.append(np.sqrt(sigmas**2 * (shared + (1 - shared) / j) + noise / j + of_mean))
+    chance, sds = np.concatenate(chance) / np.sum(chance), np.concatenate(sds)
+    outside = lambda half: 2 * float(chance @ stats.norm.sf(half / sds))  # noqa: E731
+    half = optimize.brentq(lambda half: outside(half) - 0.05, 0, 100 * math.sqrt(s2 + of_mean + noise))
+    mean = float(np.mean(list(means.values())))
+    return mean, half, outside(abs(mean))
+
+
+@pytest.mark.parametrize(
+    "case", [{}, {"folds": True}, {"discrete": True, "n_splits": 4}, {"training": 0.3}, {"images": 0.0, "n_splits": 10}]
+)
+def test_score_estimate_is_the_plain_one(case: dict) -> None:
+    scores, splits, images, _ = scored(3, **case)
+    mean, half, p = plain_estimate(scores, splits, images, 90, 150)
+    estimate = score_estimate(scores, splits, images, 90, 150)
+    assert estimate.mean == pytest.approx(mean, rel=1e-12)
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(half, rel=0.01)
+    assert estimate.p == pytest.approx(p, rel=0.02)
+    assert (estimate.low + estimate.high) / 2 == pytest.approx(mean) and estimate.n_splits == case.get("n_splits", 5)
+    assert (estimate.p < 0.05) == (estimate.low > 0 or estimate.high < 0)
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(0, 2**31), st.integers(4, 8), st.booleans(), st.integers(1, 2), st.floats(0, 0.5), st.booleans())
+def test_score_estimate_has_the_symmetries_of_its_model(
+    seed: int, n_splits: int, folds: bool, n_seeds: int, training: float, discrete: bool
+) -> None:
+    case = {"n_splits": n_splits, "folds": folds, "n_seeds": n_seeds, "training": training, "discrete": discrete}
+    scores, splits, images, seeds = scored(seed, **case)
+    given_seeds = seeds if n_seeds > 1 else None
+    base = score_estimate(scores, splits, images, 90, 150, given_seeds)
+    assert base.low < base.mean < base.high and base.se > 0 and 0 < base.p <= 1
+    order = np.random.default_rng(seed).permutation(len(scores))
+    names = np.array([f"image {number}.png" for number in 1000 - images])
+    same = [
+        score_estimate(scores[order], splits[order], images[order], 90, 150, None if n_seeds == 1 else seeds[order]),
+        score_estimate(scores, 7 - splits, names, 90, 150, given_seeds),
+        score_estimate(scores, splits, images, 90, 150, 5 - 2 * seeds),
+    ]
+    numbers = ("mean", "se", "low", "high", "p", "of_images", "of_training", "split_variance", "constant_variance")
+    for other in same:
+        for name in numbers:
+            assert getattr(other, name) == pytest.approx(getattr(base, name), rel=1e-6, abs=1e-12), name
+    scaled = score_estimate(-100 * scores, splits, images, 90, 150, given_seeds)
+    assert (scaled.mean, scaled.se, scaled.low, scaled.high, scaled.p) == pytest.approx(
+        (-100 * base.mean, 100 * base.se, -100 * base.high, -100 * base.low, base.p), rel=1e-6
+    )
+    shifted = score_estimate(scores + 3, splits, images, 90, 150, given_seeds)
+    assert (shifted.mean, shifted.se, shifted.low) == pytest.approx((base.mean + 3, base.se, base.low + 3), rel=1e-6)
+    belief, mirrored = base.posterior(0.03), scaled.posterior(3)
+    assert astuple(belief) == pytest.approx(astuple(mirrored)[::-1], abs=1e-9)
+    assert sum(astuple(belief)) == pytest.approx(1) and min(astuple(belief)) >= 0
+    assert 2 * min(base.posterior(0).p_worse, base.posterior(0).p_better) == pytest.approx(base.p, rel=1e-9)
+
+
+def test_score_estimate_finds_known_parts() -> None:
+    found = [score_estimate(*scored(seed, n_splits=20, training=0.08)[:3], 90, 150) for seed in range(30)]
+    n = VAL + TEST
+    assert np.mean([each.of_images for each in found]) == pytest.approx(0.3**2 / n, rel=0.15)
+    assert np.mean([each.of_training for each in found]) == pytest.approx(0.08**2 + 0.5**2 / n, rel=0.5)
+    case = {"n_splits": 30, "n_seeds": 2, "training": 0.02, "seeds": 0.15}
+    apart = [score_estimate(*scored(seed, **case)[:3], 90, 150, scored(seed, **case)[3]) for seed in range(10)]
+    assert np.mean([each.of_seeds for each in apart]) == pytest.approx(0.15**2 + 0.5**2 / n, rel=0.2)
+    assert np.mean([each.of_training for each in apart]) < 0.2 * np.mean([each.of_seeds for each in apart])
+    assert np.isnan(found[0].of_seeds)
+
+
+def test_a_second_seed_is_information() -> None:
+    """Where seeds are everything, knowing so makes the interval narrower than averaging the seeds alone does."""
+    ratios = []
+    for number in range(20):
+        scores, splits, images, seeds = scored(number, n_seeds=2, training=0.0, seeds=0.1)
+        apart = score_estimate(scores, splits, images, 90, 150, seeds)
+        order = np.lexsort((seeds, images, splits))
+        averaged = scores[order].reshape(-1, 2).mean(1)
+        together = score_estimate(averaged, splits[order][::2], images[order][::2], 90, 150)
+        assert apart.mean == pytest.approx(together.mean)
+        ratios.append((apart.high - apart.low) / (together.high - together.low))
+    assert np.median(ratios) < 0.95
+
+
+@pytest.mark.parametrize("case", [
+    {"training": 0.0}, {"training": 0.05, "n_splits": 4}, {"folds": True, "discrete": True}, {"noise": 0.05},
+    {"discrete": True, "n_splits": 4}, {"n_seeds": 2, "seeds": 0.1},
+])  # fmt: skip
+def test_score_estimate_claims_too_much_in_no_more_than_one_of_twenty(case: dict) -> None:
+    trials = 200 // case.get("n_seeds", 1) ** 2
+    found = 0
+    for number in range(trials):
+        scores, splits, images, seeds = scored(number, mean=0, **case)
+        found += score_estimate(scores, splits, images, 90, 150, seeds).p < 0.05
+    assert found <= 0.05 * trials + 2 * math.sqrt(0.05 * trials)
+
+
+def test_nothing_but_ties() -> None:
+    _, splits, images, seeds = scored(0, n_seeds=2)
+    zeros = np.where(np.arange(len(splits)) % 2, 0.1 + 0.2 - 0.3, 0.0)
+    for estimate in (
+        score_estimate(0 * zeros, splits, images, 90, 150, seeds),
+        score_estimate(zeros, splits, images, 90, 150, seeds),
+    ):
+        assert (estimate.mean, estimate.se, estimate.low, estimate.high, estimate.p) == (0, 0, 0, 0, 1)
+        assert astuple(estimate.posterior(0.01)) == (0, 1, 0)
+    for value in (1.0, -0.5):
+        with pytest.raises(ValueError, match="all single scores are equal"):
+            score_estimate(np.full(len(splits), value), splits, images, 90, 150, seeds)
+    one_differs = np.ones(len(splits))
+    one_differs[0] = 0.0
+    estimate = score_estimate(one_differs, splits, images, 90, 150, seeds)
+    assert 0 < estimate.p < 0.001 and estimate.low < estimate.mean < estimate.high
+
+
+def test_equal_means_of_splits_are_no_certainty() -> None:
+    """Each split counts 21 to 19: the sd over splits is 0, and p is not."""
+    values = np.repeat([1.0, -1.0], [21, 19])
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.permutation(values) for _ in range(4)])
+    estimate = score_estimate(scores, np.repeat(np.arange(4), 40), np.tile(np.arange(40), 4), 90, 150)
+    assert estimate.p > 0.3 and estimate.high - estimate.low > 0.2
+
+
+@pytest.mark.parametrize("images", ["own", "shared"])
+def test_scores_that_vary_by_split_alone_have_an_answer(images: str) -> None:
+    splits = np.repeat(np.arange(5), 20)
+    index = np.arange(100) if images == "own" else np.tile(np.arange(20), 5)
+    scores = np.repeat([0.1, 0.2, -0.1, 0.3, 0.0], 20)
+    estimate = score_estimate(scores, splits, index, 90, 150)
+    assert estimate.mean == pytest.approx(0.1) and 0.05 < estimate.p < 1 and estimate.low < 0 < estimate.high
+    assert estimate.high - estimate.low > 2 * np.std([0.1, 0.2, -0.1, 0.3, 0.0])
+
+
+def test_unbalanced_splits_count_alike() -> None:
+    scores, splits, images, _ = scored(1)
+    kept = (splits != 2) | (images % 3 == 0)  # one split scores a third of its images
+    estimate = score_estimate(scores[kept], splits[kept], images[kept], 90, 150)
+    means = [scores[kept & (splits == split)].mean() for split in range(5)]
+    assert estimate.mean == pytest.approx(np.mean(means))
+    whole = score_estimate(scores, splits, images, 90, 150)
+    assert estimate.of_images > whole.of_images
+    added = np.append(scores, 1.0), np.append(splits, 0), np.append(images, 9999)  # an image of one split alone
+    assert score_estimate(*added, 90, 150).se == pytest.approx(whole.se, rel=0.1)
+
+
+def test_score_estimate_refuses() -> None:
+    scores, splits, images, seeds = scored(2, n_seeds=2)
+    one = seeds == 0
+    for few in range(4):
+        kept = one & (splits < few)
+        with pytest.raises(ValueError, match="an interval or a verdict takes 4"):
+            score_estimate(scores[kept], splits[kept], images[kept], 90, 150)
+    with pytest.raises(ValueError, match="told apart by `seeds`"):
+        score_estimate(scores, splits, images, 90, 150)
+    with pytest.raises(ValueError, match="must have scored the same images"):
+        score_estimate(scores[1:], splits[1:], images[1:], 90, 150, seeds[1:])
+    with pytest.raises(ValueError, match="equally long"):
+        score_estimate(scores, splits[1:], images, 90, 150)
+    with pytest.raises(ValueError, match="equally long"):
+        score_estimate(scores[None], splits[None], images[None], 90, 150)
+    with pytest.raises(ValueError, match="not finite"):
+        score_estimate(np.where(images == 3, np.nan, scores), splits, images, 90, 150, seeds)
+    with pytest.raises(ValueError, match="at least two images"):
+        score_estimate(np.arange(5.0), np.arange(5), np.zeros(5), 90, 150)
+    for n_train, n_pool in ((0, 150), (-1, 150), (math.nan, 150), (151, 150), (90, math.inf), (90, math.nan)):
+        with pytest.raises(ValueError, match="n_train must lie|must hold"):
+            score_estimate(scores[one], splits[one], images[one], n_train, n_pool)
 
 
 # Components of variance
