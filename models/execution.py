@@ -10,15 +10,17 @@ reference implementation; these are composed of fast convolutions. benchmarks/RE
 depends only on the kind of layer, so the same model gives the same bits.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from models.efficientnet import MBConv
+from models import kernels
+from models.efficientnet import MBConv, StochasticDepth
 from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcitation
 from models.resnet import ResidualBlock
 
@@ -40,9 +42,18 @@ def is_known(layer: nn.Module) -> bool:
         return True
     conv, norm, *activation = layer
     usual = type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats and norm.affine
+    usual = usual and norm.momentum is not None
     known = not activation or (len(activation) == 1 and type(activation[0]) in ACTIVATIONS)
-    plain = isinstance(conv, nn.Conv2d) and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    plain = (
+        isinstance(conv, nn.Conv2d) and conv.dilation == (1, 1) and conv.padding_mode == "zeros" and _is_square(conv)
+    )
     return usual and known and plain and conv.bias is None and not any(map(_has_hooks, layer))
+
+
+def _is_square(conv: nn.Conv2d) -> bool:
+    """Whether kernel, stride and padding are the same down and across, as `Geometry` takes them to be."""
+    sides = (conv.kernel_size, conv.stride, conv.padding)
+    return not isinstance(conv.padding, str) and all(len({*each}) == 1 for each in sides)
 
 
 def _has_hooks(layer: nn.Module) -> bool:
@@ -209,6 +220,12 @@ class Execution(ABC):
                     _is_plain(conv) and is_known(tanh) and _is_2x2(pool)
                 ):
                     x, rest = self.conv_tanh_pool(conv, x), others
+                case [ConvNorm() as layer, nn.MaxPool2d() as pool, *others] if (
+                    is_known(layer) and activation_of(layer) == "relu" and _is_2x2(pool)
+                ):
+                    x, rest = self.conv_norm_pool(layer, x), others
+                case [ConvNorm() as layer, MBConv() as block, *others] if len(block.block) == 3:
+                    x, rest = self.bottleneck(block, [layer, *block.block], x), others
                 case [layer, *others]:
                     x, rest = self.layer(layer, x), others
         return x
@@ -225,8 +242,7 @@ class Execution(ABC):
             case ResidualBlock():
                 return self.residual_block(layer, x)
             case MBConv():
-                out = self.layer(layer.block, x)
-                return layer.drop(out) + x if layer.residual else out
+                return self.bottleneck(layer, list(layer.block), x)
             case nn.Sequential():
                 return self.sequence(layer, x)
             case GlobalAveragePool():
@@ -243,6 +259,17 @@ class Execution(ABC):
         if isinstance(last, ConvNorm) and is_known(last) and len(last) == 2:
             return self.conv_norm(last, x, shortcut)
         return F.relu_(self.layer(last, x) + shortcut)
+
+    def bottleneck(self, block: MBConv, layers: list[nn.Module], x: Tensor) -> Tensor:
+        """Apply the layers of an inverted bottleneck, of which the first may stand before the block."""
+        before, inside = layers[: -len(block.block)], layers[-len(block.block) :]
+        x = self.sequence(before, x)
+        out = self.sequence(inside, x)
+        return block.drop(out) + x if block.residual else out
+
+    def conv_norm_pool(self, layer: ConvNorm, x: Tensor) -> Tensor:
+        """Convolution, BatchNorm, ReLU, and the maximum over 2x2 pixels."""
+        return self.max_pool(self.conv_norm(layer, x))
 
     @abstractmethod
     def conv_norm(self, layer: ConvNorm, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -269,16 +296,89 @@ class Execution(ABC):
 class Training(Execution):
     """A model in training mode on a CPU, in fewer passes than autograd takes.
 
-    Batch and running statistics and gradients are those of `model(x)` under autocast, up to rounding.
+    Batch and running statistics and gradients are those of `model(x)` under autocast, up to rounding. What stands
+    between the convolutions is done by the kernels of models/kernels, where they can be had and fit the layers.
     """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__(model, dtype)
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        self.with_kernels = on_cpu and dtype in (torch.float32, torch.bfloat16) and not kernels.why_not()
+
+    def _fits(self, layer: ConvNorm, sides: Sequence[int], multiple: int = 8) -> bool:
+        """Whether the kernels can do a ConvNorm on maps of these sides: its channels, or those of two pixels, fill
+        vectors.
+        """
+        channels = layer.conv.out_channels if is_known(layer) else 1
+        even = math.prod(_sides_after(layer.conv, sides)) % 2 == 0
+        fills = channels % multiple == 0 and (channels % 16 == 0 or even)
+        return self.with_kernels and fills and layer.norm.training
+
+    def conv_norm_pool(self, layer: ConvNorm, x: Tensor) -> Tensor:
+        """See `Execution`."""
+        if not self._fits(layer, x.shape[2:], 16):
+            return super().conv_norm_pool(layer, x)
+        from models.kernels import functions  # imports numba
+
+        return functions.conv_norm_pool(layer, x.to(self.dtype))
+
+    def residual_block(self, block: ResidualBlock, x: Tensor) -> Tensor:
+        """See `Execution`. With kernels also squeeze-and-excitation is done in the pass of the sum."""
+        match list(block.residual):
+            case [ConvNorm() as first, ConvNorm() as last, SqueezeExcitation() as excite] if len(
+                last
+            ) == 2 and _is_plain_excitation(excite):
+                other = x if isinstance(block.shortcut, nn.Identity) else self.layer(block.shortcut, x)
+                x = self.layer(first, x)
+                if self._fits(last, x.shape[2:]):
+                    from models.kernels import functions  # imports numba
+
+                    return functions.excited_residual(last, excite, x.to(self.dtype), other.to(self.dtype))
+                return F.relu_(self.layer(excite, self.layer(last, x)) + other)
+        return super().residual_block(block, x)
+
+    def bottleneck(self, block: MBConv, layers: list[nn.Module], x: Tensor) -> Tensor:
+        """See `Execution`."""
+        match layers:
+            case [ConvNorm() as first, ConvNorm() as deep, SqueezeExcitation() as excite, ConvNorm() as last] if (
+                self._is_bottleneck(block, first, deep, last, x.shape[2:]) and _is_plain_excitation(excite)
+            ):
+                from models.kernels import functions  # imports numba
+
+                return functions.inverted_bottleneck(
+                    functions.Bottleneck(first, deep, excite, last, block), x.to(self.dtype)
+                )
+        return super().bottleneck(block, layers, x)
+
+    def _is_bottleneck(
+        self, block: MBConv, first: ConvNorm, deep: ConvNorm, last: ConvNorm, sides: Sequence[int]
+    ) -> bool:
+        """Whether the kernels can do an inverted bottleneck: each layer is as `MBConv` makes it, and fits."""
+        if not (is_known(block) and type(block.drop) is StochasticDepth and self._fits(first, sides, 16)):
+            return False
+        between = _sides_after(first.conv, sides)
+        if not self._fits(deep, between, 16) or not self._fits(last, _sides_after(deep.conv, between)):
+            return False
+        kernel, stride, channels = deep.conv.kernel_size[0], deep.conv.stride[0], deep.conv.out_channels
+        depthwise = Geometry.of(deep.conv) == Geometry(stride, kernel // 2, channels)
+        pointwise = last.conv.kernel_size == (1, 1) and Geometry.of(last.conv) == Geometry(1, 0)
+        activations = [activation_of(layer) for layer in (first, deep, last)] == ["swish", "swish", "none"]
+        plain = not _has_hooks(block.block) and not _has_hooks(block.drop)
+        return depthwise and kernel in (3, 5) and stride in (1, 2) and pointwise and activations and plain
 
     def conv_norm(self, layer: ConvNorm, x: Tensor, other: Tensor | None = None) -> Tensor:
         """See `Execution`."""
+        if not layer.norm.training:  # frozen
+            out = layer(x)
+            return out if other is None else F.relu_(out + other)
+        if self._fits(layer, x.shape[2:]):
+            from models.kernels import functions  # imports numba
+
+            return functions.conv_norm(layer, x.to(self.dtype), None if other is None else other.to(self.dtype))
         conv, norm = layer.conv, layer.norm
         activation = activation_of(layer) if other is None else "relu"
         x, weight, geometry = _folded_2x2(x.to(self.dtype), conv.weight, Geometry.of(conv))
-        out: Tensor = _ConvNorm.apply(x, weight, norm.weight, norm.bias, other, geometry, norm, activation)
-        return out
+        return _ConvNorm.apply(x, weight, norm.weight, norm.bias, other, geometry, norm, activation)  # type: ignore[no-any-return]
 
     def conv_tanh_pool(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """See `Execution`."""
@@ -298,6 +398,19 @@ class Training(Execution):
         """See `Execution`."""
         out: Tensor = _MapMean.apply(x)
         return out
+
+
+def _sides_after(conv: nn.Conv2d, sides: Sequence[int]) -> list[int]:
+    """Height and width of a convolution's output."""
+    stride, padding, _ = Geometry.of(conv)
+    return [(side + 2 * padding - conv.kernel_size[0]) // stride + 1 for side in sides]
+
+
+def _is_plain_excitation(layer: SqueezeExcitation) -> bool:
+    """Whether squeeze-and-excitation is as its constructor makes it."""
+    parts = (layer.reduce, layer.expand)
+    plain = all(type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.bias is not None for conv in parts)
+    return is_known(layer) and plain and not any(map(_has_hooks, [*parts, layer.activation]))
 
 
 def _folded_2x2(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Geometry]:
