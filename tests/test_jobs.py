@@ -39,7 +39,9 @@ PLACES = ["run_id", "parent_id", "artifact_uri", "file_digests"]  # history.json
 
 def make_jobs(*cards: models.ModelCard) -> list[Job]:
     split = Split(*(np.array([number]) for number in range(3)))
-    return [Job(card, TrainingConfig(), number, split, {}, {}) for number, card in enumerate(cards)]
+    return [
+        Job(card, TrainingConfig(), number, split, np.zeros(1, np.uint8), {}, {}) for number, card in enumerate(cards)
+    ]
 
 
 def lenets(count: int) -> list[Job]:

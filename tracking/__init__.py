@@ -4,7 +4,6 @@
 """
 
 from tracking.outages import SHORT, attempt, impatient, passes, persist
-from tracking.owners import wait_for_sign
 from tracking.runs import (
     Claim,
     Parent,
@@ -17,6 +16,7 @@ from tracking.runs import (
     load_progress,
     parent_run,
     save_progress,
+    wait_and_claim,
 )  # fmt: skip
 from tracking.scores import SCORES, Score, score_of
 from tracking.settings import SettingError, TrainingConfig
@@ -26,5 +26,5 @@ __all__ = [
     "SCORES", "SHORT", "Claim", "Parent", "Run", "Score", "SettingError", "Store", "StoreError", "TrainingConfig",
     "UnknownTaskError", "attempt", "begin_again", "check_uri", "child_run", "claim", "close_dead_runs", "impatient",
     "in_one_line", "is_finished", "load_progress", "open_store", "parent_run", "passes", "persist", "save_progress",
-    "score_of", "wait_for_sign",
+    "score_of", "wait_and_claim",
 ]  # fmt: skip

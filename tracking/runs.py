@@ -309,6 +309,19 @@ def is_finished(parent: Parent, tags: Mapping[str, str]) -> bool:
     return persist(look)
 
 
+def wait_and_claim(
+    parent: Parent,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    left: Claim,
+    until: int | None = None,
+) -> Claim:
+    """Claim a split that was left to a process on another machine, once that had time for a heartbeat."""
+    persist(lambda: owners.wait_for_sign(parent.store, left.run_id))
+    return claim(parent, name, params, tags, until=until)
+
+
 def begin_again(store: Store, task: str, tags: Mapping[str, str]) -> None:
     """Mark the split with this fingerprint to be trained again. Its result counts until the new run has one."""
     experiment = store.make_experiment(task)
@@ -334,7 +347,7 @@ def forget_progress(store: Store, tags: Mapping[str, str]) -> None:
 
 def is_trial(tags: Mapping[str, str]) -> bool:
     """Whether a run is a trial."""
-    return tags["task"].endswith(keys.TRIALS)
+    return tags.get("task", "").endswith(keys.TRIALS)
 
 
 def resume_path(store: Store, tags: Mapping[str, str]) -> Path:

@@ -1,6 +1,5 @@
 """Recording jobs in the result database: claims, results through the journal, and the parent's summary."""
 
-import functools
 import json
 import math
 from collections.abc import Mapping
@@ -69,11 +68,11 @@ class Recorder:
 
     def claim(self, job: Job) -> Claim:
         """Claim the job's split, unless it is finished or in other hands."""
-        claim = functools.partial(tracking.claim, self.parent_of(job), job.title, job.params, job.tags, until=job.until)
-        claimed = claim(patience=0 if self._away else tracking.SHORT, without_store=True)
+        split = self.parent_of(job), job.title, job.params, job.tags
+        patience = 0 if self._away else tracking.SHORT
+        claimed = tracking.claim(*split, patience=patience, without_store=True, until=job.until)
         if claimed.elsewhere and job.attempt:
-            tracking.persist(lambda: tracking.wait_for_sign(self.store, claimed.run_id))
-            claimed = claim()
+            claimed = tracking.wait_and_claim(*split, claimed, job.until)
         self._away = not claimed.run_id
         return claimed
 
