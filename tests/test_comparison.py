@@ -642,7 +642,7 @@ def test_direction_unit_and_variance_of_a_further_score_come_from_the_registry(
 
 def test_figures_of_many_models_show_the_best_and_say_so(store_of_four: str, runs_of, monkeypatch) -> None:
     monkeypatch.setattr(figures, "SHOWN_ROWS", 2)
-    evidence = analysis.Evidence(analysis.choose_group(runs_of(HOLDOUT)), store_of_four)
+    evidence = analysis.Evidence(analysis.choose_group(runs_of(FOLDS)), store_of_four)
     table = comparison.tabulate(evidence, "test/accuracy")
     axes = figures.scores_figure(evidence, table, "test/accuracy").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(table.index[:2])
