@@ -169,7 +169,9 @@ def test_a_server_that_stays_away_leaves_what_the_next_start_goes_on_from(line: 
 
 def run_protocol(uri: str, n_splits: int) -> list[str]:
     task = dataclasses.replace(TASK, models=("lenet5",), baselines=())
-    config = hardware.resolve(TrainingConfig(epochs=3, device="cpu"))
+    config = hardware.resolve(
+        TrainingConfig(epochs=3, device="cpu", train_seed=n_splits)
+    )  # other runs than those of other tests
     return [*run(Request(task, {"lenet5": config}, n_splits, tuple(range(n_splits)), sample=True, tracking_uri=uri))]
 
 
@@ -191,7 +193,7 @@ def at_epochs(monkeypatch: pytest.MonkeyPatch, **actions: Callable[[], None]) ->
 def runs_of(uri: str, n_splits: int) -> pd.DataFrame:
     """The runs of one test; all share the server."""
     runs = analysis.load_runs(["task3"], uri)
-    return runs[runs["n_splits"] == n_splits]
+    return runs[runs["train_seed"] == n_splits]
 
 
 def epochs_by_split(uri: str, n_splits: int) -> dict[int, list[int]]:

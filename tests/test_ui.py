@@ -159,10 +159,10 @@ def params(**changed: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("changed", "name"), [
     ({}, "lenet5"),
-    ({"n_splits": 1, "epochs": 1}, "lenet5, 1 split, 1 epoch"),
+    ({"n_splits": 1, "epochs": 1}, "lenet5, 1 epoch"),
     ({"device": "cuda:1", "precision": "fp32", "threads": 3}, "lenet5"),
     ({"dataset": "sample/FashionMNIST", "n_splits": 2, "batch_size": 32, "epochs": 12},
-     "lenet5, sample, 2 splits, 12 epochs, batch size 32"),
+     "lenet5, sample, 12 epochs, batch size 32"),
     ({"dataset": "my photos", "augment": True, "lr": 3e-3, "seed": 1, "leak_free": True},
      "lenet5, my photos, lr 0.003, augmented, seed 1, leak-free"),
     ({"split_seed": 1, "train_seed": 2}, "lenet5, split seed 1, train seed 2"),
