@@ -1,6 +1,10 @@
 """Kernels compute what torch computes in float64; steps of models on them are those of their layers."""
 
 import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +22,7 @@ if reason := kernels.why_not():
 
 from models.kernels import depthwise, excitation, functions, normalisation
 
+ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {torch.float32: 4, torch.bfloat16: 2}
 
 
@@ -241,3 +246,57 @@ def test_any_number_of_threads_gives_the_same_bits(layers, monkeypatch: pytest.M
         monkeypatch.undo()
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+STARTS = """
+import contextlib, io, json, multiprocessing, os, sys
+from pathlib import Path
+import torch
+from torch import nn
+from models import kernels
+from models.execution import Training
+from models.layers import ConvNorm, LayerStack
+
+class One(LayerStack):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([ConvNorm(3, 16, 3)])
+
+def step(case):
+    torch.manual_seed(0)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        if case == "without numba":
+            sys.modules["numba"] = None
+        elif case == "turned off":
+            os.environ["NUMBA_DISABLE_JIT"] = "1"
+        else:
+            from models.kernels import launch
+            launch.FOLDER = Path("/proc/beside the source")
+            os.environ["XDG_CACHE_HOME"] = "/proc" if case == "read only" else sys.argv[1]
+        total = Training(One(), torch.float32)(torch.randn(2, 3, 8, 8)).double().sum().item()
+    return total, kernels.why_not(), said.getvalue()
+
+with multiprocessing.get_context("fork").Pool(4, maxtasksperchild=1) as pool:  # a new process for each
+    results = {"cold": pool.map(step, ["cold"] * 4, chunksize=1)}
+    for case in ("warm", "read only", "without numba", "turned off"):
+        results[case] = pool.map(step, [case])[0]
+print(json.dumps(results))
+"""
+
+
+def test_kernels_are_compiled_once_and_missed_by_nobody(tmp_path: Path) -> None:
+    """Four processes on a cold cache; on a warm one; on one that cannot be written; without numba."""
+    command = [sys.executable, "-c", STARTS, str(tmp_path)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert process.returncode == 0, process.stderr
+    results = json.loads(process.stdout)
+    total, reason, said = results["warm"]
+    assert not reason and not said
+    (folder,) = (tmp_path / "image-classifiers").iterdir()
+    assert {file.stem for file in folder.glob("*.done")} == {"normalisation.moments.4", "normalisation.apply.4.1.0"}
+    assert [each[0] for each in results["cold"]] == [total] * 4  # the same bits
+    assert any("compiling kernels for this processor, once" in each[2] for each in results["cold"])
+    assert results["read only"][0] == total
+    assert "in every process, since no folder" in results["read only"][2]
+    for case, why in {"without numba": "numba is not installed", "turned off": "NUMBA_DISABLE_JIT is set"}.items():
+        assert results[case] == [pytest.approx(total, rel=1e-4), why, ""]

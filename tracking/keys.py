@@ -120,7 +120,7 @@ TAGS = {
     "source_digest": "digests of the code that decides the result: shared by all models, and of this model",
     "git_commit": "commit of the working tree, with -dirty if files differ from it",
     "hardware": "name of the processor or GPU",
-    "versions": "Python, torch, torchvision and scikit-learn",
+    "versions": "Python, torch, torchvision, scikit-learn, and numba where its kernels are used",
     "superseded_by": "later run of the same split, model and group; or AGAIN",
     "failure": "reason why the run has no result",
     "owner": "process that does or did the work: its host, id and start (Unix time)",

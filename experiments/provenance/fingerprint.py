@@ -18,7 +18,7 @@ from datasets import Split
 from experiments.provenance import definitions
 from experiments.provenance.definitions import Definition
 from experiments.provenance.sources import ROOT
-from models import BASELINES
+from models import BASELINES, kernels
 from tracking.keys import has_open_end
 
 SHARED = (  # train and score every model; splits and images have digests of their own
@@ -137,4 +137,5 @@ def versions() -> str:
     """Name the versions of the libraries that compute."""
     # as they are installed: importing the last two takes seconds, and not every run needs them
     installed = [f"{name} {metadata.version(name)}" for name in ("torchvision", "scikit-learn")]
-    return ", ".join([f"Python {platform.python_version()}", f"torch {torch.__version__}", *installed])
+    compiler = filter(None, [kernels.version()])  # its kernels decide the last bits
+    return ", ".join([f"Python {platform.python_version()}", f"torch {torch.__version__}", *installed, *compiler])

@@ -9,7 +9,7 @@ from experiments.run.forecast import in_words
 from experiments.run.plan import Plan, space_of
 from experiments.tuning import halving
 from experiments.tuning.space import space_text
-from models import BASELINES, unusable_sentences
+from models import BASELINES, kernels, unusable_sentences
 from tracking import Store
 
 MOST_LINES = 12  # of the account of a folder; `python -m datasets info` prints all
@@ -39,6 +39,7 @@ def announce(plan: Plan, store: str, seconds: float | None) -> None:
         f"{name}: {each.label}{f'; fresh: {each.left_out}' * bool(each.left_out)}"
         for name, each in plan.weights.items()
     ]
+    reason = kernels.why_not() if config.device == "cpu" and config.precision != "fp16" else ""
     lines = {
         "data": f"{data.name}: {len(data.labels):,} images of {len(data.classes)} classes, {size}x{size}x{channels}",
         "protocol": f"{task.protocol.name}, {len(chosen)} of {request.n_splits} splits; "
@@ -50,7 +51,8 @@ def announce(plan: Plan, store: str, seconds: float | None) -> None:
         f"{'augmented' if config.augment else 'not augmented'}{', heads only' * config.freeze}, {of_what}",
         **({"weights": "; ".join(weights)} if weights else {}),
         **tuning,
-        "hardware": f"{config.device}, {config.precision}, {count(concurrency.threads, 'thread')} a job",
+        "hardware": f"{config.device}, {config.precision}, {count(concurrency.threads, 'thread')} a job"
+        + (f"; slower than it could be, since {reason} (models/kernels)" if reason else ""),
         "jobs": concurrency.why or f"{concurrency.at_once} at once",
         "work": f"{count(len(networks), 'model')} x {count(len(chosen), 'split')} x "
         f"{f'{request.seeds} seeds x ' if request.seeds > 1 else ''}up to "

@@ -1,21 +1,70 @@
-"""Fused kernels for training on a CPU: what stands between two matrix products, in as few passes as can be."""
+"""Fused kernels for training on a CPU: what stands between two matrix products, in as few passes as can be.
+
+A processor with matrix instructions multiplies faster than it can fetch. Between two convolutions stand BatchNorm, an
+activation, perhaps a 2x2 max pool, a sum or squeeze-and-excitation: a few operations on each number, for which each
+number has to come from memory and go back. A step of such a network takes as long as its passes over memory, and the
+way to a faster one is fewer of them. Library by library, a layer is
+
+    z = convolution(x)                           write z
+    mean, variance of z                          read z
+    y = activation(scale * z + shift)            read z, write y
+    d = g * activation'(scale * z + shift)       read g, z, write d       the way back, g the gradient of y
+    sums of d and of d * (z - mean)              read d, z
+    gz = p * d + q - r * z                       read d, z, write gz
+
+What cannot be saved: BatchNorm's factors depend on all of z, and its gradient on two sums over all of d, so nothing
+that needs them can start before z, or g, has been seen to its end. There are two passes forward and two backward, and
+these kernels take no more: each applies everything pointwise while a number is in a register. d is never written; it
+is computed twice from g and z, which are read anyway. Where a pool follows, y has a quarter of the pixels and g too.
+
+In an inverted bottleneck (MBConv) the tensors between its three convolutions have 4 to 6 times the channels of those at
+its ends. The kernels of `depthwise` and `excitation` and the order of work in `functions` save most of their passes:
+
+- The depthwise convolution takes the raw output of the 1x1 convolution before it, and applies BatchNorm and SiLU to a
+  map of 16 channels as it unpacks it into the cache; statistics of what it writes are taken on the way.
+- Images go through in chunks that fit the second cache. What the 1x1 convolutions take and give lives there only: the
+  excited map and its gradient are computed again rather than written and read.
+- The derivatives of squeeze-and-excitation need sums over the map before the factors are differentiated. They are
+  linear in what is unknown, so five sums, taken in one pass, are enough for them and for BatchNorm's two.
+
+Forward, z1 and z2 are written once each, z1 is read once and z2 twice; backward, z2 and z1 are read twice each, and one
+gradient is written and read. That is 11 passes over memory for expanded tensors; layer by layer they are about 40.
+
+Sums are taken for each image, as differences from its first pixel, and joined in float64. They are more exact than
+those of torch's BatchNorm, depend on no other image, and so not on the number of threads.
+
+The rule: kernels are used if numba and llvmlite are installed, the processor has AVX2 or NEON, the precision is fp32 or
+bf16, and a layer is one of the blocks of this package whose channels fill vectors of 16 (alone, or two pixels
+together). Everything else takes torch's operations, as in `models.execution`. `NUMBA_DISABLE_JIT=1` turns kernels off.
+They are compiled when they are first needed, and kept (`launch`).
+
+`vectors` has the operations on 16 numbers at once; `launch` compiles and runs; `normalisation`, `depthwise` and
+`excitation` have the kernels; `functions` are the layers, forward and backward.
+"""
 
 import functools
 import importlib.util
+import os
+import platform
+from importlib import metadata
 
 import torch
 
 
 @functools.cache
 def why_not() -> str:
-    """Say why the kernels are not used on this machine; empty if they are."""
+    """Say why kernels are not used on this machine; empty if they are."""
     for package in ("numba", "llvmlite"):
-        try:
-            if importlib.util.find_spec(package) is None:
-                return f"{package} is not installed"
-        except ValueError:
-            return f"{package} cannot be imported"
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if not any(capabilities.get(name) for name in ("avx2", "neon", "asimd")):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        return "NUMBA_DISABLE_JIT is set"
+    on_arm = platform.machine().lower() in ("arm64", "aarch64")  # which always has NEON
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX") and not on_arm:
         return "the processor has neither AVX2 nor NEON"
     return ""
+
+
+def version() -> str:
+    """What compiles the kernels, for the record; empty if they are not used."""
+    return "" if why_not() else f"numba {metadata.version('numba')}"

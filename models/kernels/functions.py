@@ -419,9 +419,9 @@ class _InvertedBottleneck(torch.autograd.Function):
             gx, weight, grad_w1 = torch.empty_like(x), low1.flatten(1), torch.zeros(c, x.shape[1])
             factors, bands = torch.cat([factors1[:2], pqr]), bands_of(h * w)
             for part in chunks(n, size * h * w * c):
-                g1, count = d1[part], part.stop - part.start  # in place
+                g1 = torch.empty_like(d1[part])
                 normalisation.gradient(size, normalisation.NONE).launch(
-                    count * bands, h * w // bands, c, g1, z1[part], factors, 0, g1
+                    len(g1) * bands, h * w // bands, c, d1[part], z1[part], factors, 0, g1
                 )
                 torch.mm(_rows(g1), weight, out=_rows(gx[part]))
                 grad_w1 += torch.mm(_rows(g1).t(), _rows(x[part]))
