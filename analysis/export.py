@@ -49,7 +49,7 @@ def make_files(evidence: Evidence, metric: str, store: Store, rope: float) -> di
         table = render([section.differences], "markdown")
         texts["verdicts.md"] = "\n".join([*_title(section), *_bullets(section.verdicts), table])
         texts["verdicts.csv"] = render([section.differences], "csv")
-    figures = {f"{FIGURES}/{each.file}.{form}": each.content(form) for each in section.figures for form in FORMS}
+    figures = {f"{FIGURES}/{each.name}.{form}": each.content(form) for each in section.figures for form in FORMS}
     texts["report.html"] = render_page([section])
     texts[README] = _readme(section, texts, _command(section.task, evidence, metric, rope))
     return {name: text.encode() for name, text in texts.items()} | figures
@@ -138,7 +138,7 @@ def _shown(section: Section, names: tuple[str, ...]) -> list[str]:
 
 
 def _links(drawing: Drawing) -> str:
-    png, svg = (f"{FIGURES}/{drawing.file}.{form}" for form in ("png", "svg"))
+    png, svg = (f"{FIGURES}/{drawing.name}.{form}" for form in ("png", "svg"))
     return f"[{png}]({png}) ([SVG]({svg}))"
 
 

@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
 from analysis.comparison import Evidence, pairs_of_models, predicted_part
-from analysis.figures import confusion_counts, draw_figures, encode, file_name
+from analysis.figures import confusion_counts, draw_figures, encode
 from analysis.query import local_artifact
 from analysis.tables import ResultTable, difference_table, number, score_table, verdict_sentences
 from tracking import Store, StoreError
@@ -62,15 +62,15 @@ PLACE = re.compile(r"(?<![\w.<])(?:[a-z0-9+]+://[^\s/]*/*|/+(?=\S))(?:[^\s/]+/)*
 class Drawing:
     """A figure with its caption and its encoded files."""
 
-    name: str
+    name: str  # of its files, without suffix
     model: str | None  # None if it compares models
     figure: Figure
     contents: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
-        """The name without the model."""
-        return self.name.removesuffix(f"_{self.model}")
+        """The name without the model, whose own may be changed in that of a file."""
+        return next(kind for kind in CAPTIONS if self.name == kind or self.name.startswith(f"{kind}_"))
 
     @property
     def caption(self) -> str:
@@ -83,11 +83,6 @@ class Drawing:
         """The file as a data URL."""
         form, mime = ("png", "image/png") if self.kind in RASTER else ("svg", "image/svg+xml")
         return f"data:{mime};base64,{base64.b64encode(self.content(form)).decode()}"
-
-    @property
-    def file(self) -> str:
-        """The name of its files, without suffix."""
-        return file_name(self.name)
 
     def content(self, form: str) -> bytes:
         """Return the bytes of the `png` or `svg` file, encoded once."""

@@ -356,6 +356,6 @@ def test_every_command_knows_them(trained: tuple[str, Path], tmp_path: Path) -> 
     names = {path.name for path in (export / "figures").iterdir()}
     assert any(name.startswith("confusion_timm-test_resnet.r160_in1k") for name in names)
     assert not any(":" in name for name in names)
-    (sentence,) = re.findall(r"These networks have seen other images before.*?\)\.", page.read_text())
+    sentence = re.findall(r"These networks have seen other images before.*?\)\.", page.read_text())[0]
     assert "timm:test_resnet.r160_in1k (file " in sentence
     assert "--weights FILE --freeze" in page.read_text()
