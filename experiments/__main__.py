@@ -73,6 +73,14 @@ def predict(
     task: Annotated[str, typer.Argument(metavar="TASK", help="such as task1")],
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="of any format and size")],
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="write a CSV file, too")] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            metavar="DIR",
+            help="write what speaks for the class: Grad-CAM overlays of the photos, for convolutional networks",
+        ),
+    ] = None,
     tracking_uri: Uri = None,
 ) -> None:
     """Classify photos by the best model of a task, and print its probabilities.
@@ -89,6 +97,8 @@ def predict(
             raise typer.BadParameter(not_one_of(task, known))
         predictor = Predictor.load(store, task)
         unreadable = _print_predictions(predictor, photos, out)
+        if explain:
+            _explain(predictor, photos, explain)
     except (StoreError, OSError, MlflowException) as error:
         print(f"Error: {in_one_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -119,6 +129,18 @@ def _print_predictions(predictor: "Predictor", photos: list[Path], out: Path | N
             writer.writerow(("photo", "class", "probability", "run_id"))
             writer.writerows(rows)
     return unreadable
+
+
+def _explain(predictor: "Predictor", photos: list[Path], folder: Path) -> None:
+    from experiments.champion.explain import with_feature_map, write_overlays
+
+    explained = with_feature_map(predictor.program)
+    if explained is None:
+        model = predictor.model or "the model"
+        print(f"! {model} is left out of --explain: Grad-CAM is for convolutional networks", file=sys.stderr)
+        return
+    written = write_overlays(predictor, explained, photos, folder)
+    print(f"Grad-CAM overlays of {written} {'photo' if written == 1 else 'photos'} in {folder}")
 
 
 def _usable(device: str) -> str:

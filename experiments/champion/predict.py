@@ -30,6 +30,7 @@ class Predictor:
     size: int  # of its images, in pixels
     channels: int
     depth: Depth  # of its training images, if they had 16 or 32 bits a pixel (`decode`)
+    model: str  # its name; empty if its run was removed
     origin: str  # model, split, version and run, in words
     run_id: str  # of that split
     is_of_sample: bool  # whether it was trained on generated images
@@ -55,10 +56,12 @@ class Predictor:
         try:
             params = tracking.persist(lambda: store.client.get_run(held.run_id)).data.params
         except MlflowException:  # it was removed; the model stands alone
-            return cls(program, **about, origin=version, run_id=held.run_id, is_of_sample=False)
+            return cls(program, **about, model="", origin=version, run_id=held.run_id, is_of_sample=False)
         dataset = str(params.get("dataset"))
-        origin = f"{params.get('model')}, split {params.get('split')} on {dataset}: {version}"
-        return cls(program, **about, origin=origin, run_id=held.run_id, is_of_sample=dataset.startswith(SAMPLE))
+        model = str(params.get("model"))
+        origin = f"{model}, split {params.get('split')} on {dataset}: {version}"
+        is_of_sample = dataset.startswith(SAMPLE)
+        return cls(program, **about, model=model, origin=origin, run_id=held.run_id, is_of_sample=is_of_sample)
 
     def predict(self, photos: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
         """Classify photos of any format and size; yield path, most probable class, and its probability.
@@ -66,12 +69,10 @@ class Predictor:
         An unreadable photo gets a sentence in place of the class, and NaN.
         """
         for first in range(0, len(photos), BATCH):
-            batch = photos[first : first + BATCH]
-            with quiet_libraries():
-                decoded = [self._decode(path) for path in batch]
-            images = [image for image in decoded if isinstance(image, np.ndarray)]
+            decoded = self.decode(photos[first : first + BATCH])
+            images = [image for _, image in decoded if isinstance(image, np.ndarray)]
             answers = iter(self._answers(np.stack(images)) if images else [])
-            for path, image in zip(batch, decoded, strict=True):
+            for path, image in decoded:
                 yield (path, *next(answers)) if isinstance(image, np.ndarray) else (path, image, np.nan)
 
     def _answers(self, images: np.ndarray) -> list[tuple[str, float]]:
@@ -79,8 +80,12 @@ class Predictor:
             probabilities, labels = self.program(torch.from_numpy(images)).max(1)
         return [(self.classes[label], p) for label, p in zip(labels.tolist(), probabilities.tolist(), strict=True)]
 
+    def decode(self, photos: Sequence[Path]) -> list[tuple[Path, np.ndarray | str]]:
+        """Return each photo as the model sees it, uint8 of shape (size, size, channels), or why there is none."""
+        with quiet_libraries():
+            return [(path, self._decode(path)) for path in photos]
+
     def _decode(self, path: Path) -> np.ndarray | str:
-        """The image as the model sees it, or why there is none."""
         name = readable_name(str(path))
         try:
             if not path.is_file():
