@@ -1,4 +1,7 @@
-"""Decoding image files to the pixels that models see, quietly and in several threads."""
+"""Decoding image files to the pixels that models see, quietly and in several threads.
+
+A copy of this file goes with each champion, for MLflow to serve it; so NumPy and Pillow are all that `decode` needs.
+"""
 
 import contextlib
 import logging
@@ -8,15 +11,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import Progress, TextColumn
-from rich.table import Column
-
-from datasets.names import readable_name
 
 Range = tuple[float, float]  # values that become 0 and 255
 # of images that have more than 8 bits a pixel, by the kind of their numbers: a range for each of TYPICAL's
@@ -56,7 +54,7 @@ def opens(path: Path) -> bool:
         return False
 
 
-def decode(path: Path, size: int, channels: int, depth: Depth | None = None) -> np.ndarray:
+def decode(file: Path | BinaryIO, size: int, channels: int, depth: Depth | None = None) -> np.ndarray:
     """Decode one image file to the pixels that models see.
 
     Only the first frame is read. EXIF orientation is applied, unless the EXIF data are damaged. Transparency becomes
@@ -65,7 +63,7 @@ def decode(path: Path, size: int, channels: int, depth: Depth | None = None) -> 
 
     Parameters
     ----------
-    path : Path
+    file : Path or binary file
     size, channels : int
         Height and width in pixels; 3 for RGB, 1 for gray.
     depth : mapping of str to (float, float), optional
@@ -81,7 +79,7 @@ def decode(path: Path, size: int, channels: int, depth: Depth | None = None) -> 
     NoImageError
         Pillow finds no image in the file, and its suffix is not that of one.
     """
-    image = _open(path, 2 * size)
+    image = _open(file, 2 * size)
     if kind := _deep_kind(image):
         image = _to_8_bits(image, (depth or {}).get(kind) or _own_range(image, kind))
     return _to_pixels(image, size, channels)
@@ -95,12 +93,12 @@ def _to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(size, size, channels)
 
 
-def _open(path: Path, least: int) -> Image.Image:
+def _open(source: Path | BinaryIO, least: int) -> Image.Image:
     """Read and turn the first frame; a JPEG may be reduced to at least `least` pixels a side."""
     try:
-        file = Image.open(path)
+        file = Image.open(source)
     except UnidentifiedImageError:
-        if is_picture_by_name(path):
+        if isinstance(source, Path) and is_picture_by_name(source):
             raise
         raise NoImageError from None
     with file:
@@ -186,6 +184,12 @@ def decode_files(
         For each kind of deep images (`decode`) the lowest and the highest value among the first `n_train`, or of all if
         none of these is of that kind.
     """
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn
+    from rich.table import Column
+
+    from datasets.names import readable_name
+
     images = np.empty((len(files), size, size, channels), dtype=np.uint8)
     deep: dict[int, tuple[str, Range]] = {}
 

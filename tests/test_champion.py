@@ -1,13 +1,16 @@
 """The champion of a task: which model it is, that its program gives what the run did, and predicting photos with it."""
 
+import base64
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +108,11 @@ def test_what_the_model_says_of_itself(store: tracking.Store, registered: Champi
     about = Model.load(str(folder))
     assert about.run_id == registered.run_id
     assert len(about.metadata["classes"]) == 10
-    assert about.signature.inputs.inputs[0].shape == (-1, 28, 28, 1)
-    assert about.signature.inputs.inputs[0].type == np.uint8
-    assert f"torch=={torch.__version__.partition('+')[0]}" in (folder / "requirements.txt").read_text().split()
+    assert about.metadata["shape"] == [28, 28, 1]
+    assert about.signature.inputs.inputs[0].type == np.dtype(object)  # MLflow would cut 0.5 to 0 for uint8
+    assert about.signature.outputs.input_names() == about.metadata["classes"]
+    required = (folder / "requirements.txt").read_text().split()
+    assert {f"torch=={torch.__version__.partition('+')[0]}", f"pillow=={version('pillow')}"} <= set(required)
     assert (folder / "input_example.json").is_file()
 
 
@@ -288,7 +293,7 @@ def test_nothing_that_comes_with_a_model_is_executed(
         with zipfile.ZipFile(model / "data" / "model.pt2", "a") as archive:
             archive.writestr("archive/data/constants/custom_obj_0", f"cos\nsystem\n(S'touch {executed}'\ntR.".encode())
     else:
-        (model / "code").mkdir()
+        (model / "code").mkdir(exist_ok=True)
         (model / "code" / "evil_module_of_the_test.py").write_text(module)
         text = (model / "MLmodel").read_text()
         assert text.count("code: null") == 1
@@ -321,19 +326,28 @@ def test_mlflow_serves_it(store: tracking.Store, registered: Champion, tmp_path:
     environment = os.environ | {"MLFLOW_TRACKING_URI": store.uri, "MLFLOW_DISABLE_TELEMETRY": "true",
                                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
     log = tmp_path / "log"
-    image = decode(odd_photos(tmp_path)[0], 28, 1)
+    photo = odd_photos(tmp_path)[0]
+    image = decode(photo, 28, 1)
     serve = [*command, "--env-manager", "local", "--port", str(port)]
     with running(serve, log, cwd=tmp_path, env=environment) as process:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/ping"), process, log)
-        body = json.dumps({"inputs": [image.tolist()]}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            served = json.load(reply)["predictions"]
-    program, _ = export.load(registry.fetch_champion(store, "task3", registered, tmp_path))
+        served = []
+        for one in (image.tolist(), base64.b64encode(photo.read_bytes()).decode()):
+            body = json.dumps({"inputs": [one]}).encode()
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                served += json.load(reply)["predictions"]
+        request.data = json.dumps({"inputs": [(image / 255).tolist()]}).encode()
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            urllib.request.urlopen(request, timeout=60)
+        assert "pixels are whole numbers from 0 to 255" in refused.value.read().decode()
+    program, about = export.load(registry.fetch_champion(store, "task3", registered, tmp_path))
     with torch.inference_mode():
-        assert np.array(served) == pytest.approx(program(torch.from_numpy(image[None].copy())).numpy(), abs=1e-5)
+        expected = program(torch.from_numpy(image[None].copy()))[0].tolist()
+    for answer in served:
+        assert answer == pytest.approx(dict(zip(about["classes"], expected, strict=True)), abs=1e-5)
 
 
 def decision(uri: str, held: str, **ours: object) -> tuple[bool, str]:

@@ -1,7 +1,8 @@
-"""The champion as an MLflow model: a `torch.export` program that needs none of this program's source."""
+"""The champion as an MLflow model: a `torch.export` program, and a copy of what serves it."""
 
 import contextlib
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import PIL
 import torch
 from torch import Tensor, nn
 
 import analysis
 import tracking
-from datasets import ImageData
+from datasets import ImageData, decoding
+from experiments.champion import serving
 from experiments.jobs.results import Rebuilt, rebuild
 from experiments.provenance import fingerprint
 from tracking import Store, StoreError
@@ -58,16 +61,17 @@ def export(folder: Path, store: Store, best: "pd.Series[Any]", data: ImageData) 
 
 def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
     """Write the MLflow model: a `torch.export` program (pt2), which is run without the source of the model."""
+    import mlflow.pyfunc
     import mlflow.pytorch
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     # one image of each of two classes: torch.export would take a batch of one for a model of single images
     example = data.images[np.unique(data.labels, return_index=True)[1][:2]]
-    shape = (-1, *data.images.shape[1:])
+    # MLflow would cut 0.5 to 0 for a signature of uint8; it passes on all that this one takes, for `serving` to judge
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), shape)]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(data.classes)))]),
+        inputs=Schema([TensorSpec(np.dtype(object), (-1,))]),
+        outputs=Schema([ColSpec(DataType.float, name) for name in data.classes]),
     )
     about = Model(run_id=run_id)
     with _quiet():
@@ -77,13 +81,23 @@ def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
             mlflow_model=about,
             signature=signature,
             input_example=example,
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # inferring them takes ten seconds
-            metadata={"classes": list(data.classes), "depth": data.depth},
+            pip_requirements=_requirements(),  # inferring them takes ten seconds
+            metadata={"classes": list(data.classes), "shape": list(data.images.shape[1:]), "depth": data.depth},
             serialization_format="pt2",
         )
-    # MLflow would take a GPU if there is one, and refuse this program, which was exported on the CPU
-    about.flavors["python_function"]["config"]["device"] = "cpu"
+    (folder / "code").mkdir()
+    for source in (serving.__file__, decoding.__file__):
+        shutil.copy(str(source), folder / "code")
+    served = {mlflow.pyfunc.MAIN: "serving", mlflow.pyfunc.CODE: "code"}
+    about.flavors[mlflow.pyfunc.FLAVOR_NAME] = {
+        key: value for key, value in about.flavors[mlflow.pyfunc.FLAVOR_NAME].items() if key != "config"
+    } | served
     about.save(folder / "MLmodel")
+
+
+def _requirements() -> list[str]:
+    """What serving needs; MLflow adds its own, which bring NumPy and pandas."""
+    return [f"torch=={torch.__version__.partition('+')[0]}", f"pillow=={PIL.__version__}"]
 
 
 def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -114,11 +128,12 @@ def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             raise ValueError("it brings code")
         with _quiet():
             program: nn.Module = mlflow.pytorch.load_model(str(folder))
-        shape = about.signature.inputs.inputs[0].shape
         metadata = about.metadata or {}
+        # champions of older versions have a signature of pixels
+        size, _, channels = metadata.get("shape") or about.signature.inputs.inputs[0].shape[1:]
         depth = {kind: (float(low), float(high)) for kind, (low, high) in (metadata.get("depth") or {}).items()}
         return program, {
-            "classes": list(metadata["classes"]), "size": shape[1], "channels": shape[3], "depth": depth
+            "classes": list(metadata["classes"]), "size": size, "channels": channels, "depth": depth
         }  # fmt: skip
     except Exception as error:  # noqa: BLE001 - readers raise whatever a damaged or foreign file makes them trip over
         reason = f"{type(error).__name__}: {tracking.in_one_line(error)}"
