@@ -25,6 +25,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 Metric = Annotated[
     str | None, typer.Option(help="test/accuracy unless given; also test/f1_macro, best_val/accuracy, ...")
 ]
+Task = Annotated[str, typer.Argument(help="such as task1")]
 Group = Annotated[str | None, typer.Option(help="comparison group; the newest complete one unless given")]
 Rope = Annotated[float, typer.Option(min=0, help="points (of loss: hundredths of a nat) that make no difference")]
 FormatOption = Annotated[
@@ -52,10 +53,15 @@ def table(
 
 @app.command()
 def compare(
-    tasks: Tasks, metric: Metric = None, group: Group = None, rope: Rope = 1.0, form: FormatOption = None,
-    out: Out = None, tracking_uri: Uri = None,
+    tasks: Tasks, metric: Metric = None, group: Group = None, rope: Rope = 1.0,
+    by: Annotated[str | None, typer.Option(metavar="FIELD", help="compare values of a setting for each model, such as "
+                                           "lr, augment, leak_free or tune, instead of the models")] = None,
+    form: FormatOption = None, out: Out = None, tracking_uri: Uri = None,
 ) -> None:  # fmt: skip
     """One row a pair of models: difference with interval, tests, and the verdict."""
+    if by is not None:
+        _compare_by(by, tasks, metric, group, rope / 100, _form(form, out), out, tracking_uri)
+        return
     from analysis.tables import difference_table
 
     def build(evidence: "Evidence", chosen: str) -> "ResultTable":
@@ -79,6 +85,52 @@ def figures(
                 for path in save(figure, folder, name):
                     print(path)
             _print_problems(evidence)
+
+
+@app.command()
+def tuning(
+    task: Task, group: Group = None,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help="folder for the figures and tables")] = None,
+    tracking_uri: Uri = None,
+) -> None:  # fmt: skip
+    """Show the tuned models of a task: what was chosen, and the expected score of the best of k configurations."""
+    from analysis.formats import render, terminal_width
+    from analysis.tuning import is_tuned, settings_of
+    from analysis.tuning_tables import chosen_table, curve_table
+
+    with _one_sentence():
+        evidence, _, _ = _evidence(task, None, group, tracking_uri, is_tuned)
+        tables = [chosen_table(evidence)]
+        curve, curves, trials = curve_table(evidence)
+        tables.append(curve)
+        print(render(tables, "text", terminal_width()), end="")
+        if out:
+            from analysis.figures import save
+            from analysis.tuning_figures import curves_figure, values_figure
+
+            paths = save(curves_figure(curves), out, "tuning_curves")
+            paths += save(values_figure(trials, settings_of(evidence.group)), out, "tuned_values")
+            for name, content in (("tuning.md", render(tables, "markdown")), ("tuning.csv", render([curve], "csv"))):
+                (out / name).write_text(content, encoding="utf-8")
+                paths.append(out / name)
+            for path in paths:
+                print(path)
+
+
+@app.command()
+def study(
+    task: Task, model: Annotated[str, typer.Argument(help="such as lenet5")],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="SQLite file, which may hold other studies")],
+    group: Group = None, tracking_uri: Uri = None,
+) -> None:  # fmt: skip
+    """Write the trials of a tuned model as a study that optuna-dashboard opens."""
+    from analysis.study import write_study
+    from analysis.tuning import is_tuned
+
+    with _one_sentence():
+        evidence, _, _ = _evidence(task, None, group, tracking_uri, is_tuned)
+        name = write_study(evidence, model, out)
+        print(f"{out}: {name}; to look at it: .venv/bin/optuna-dashboard sqlite:///{out}")
 
 
 @app.command()
@@ -125,47 +177,90 @@ def _write(
     tasks: list[str], metric: str | None, group: str | None, form: "Format | None", out: Path | None,
     tracking_uri: str | None, build: "Callable[[Evidence, str], ResultTable]",
 ) -> None:  # fmt: skip
-    from analysis.formats import SUFFIXES, print_groups, render, terminal_width
+    from analysis.formats import print_groups
+
+    form = _form(form, out)
+    with _one_sentence():
+        found = [_evidence(task, metric, group, tracking_uri) for task in tasks]
+        tables = [build(evidence, chosen) for evidence, chosen, _ in found]
+        _put(tables, form, out)
+        if form in ("text", "csv"):  # the other formats contain the notes
+            for (evidence, _, runs), result in zip(found, tables, strict=True):
+                print_groups(runs, evidence.group, result.notes if form == "csv" else [])
+
+
+def _compare_by(
+    field: str, tasks: list[str], metric: str | None, group: str | None, rope: float, form: "Format", out: Path | None,
+    tracking_uri: str | None,
+) -> None:  # fmt: skip
+    from analysis.by_setting import check_field, setting_table
+    from analysis.groups import ComparisonError
+
+    try:
+        check_field(field)
+    except ComparisonError as error:
+        raise typer.BadParameter(str(error), param_hint="--by") from None
+    _check_metric(metric)
+    uri = check_uri(tracking_uri)
+    with _one_sentence():
+        tables = [setting_table(task, field, metric, rope, group, uri) for task in tasks]
+        _put(tables, form, out)
+        if form == "csv":
+            for note in (note for table in tables for note in table.notes):
+                print(f"! {note}", file=sys.stderr)
+
+
+def _form(form: "Format | None", out: Path | None) -> "Format":
+    """Return the format of a table, by the suffix of its file unless named."""
+    from analysis.formats import SUFFIXES
 
     if out and not form and out.suffix and out.suffix.lower() not in SUFFIXES:
         known = ", ".join(SUFFIXES)
         raise typer.BadParameter(f"{out.name!r} ends in none of {known}; name a --format as well", param_hint="--out")
     if out and out.exists() and out.suffix and out.suffix.lower() not in SUFFIXES:
         raise typer.BadParameter(f"{out.name!r} is there and no table; name another file", param_hint="--out")
-    form = form or (SUFFIXES.get(out.suffix.lower(), "markdown") if out else "text")
-    with _one_sentence():
-        found = [_evidence(task, metric, group, tracking_uri) for task in tasks]
-        tables = [build(evidence, chosen) for evidence, chosen, _ in found]
-        if out:
-            out.write_text(render(tables, form), encoding="utf-8")
-            print(out)
-        else:
-            print(render(tables, form, terminal_width()), end="")
-        if form in ("text", "csv"):  # the other formats contain the notes
-            for (evidence, _, runs), result in zip(found, tables, strict=True):
-                print_groups(runs, evidence.group, result.notes if form == "csv" else [])
+    return form or (SUFFIXES.get(out.suffix.lower(), "markdown") if out else "text")
+
+
+def _put(tables: "list[ResultTable]", form: "Format", out: Path | None) -> None:
+    """Write tables to a file, or print them."""
+    from analysis.formats import render, terminal_width
+
+    if out:
+        out.write_text(render(tables, form), encoding="utf-8")
+        print(out)
+    else:
+        print(render(tables, form, terminal_width()), end="")
 
 
 def _evidence(
-    task: str, metric: str | None, group: str | None, tracking_uri: str | None
-) -> "tuple[Evidence, str, pd.DataFrame]":
-    """Read the group to be shown, its metric, and all runs of the task."""
-    from analysis.comparison import Evidence, check_metric, default_metric
+    task: str, metric: str | None, group: str | None, tracking_uri: str | None,
+    wanted: "Callable[[pd.DataFrame], bool] | None" = None,
+) -> "tuple[Evidence, str, pd.DataFrame]":  # fmt: skip
+    """Read the group to be shown, its metric, and all runs of the task; by default of those that are `wanted`."""
+    from analysis.comparison import Evidence, default_metric
     from analysis.groups import ComparisonError, choose_group
     from analysis.query import load_runs
 
     uri = check_uri(tracking_uri)
-    if metric is not None:
-        try:
-            check_metric(metric)
-        except ComparisonError as error:
-            raise typer.BadParameter(str(error), param_hint="--metric") from None
+    _check_metric(metric)
     runs = load_runs([task], uri)
     try:
-        chosen = choose_group(runs, group)
+        chosen = choose_group(runs, group, wanted)
     except ComparisonError as error:
         raise StoreError(f"{task} in the result database {without_password(uri)}: {error}") from None
     return Evidence(chosen, uri), metric or default_metric(chosen), runs
+
+
+def _check_metric(metric: str | None) -> None:
+    from analysis.comparison import check_metric
+    from analysis.groups import ComparisonError
+
+    try:
+        if metric is not None:
+            check_metric(metric)
+    except ComparisonError as error:
+        raise typer.BadParameter(str(error), param_hint="--metric") from None
 
 
 def _print_problems(evidence: "Evidence") -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -323,10 +324,12 @@ def pairs_of_models(evidence: Evidence, metric: str) -> list[tuple[str, str, str
     return pairs + against
 
 
-def compare(evidence: Evidence, metric: str, rope: float = 0.01) -> pd.DataFrame:
-    """Return the `pairwise_tests` of evidence."""
+def compare(
+    evidence: Evidence, metric: str, rope: float = 0.01, pairs: Sequence[tuple[str, str, str]] | None = None
+) -> pd.DataFrame:
+    """Return the `pairwise_tests` of evidence, or of `pairs` (family and two names) instead of those of models."""
     check_metric(metric)
-    pairs = pairs_of_models(evidence, metric)
+    pairs = pairs_of_models(evidence, metric) if pairs is None else pairs
     if not pairs:
         models = ", ".join(sorted(set(evidence.runs["model"])))
         raise ComparisonError(f"only {models} has finished splits, and a comparison takes two models, one a network")

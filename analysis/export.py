@@ -20,6 +20,7 @@ from tracking import Store
 README, FIGURES = "README.md", "figures"
 SHOWN_WITH_SCORES = ("scores_by_split",)
 SHOWN_WITH_VERDICTS = ("paired_differences", "accuracy_against_cost")
+SHOWN_WITH_TUNING = ("tuning_curves",)
 ABOUT = {  # the files beside the figures
     "report.html": "all of this on one page, with learning curves, classes, models and every run",
     "table.md": "the score table, and each run behind it",
@@ -106,6 +107,12 @@ def _readme(section: Section, texts: Mapping[str, str], command: str) -> str:
     else:
         lines += [NO_COMPARISON, ""]
     lines += _shown(section, SHOWN_WITH_VERDICTS)
+    if section.tuning:
+        lines += ["## Tuning", ""]
+        for table in section.tuning:
+            lines += [f"{markdown_text(table.caption)}.", "", markdown_table(table.cells), ""]
+            lines += _bullets([markdown_text(note) for note in table.notes])
+        lines += _shown(section, SHOWN_WITH_TUNING)
     described = [f"[{name}]({name}): {about}" for name, about in ABOUT.items() if name in texts]
     described += [f"{_links(drawing)}: {markdown_text(drawing.caption)}" for drawing in section.figures]
     lines += ["## Files", "", *_bullets(described)]

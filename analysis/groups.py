@@ -1,6 +1,7 @@
 """Comparison groups: the runs that may be in one table, and the warnings that belong to it."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,14 +88,22 @@ def _without_tuned(runs: pd.DataFrame) -> dict[str, "pd.Series[Any]"]:
     return {key: runs[key].astype("str").mask(tuned[key], "tuned") for key in TUNABLE}
 
 
-def alike_but_for(key: str, group: pd.DataFrame, runs: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the comparison groups in `runs` that agree with `group`, itself included, in all params but `key`."""
-    wanted = _keys(group.head(1).assign(**{key: ""}))
-    return [other for other in comparison_groups(runs) if _keys(other.head(1).assign(**{key: ""})) == wanted]
+def alike_but_for(key: str | Sequence[str], group: pd.DataFrame, runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the comparison groups in `runs` that agree with `group`, itself included, in all params but `key`.
+
+    `key` may be several params. A tuned setting has one value, unless `space` is among them.
+    """
+    left_out = dict.fromkeys([key] if isinstance(key, str) else key, "")
+    wanted = _keys(group.head(1).assign(**left_out))
+    return [other for other in comparison_groups(runs) if _keys(other.head(1).assign(**left_out)) == wanted]
 
 
-def choose_group(runs: pd.DataFrame, chosen: str | None = None) -> pd.DataFrame:
+def choose_group(
+    runs: pd.DataFrame, chosen: str | None = None, wanted: Callable[[pd.DataFrame], bool] | None = None
+) -> pd.DataFrame:
     """Return the comparison group with the `group_id` chosen, by default the newest complete one.
+
+    The default is the first that is `wanted`, if there is one.
 
     Raises
     ------
@@ -107,6 +116,8 @@ def choose_group(runs: pd.DataFrame, chosen: str | None = None) -> pd.DataFrame:
         if chosen not in names:
             raise ComparisonError(f"there is no comparison group {chosen!r}; there are {', '.join(names) or 'none'}")
         groups = [names[chosen]]
+    elif wanted is not None:
+        groups = [group for group in groups if wanted(group)] or groups
     if not groups or finished(groups[0]).empty:
         raise ComparisonError("no split has finished yet")
     return groups[0]

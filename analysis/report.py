@@ -18,12 +18,16 @@ from matplotlib.figure import Figure
 
 from analysis.comparison import Evidence, pairs_of_models, predicted_part
 from analysis.figures import confusion_counts, draw_figures, encode
+from analysis.groups import ComparisonError
 from analysis.query import local_artifact
 from analysis.tables import ResultTable, difference_table, number, score_table, verdict_sentences
+from analysis.tuning import how_tuned, is_tuned, settings_of, space_of, start_of
+from analysis.tuning_figures import curves_figure, values_figure
+from analysis.tuning_tables import chosen_table, curve_table
 from tracking import Store, StoreError
 from tracking.commands import script_of
 from tracking.keys import BASELINES, MODEL_CARD, SAMPLE, SEEDS
-from tracking.settings import LATER, TYPES
+from tracking.settings import LATER, TUNABLE, TYPES
 
 CAPTIONS = {
     "scores_by_split": "Every split's score (points), and the mean over splits with its 95 % interval.",
@@ -32,6 +36,9 @@ CAPTIONS = {
     "accuracy_against_cost": "The score against its cost. No other network beats one on the step line at its price.",
     "learning_curves": "Loss and accuracy by epoch: thin lines are splits, dots their best epochs; the thick line and "
     "band are mean ± sd as far as all splits were trained.",
+    "tuning_curves": "Validation accuracy expected of the best of k configurations, mean ± sd over splits, by number "
+    "of configurations and by compute; ×: the task's own configuration.",
+    "tuned_values": "Every trial's validation accuracy against the values of its settings.",
     "confusion": "Confusion matrix over all splits.",
     "most_confused": "The images that were wrong with the most confidence.",
 }
@@ -102,6 +109,7 @@ class Section:
     differences: ResultTable | None
     verdicts: list[str]
     methods: list[str]
+    tuning: list[ResultTable]  # what was chosen, and the tuning curves; empty if nothing was tuned
     figures: list[Drawing]
     problems: list[str]
     classes: pd.DataFrame
@@ -148,7 +156,8 @@ def describe(
         differences = difference_table(evidence, metric, rope)
         used = [method for method in differences.data["method"].unique() if method]
         methods = [METHODS[method] for method in used] + ([LEGEND] if used else [])
-    figures = [Drawing(*drawn) for drawn in draw_figures(evidence, metric, rope, thumbnails)]
+    tuning, figures_of_tuning = _tuning(evidence)
+    figures = [Drawing(*drawn) for drawn in draw_figures(evidence, metric, rope, thumbnails)] + figures_of_tuning
     section = Section(
         task=task,
         question=_text(runs, "question"),
@@ -157,6 +166,7 @@ def describe(
         differences=differences,
         verdicts=verdict_sentences(evidence, metric, rope),
         methods=methods,
+        tuning=tuning,
         figures=figures,
         classes=_class_scores(evidence, metric, models),
         problems=[evidence.problems[model] for model in models if model in evidence.problems],
@@ -167,6 +177,20 @@ def describe(
         runs_link="" if public else store.runs_link(task),
     )
     return _without_places(section) if public else section
+
+
+def _tuning(evidence: Evidence) -> tuple[list[ResultTable], list[Drawing]]:
+    """Make tables and figures about tuning, as far as the trials are in the database."""
+    if not is_tuned(evidence.group):
+        return [], []
+    tables = [chosen_table(evidence)]
+    try:
+        table, curves, trials = curve_table(evidence)
+    except ComparisonError as error:
+        return [dataclasses.replace(tables[0], notes=[f"No tuning curves: {error}."])], []
+    values = values_figure(trials, settings_of(evidence.group))
+    drawings = [Drawing("tuning_curves", None, curves_figure(curves)), Drawing("tuned_values", None, values)]
+    return [*tables, table], drawings
 
 
 def _without_places(section: Section) -> Section:
@@ -198,15 +222,19 @@ def _facts(evidence: Evidence, store: Store) -> dict[str, str]:
     test = f"{n_test} for the test" if n_test not in ("", "0") else "no test part"
     leak_free = runs["leak_free"].eq(True).all()
     leaks = "; near duplicates stay together, and none of a test image is trained on" if leak_free else ""
+    tuned = settings_of(evidence.group) if is_tuned(evidence.group) else []
+    values = {key: "tuned" if key in tuned else _text(runs, key) for key in TUNABLE}
     augmented = "flipped and shifted at random" if runs["augment"].eq(True).all() else "not augmented"
+    augmented = "augmented or not as tuned" if "augment" in tuned else augmented
     return {
         "data": f"{_text(runs, 'dataset')}: {_profile(store, runs)}{len(names)} classes ({classes})",
         "protocol": f"{_text(runs, 'protocol')}, {runs['n_splits'].iloc[0]} splits: {n_train} images to train on, "
         f"{n_val} to choose the best epoch, {test}{leaks}",
-        "training": f"AdamW, learning rate {_text(runs, 'lr')}, weight decay {_text(runs, 'weight_decay')}, batches of "
-        f"{_text(runs, 'batch_size')}, {augmented}, cosine schedule over at most {_text(runs, 'epochs')} epochs, early "
+        "training": f"AdamW, learning rate {values['lr']}, weight decay {values['weight_decay']}, batches of "
+        f"{values['batch_size']}, {augmented}, cosine schedule over at most {_text(runs, 'epochs')} epochs, early "
         f"stopping after {_text(runs, 'patience')} epochs without a lower validation loss, {_text(runs, 'precision')}"
         f"{_beginning(runs)}",
+        **({"tuning": f"on each split, the best of {how_tuned(evidence.group)}"} if tuned else {}),
         "hardware": f"{_text(runs, 'hardware')} ({_text(runs, 'device')}, threads: {_text(runs, 'threads')})",
     }
 
@@ -264,12 +292,19 @@ def reproduce(runs: pd.DataFrame) -> str:
     models = list(dict.fromkeys(runs["model"]))
     options = [f"-m {model}" for model in models if model not in BASELINES]
     hidden = {*SEEDS, *LATER}  # older commits lack the options that came later
-    options += [_option(key, first[key]) for key in ("n_splits", *TYPES) if key not in hidden and pd.notna(first[key])]
+    values = {**first, **(start_of(runs) if is_tuned(runs) else {})}
+    options += [
+        _option(key, values[key]) for key in ("n_splits", *TYPES) if key not in hidden and pd.notna(values[key])
+    ]
     one_seed = first[SEEDS[0]] == first[SEEDS[1]]  # an option that older commits have, too
     options += [f"--seed {first[SEEDS[0]]}"] if one_seed else [_option(key, first[key]) for key in SEEDS]
     if first["pretrained"]:
         options += ["--pretrained" if first["pretrained"].startswith("library") else "--weights FILE"]
     options += ["--freeze"] if first["freeze"] else []
+    if is_tuned(runs):
+        options += [f"--tune {runs['tune'].max()}", *(f"--space {part}" for part in space_of(runs).split())]
+        options += ["--no-halving"] if runs["halving"].eq(False).any() else []
+    options += [f"--seeds {runs['replicate'].max() + 1}"] if runs["replicate"].max() > 0 else []
     options += ["--leak-free"] if runs["leak_free"].eq(True).all() else []
     options += ["--sample"] if str(first["dataset"]).startswith(SAMPLE) else []
     options += ["--no-baselines"] if not set(models) & set(BASELINES) else []

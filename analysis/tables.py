@@ -1,5 +1,6 @@
 """Tables for people: one row a model, or one row a pair of models, with the notes that belong to them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pandas as pd
 from analysis import comparison
 from analysis.comparison import AGAINST_BASELINES, ALPHA, NETWORKS, Evidence, compare, is_better, pairs_of_models
 from analysis.groups import group_id, what_is_wrong
+from analysis.tuning import chosen_sentence, is_tuned
 from tracking.keys import MEAN
 from tracking.scores import SCORES, score_of
 
@@ -50,17 +52,23 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
             "MACs": in_millions(row["macs"]),
             "s per split": seconds(row[MEAN + "train_seconds"]),
         })  # fmt: skip
-    notes = [*what_is_wrong(evidence.group), *not_beaten.values()]
+    notes = [chosen_sentence(evidence)] if is_tuned(evidence.group) else []
+    notes += [*what_is_wrong(evidence.group), *not_beaten.values()]
     if problem := next((e.problem for m in frame.index if (e := evidence.estimate(metric, str(m))).problem), ""):
         notes.append(f"Where there is no interval: {problem}.")
     caption = f"{PART_NAMES[part]}, {score.label} as mean±sd over splits and 95 % interval of the mean, in {score.unit}"
     data = frame.reset_index().assign(**_identity(evidence, metric))
-    return ResultTable(_title(evidence), caption, pd.DataFrame(rows), data, notes, _trace(evidence, metric))
+    return ResultTable(result_title(evidence), caption, pd.DataFrame(rows), data, notes, _trace(evidence, metric))
 
 
-def difference_table(evidence: Evidence, metric: str, rope: float) -> ResultTable:
-    """Make the table of pairs: difference with interval, tests and verdict. Errors are those of `pairwise_tests`."""
-    tests = compare(evidence, metric, rope)
+def difference_table(
+    evidence: Evidence, metric: str, rope: float, pairs: Sequence[tuple[str, str, str]] | None = None
+) -> ResultTable:
+    """Make the table of pairs: difference with interval, tests and verdict.
+
+    `pairs` and errors are those of `comparison.compare`.
+    """
+    tests = compare(evidence, metric, rope, pairs)
     part, score = metric.split("/")[0], score_of(metric)
     rows = []
     for _, row in tests.iterrows():
@@ -80,7 +88,7 @@ def difference_table(evidence: Evidence, metric: str, rope: float) -> ResultTabl
         f"±{number(rope, metric)} {unit}; intervals and P are those of each pair alone"
     )
     data, notes = tests.assign(**_identity(evidence, metric)), _about_tests(evidence, tests)
-    return ResultTable(_title(evidence), caption, pd.DataFrame(rows), data, notes, _trace(evidence, metric))
+    return ResultTable(result_title(evidence), caption, pd.DataFrame(rows), data, notes, _trace(evidence, metric))
 
 
 def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
@@ -147,7 +155,8 @@ def _sentence(row: pd.Series, metric: str, rope: float) -> str:
     return f"{a} is {row['verdict']} than {b}: its {label} is {how} by {detail}, {holm_p(row['p_holm'])}."
 
 
-def _title(evidence: Evidence) -> str:
+def result_title(evidence: Evidence) -> str:
+    """Name the task, its data and its protocol."""
     first = evidence.runs.iloc[0]
     return f"{first['task']}: {first['dataset']}, {first['protocol']}"
 
