@@ -294,7 +294,7 @@ def _integrate(mean: float, parts: _Parts, overlap: float) -> ScoreEstimate:
 
 def _log_likelihood(sample_variance: float, expected: np.ndarray, df: int) -> np.ndarray:
     """Log density of a sample variance of normal values with this expectation, but for a constant."""
-    return -df / 2 * (np.log(expected) + sample_variance / expected)
+    return np.asarray(-df / 2 * (np.log(expected) + sample_variance / expected))
 
 
 def _half_width(weights: np.ndarray, sds: np.ndarray, confidence: float = 0.95) -> float:
