@@ -136,7 +136,7 @@ def epochs_of(source: Path, work: str, threads: int, share: float) -> Iterator[C
         requests.flush()
         answer = answers.readline()
         if not answer:
-            raise SystemExit(f"{work} failed in {source}")
+            raise SystemExit(f"{work} failed in {source} with exit code {process.wait()}")
         return Answer(*json.loads(answer))
 
     try:
