@@ -5,14 +5,14 @@ import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import scoring_server
+from mlflow.pyfunc import load_model, scoring_server
 from PIL import Image
 
 import models
@@ -37,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> mlflow.pyfunc.PyFuncModel:
-    return mlflow.pyfunc.load_model(str(folder))
+def model(folder: Path) -> Any:
+    return load_model(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,11 @@ def pixels() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (2, SIZE, SIZE, 3)).astype(np.uint8)
 
 
-def ask(model: mlflow.pyfunc.PyFuncModel, inputs: object) -> list[dict[str, float]]:
+def ask(model: Any, inputs: object) -> list[dict[str, float]]:
     """What MLflow's server answers to a request, without a port."""
     body = json.dumps({"inputs": inputs})
-    reply = scoring_server.invocations(body, "application/json", model, model.metadata.get_input_schema())
+    invocations: Any = scoring_server.invocations
+    reply = invocations(body, "application/json", model, model.metadata.get_input_schema())
     assert reply.status == 200
     predictions: list[dict[str, float]] = json.loads(reply.response)["predictions"]
     return predictions
@@ -68,16 +69,14 @@ def encoded(image: Image.Image, form: str) -> tuple[str, bytes]:
     return base64.b64encode(file.getvalue()).decode(), file.getvalue()
 
 
-def test_pixels_get_probabilities_by_name(model: mlflow.pyfunc.PyFuncModel, folder: Path, pixels: np.ndarray) -> None:
+def test_pixels_get_probabilities_by_name(model: Any, folder: Path, pixels: np.ndarray) -> None:
     answer = expected(folder, pixels)
     pd.testing.assert_frame_equal(pd.DataFrame(ask(model, pixels.tolist())), answer, check_dtype=False)
     for inputs in (pixels, pixels.astype(np.float64), pixels.astype(np.int64)):
         pd.testing.assert_frame_equal(model.predict(inputs), answer)
 
 
-def test_picture_files_are_seen_as_predict_sees_them(
-    model: mlflow.pyfunc.PyFuncModel, folder: Path, tmp_path: Path
-) -> None:
+def test_picture_files_are_seen_as_predict_sees_them(model: Any, folder: Path, tmp_path: Path) -> None:
     scene = Image.fromarray(np.random.default_rng(2).integers(0, 256, (30, 40, 3)).astype(np.uint8)).resize((400, 300))
     deep = Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40))
     texts, seen = [], []
@@ -91,7 +90,7 @@ def test_picture_files_are_seen_as_predict_sees_them(
     pd.testing.assert_frame_equal(model.predict(pd.DataFrame({"picture": texts})), answer)
 
 
-def test_what_is_no_image_is_refused_in_one_sentence(model: mlflow.pyfunc.PyFuncModel, pixels: np.ndarray) -> None:
+def test_what_is_no_image_is_refused_in_one_sentence(model: Any, pixels: np.ndarray) -> None:
     fractions = (pixels / 255).tolist()
     fractions[0][0][0][0] = 0.5
     beyond, negative = pixels.astype(int), pixels.astype(int)
@@ -111,7 +110,7 @@ def test_what_is_no_image_is_refused_in_one_sentence(model: mlflow.pyfunc.PyFunc
     ):
         with pytest.raises(MlflowException) as error:
             ask(model, inputs)
-        assert error.value.get_http_status_code() == 400
+        assert error.value.error_code == "INVALID_PARAMETER_VALUE"  # the server's 400
         assert sentence in error.value.message and "Traceback" not in error.value.message
     with pytest.raises(MlflowException, match="nan is none"):
         model.predict(np.full((1, SIZE, SIZE, 3), np.nan))
