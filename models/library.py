@@ -81,10 +81,10 @@ def _build_timm(
     fixed: dict[str, Any] = {"in_chans": in_channels, "num_classes": num_classes, "pretrained": pretrained}
     sizes: Sequence[dict[str, Any]] = ({"img_size": image_size}, {})
     model = _first_accepted(lambda size: timm.create_model(architecture, **fixed, **size), sizes)
-    patches = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
-    for side in patches if isinstance(patches, tuple) else (patches,):
-        if image_size % side:
-            raise ValueError(f"its patches of {side} pixels do not divide the image")
+    # of an image that they do not divide, the model would not see the rest
+    patches = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if isinstance(patches, nn.Conv2d) and patches.stride == patches.kernel_size and image_size % patches.stride[0]:
+        raise ValueError(f"its patches of {patches.stride[0]} pixels do not divide the image")
     return model
 
 

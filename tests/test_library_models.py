@@ -81,6 +81,7 @@ def test_products_of_attention_count(learns: bool) -> None:
     ("torchvision:alexnet", (1, 10, 28), "Output size is too small"),
     ("torchvision:vit_b_16", (3, 2, 28), "Input shape indivisible by patch size!"),
     ("timm:test_vit", (1, 10, 28), "its patches of 16 pixels do not divide the image"),
+    ("timm:pvt_v2_b0", (3, 2, 28), "Kernel size can't be greater than actual input size"),
     ("timm:test_resnet.no_such_weights", (3, 2, 64), "Invalid pretrained tag"),
 ])  # fmt: skip
 def test_what_cannot_be_fitted_is_refused_in_one_sentence(name: str, shape: tuple[int, int, int], reason: str) -> None:
@@ -88,6 +89,10 @@ def test_what_cannot_be_fitted_is_refused_in_one_sentence(name: str, shape: tupl
         models.describe(name, *shape)
     assert str(error.value).startswith(f"{name} cannot be built for {shape[2]}x{shape[2]} images")
     assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_overlapping_patches_need_not_divide_the_image() -> None:
+    assert models.build("timm:pvt_v2_b0", 3, 2, 64).patch_embed.proj.kernel_size == (7, 7)
 
 
 def test_unknown_architectures_and_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

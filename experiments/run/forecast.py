@@ -45,7 +45,8 @@ def epoch_seconds(plan: Plan, model: ModelPlan) -> float:
     rows = np.arange(len(train) + len(val))
     part = Split(rows[: len(train)], rows[len(train) :], rows[:0])
     images = DeviceImages.load(few, config.device, plan.request.device_memory)
-    network = initialise(lambda: models.build(model.card.name, **model_arguments(few)), 0, config.device)
+    arguments = model_arguments(few, config.freeze)
+    network = initialise(lambda: models.build(model.card.name, **arguments), 0, config.device)
     *_, second = fit(TrainingState(network, config, 0), images, part)  # the first epoch prepares much
     validation = _evaluation_seconds(network, images, part, config.precision)
     training = max(second.seconds - validation, 0.0)

@@ -235,7 +235,7 @@ def _make_trials(
     tags = {**job.tags, "task": trials_of(job.tags["task"])}
     numbers = {key: job.params[key] for key in CHILD_PARAMS if key in job.params}
     for number, config in enumerate(configs):
-        params = {**untuned, **dataclasses.asdict(config)}
+        params = {**untuned, **logged_settings(config)}
         configuration = fingerprint.configuration_fingerprint(params, dataset_digest, tags["source_digest"])
         split = fingerprint.split_fingerprint(configuration, job.number, tags["split_hash"], job.replicate or 0)
         yield dataclasses.replace(
