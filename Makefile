@@ -57,6 +57,6 @@ clean:                           ## the virtual environment and caches; results 
 	$(BIN)/pip install --quiet --requirement requirements-benchmarks.txt
 	touch $@
 
-.venv/ready-dev: .venv/ready-cluster requirements-dev.txt
+.venv/ready-dev: .venv/ready-cluster requirements-tuning.txt requirements-dev.txt
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@

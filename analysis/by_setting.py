@@ -54,10 +54,10 @@ def setting_table(
     runs = load_runs([task], tracking_uri)
     groups = _groups(runs, field, group)
     labels = _labels(groups, field)
-    named = [
-        _networks(each).assign(model=lambda rows, label=label: rows["model"] + f" {label}")
-        for each, label in zip(groups, labels, strict=True)
-    ]
+    named = []
+    for each, label in zip(groups, labels, strict=True):
+        networks = _networks(each)
+        named.append(networks.assign(model=networks["model"] + f" {label}"))
     models = sorted({str(model) for each in groups for model in finished(_networks(each))["model"]})
     there = {str(model) for each in named for model in finished(each)["model"]}
     family = f"pairs of values of {field}"

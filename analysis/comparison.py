@@ -1,7 +1,6 @@
 """Comparing the models of a group: means with intervals, and tests of differences that suit the protocol."""
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
@@ -14,20 +13,23 @@ import pandas as pd
 from analysis import statistics
 from analysis.groups import ComparisonError, choose_group, finished
 from analysis.query import load_classes, predictions_frame, read_predictions
-from analysis.statistics import TTest
+from analysis.statistics import ScoreEstimate
 from tracking import StoreError
 from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, SD
 from tracking.predictions import PARTS
-from tracking.scores import METRICS, UnknownScoreError, correct, score_of
+from tracking.scores import ALL, METRICS, SCORES, UnknownScoreError, correct, score_of
 from tracking.store import StoreAwayError
 
 if TYPE_CHECKING:
-    from tracking.scores import PerImage
+    from tracking.predictions import PartPredictions, Predictions
 
 BETTER, WORSE = "better", "worse"
-SAME, OPEN = "practically the same", "not distinguishable"
-ALPHA = 0.05  # adjusted p below this: a real difference; P(equivalent) above 1 - ALPHA: the same
+SAME, OPEN, NONE = "practically the same", "not distinguishable", "no test"
+ALPHA = 0.05  # adjusted p below this: a real difference, or practically the same
 NETWORKS, AGAINST_BASELINES = "pairs of networks", "networks against baselines"  # families of Holm's adjustment
+BELIEF = ("p_worse", "p_equivalent", "p_better")
+SPREAD = ("of_images", "of_training", "of_seeds")  # fields of a `ScoreEstimate`
+CROSS_FITTED = "cross_val/accuracy"  # missing in runs of earlier versions
 
 
 def check_metric(metric: str) -> None:
@@ -39,25 +41,34 @@ def check_metric(metric: str) -> None:
 
 
 def default_metric(runs: pd.DataFrame) -> str:
-    """Accuracy on the test part or, if the runs have none, on the validation part."""
-    return "test/accuracy" if runs["test/accuracy"].notna().any() else "best_val/accuracy"
+    """Accuracy on all images that judge without having chosen; without cross-fitted validation, on the test part.
+
+    Runs of earlier versions without a test part have accuracy on the validation part only.
+    """
+    has_test = runs["test/accuracy"].notna().any()
+    if finished(runs)[CROSS_FITTED].notna().all():
+        return f"{ALL}/accuracy" if has_test else CROSS_FITTED
+    return "test/accuracy" if has_test else "best_val/accuracy"
 
 
-def predicted_part(metric: str) -> str:
-    """Return the part of the predictions, `val`, `cross_val` or `test`, that a metric scores."""
+def predicted_parts(metric: str) -> tuple[str, ...]:
+    """Return the parts of the predictions that a metric scores."""
     part = metric.partition("/")[0]
-    return part if part in PARTS else "val"
+    return ("cross_val", "test") if part == ALL else (part,) if part in PARTS else ("val",)
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A mean over splits and its uncertainty."""
 
-    test: TTest  # without a valid standard error, NaN except for the mean
+    mean: float
     n: int  # splits
-    split_variance: float  # over splits, ddof 1
-    method: str = ""  # of the standard error
-    problem: str = ""  # the reason if there is no standard error
+    se: float = np.nan
+    low: float = np.nan  # ends of the 95 % interval
+    high: float = np.nan
+    p: float = np.nan
+    result: ScoreEstimate | None = None  # what these are from; None if there is no interval
+    problem: str = ""  # the reason
 
 
 class Evidence:
@@ -75,10 +86,11 @@ class Evidence:
 
     def __init__(self, group: pd.DataFrame, tracking_uri: str | None = None, earlier: "Evidence | None" = None) -> None:
         self.group = group
-        self.runs = finished(group)
+        self.runs = _with_all_images(finished(group))
         self.tracking_uri = tracking_uri
         self.problems: dict[str, str] = {}  # a sentence for each model with unreadable predictions
-        self._predictions: dict[tuple[str, str], pd.DataFrame] = earlier._predictions if earlier else {}
+        self._predictions: dict[str, Predictions] = earlier._predictions if earlier else {}
+        self._values: dict[tuple[str, str], np.ndarray] = {}
         self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
 
     @property
@@ -88,28 +100,54 @@ class Evidence:
 
     def of(self, model: str) -> pd.DataFrame:
         """Return the runs of a model, indexed by split: of several replicates the first, with their mean metrics."""
-        runs = self.runs[self.runs["model"] == model].sort_values(["split", "replicate"]).set_index("split")
+        runs = self.replicates(model).droplevel("replicate")
         first = runs[~runs.index.duplicated()]
         if len(first) < len(runs):
-            first = first.assign(**runs[list(FINAL_METRICS)].groupby(level=0).mean(skipna=False))
+            metrics = [column for column in runs if column in FINAL_METRICS or str(column).partition("/")[2]]
+            first = first.assign(**runs[metrics].groupby(level=0).mean(skipna=False))
         return first
 
-    def predictions(self, run: pd.Series, part: str) -> pd.DataFrame:
-        """Return the predictions of a run for `val`, `cross_val` or `test`."""
-        run_id = run["run_id"]
-        if (run_id, part) not in self._predictions:
-            stored = read_predictions(run, self.tracking_uri)
-            for name in PARTS:
-                if (of_part := stored.part(name)) is not None:
-                    self._predictions[run_id, name] = predictions_frame(of_part)
-        if (run_id, part) not in self._predictions:
-            raise StoreError(f"run {run_id} is of an earlier version, which kept no {part} predictions")
-        return self._predictions[run_id, part]
+    def replicates(self, model: str) -> pd.DataFrame:
+        """Return the runs of a model, indexed by split and replicate."""
+        return self.runs[self.runs["model"] == model].set_index(["split", "replicate"]).sort_index()
 
-    def pooled(self, model: str, part: str) -> pd.DataFrame | None:
-        """Return the predictions of all splits of a model; None, with an entry in `problems`, if one is unreadable."""
+    def need(self, metric: str) -> None:
+        """Make `runs` have this metric, which may be one that is derived from the predictions.
+
+        Raises
+        ------
+        ComparisonError
+            If it is unknown, or the predictions lack the probabilities that it needs.
+        """
+        check_metric(metric)
+        if metric in self.runs:
+            return
         try:
-            return pd.concat([self.predictions(run, part) for _, run in self.of(model).iterrows()])
+            scores = [float(np.mean(self._values_of(run, metric))) for _, run in self.runs.iterrows()]
+        except StoreAwayError:
+            raise
+        except (ValueError, StoreError) as error:
+            raise ComparisonError(f"{metric} cannot be derived: {error}") from None
+        self.runs = self.runs.assign(**{metric: scores})
+
+    def predictions(self, run: pd.Series, part: str) -> "PartPredictions":
+        """Return the predictions of a run for `val`, `cross_val` or `test`; a `StoreError` if there are none."""
+        run_id = run["run_id"]
+        if run_id not in self._predictions:
+            self._predictions[run_id] = read_predictions(run, self.tracking_uri)
+        found = self._predictions[run_id].part(part)
+        if found is None:
+            raise StoreError(f"run {run_id} is of an earlier version, which kept no {part} predictions")
+        return found
+
+    def pooled(self, model: str, parts: Sequence[str]) -> pd.DataFrame | None:
+        """Return the predictions of all splits of a model, one row an image, as in `load_predictions`.
+
+        None, with an entry in `problems`, if one is unreadable.
+        """
+        runs = [run for _, run in self.of(model).iterrows()]
+        try:
+            return pd.concat([predictions_frame(self.predictions(run, part)) for run in runs for part in parts])
         except StoreAwayError:
             raise
         except StoreError as error:
@@ -119,7 +157,7 @@ class Evidence:
     @functools.cached_property
     def classes(self) -> list[str]:
         """Class names in the order of labels; numbers if the parent has no names, or fewer than there are labels."""
-        pooled = [self.pooled(model, part) for model in set(self.runs["model"]) for part in ("val", "test")]
+        pooled = [self.pooled(model, ("val", "test")) for model in set(self.runs["model"])]
         highest = [frame[["true", "pred"]].to_numpy().max() for frame in pooled if frame is not None and len(frame)]
         labels = 1 + int(max(highest, default=-1))
         names: list[str] = []
@@ -137,9 +175,7 @@ class Evidence:
     def estimate(self, metric: str, model: str, other: str | None = None) -> Estimate:
         """Estimate a model's mean score, or its mean difference to another model on the splits that both have.
 
-        The standard error depends on how the scored images were chosen (see docs/statistics.md): the corrected
-        resampled t if each split draws its own and they are no more than the training images; components of variance
-        if they are more, or the same in every split.
+        See `statistics.score_estimate`, which takes the scores of single images.
         """
         key = (metric, model, other)
         if key not in self._estimates:
@@ -147,72 +183,88 @@ class Evidence:
         return self._estimates[key]
 
     def _estimate(self, metric: str, model: str, other: str | None) -> Estimate:
-        runs = self.of(model)
-        sides = [runs]
-        values = runs[metric]
-        if other is not None:
-            theirs, values = self.of(other), self.differences(metric, model, other)
-            sides = [runs.loc[values.index], theirs.loc[values.index]]
-        scores = values.to_numpy(float)
-        n = len(scores)
-        mean = float(np.mean(scores)) if n else np.nan
-        variance = float(np.var(scores, ddof=1)) if n > 1 and np.isfinite(scores).all() else np.nan
+        values = self.of(model)[metric] if other is None else self.differences(metric, model, other)
+        sides = [self.replicates(name) for name in (model, other) if name]
+        common = functools.reduce(pd.Index.intersection, [side.index for side in sides])
+        mean, n = float(values.mean(skipna=False)), len(values)
         try:
-            se, df, method = self._standard_error(metric, scores, sides)
+            statistics.check_splits(n)
+            if not np.isfinite(values).all():
+                raise ValueError(f"{metric} is missing or not finite in a split")
+            result = self._score_estimate(metric, [side.loc[common] for side in sides])
         except StoreAwayError:
-            raise  # temporary, and then there is a standard error
+            raise  # temporary, and then there is an interval
         except (ValueError, StoreError) as error:
-            return Estimate(TTest(mean, *[np.nan] * 6), n, variance, problem=str(error))
-        test = statistics.ttest(mean, se, df)
+            return Estimate(mean, n, problem=str(error))
+        low, high = result.low, result.high
         if other is None and score_of(metric).is_share:  # clip the interval to possible scores
-            test = dataclasses.replace(test, low=max(0.0, test.low), high=min(1.0, test.high))
-        return Estimate(test, n, variance, method)
+            low, high = max(0.0, low), min(1.0, high)
+        return Estimate(mean, n, result.se, low, high, result.p, result)
 
-    def _standard_error(self, metric: str, scores: np.ndarray, sides: list[pd.DataFrame]) -> tuple[float, float, str]:
-        """Return a mean's standard error, its degrees of freedom and the method; a `ValueError` if there is none."""
-        if len(scores) < 2:
-            raise ValueError(f"{len(scores) or 'no'} finished split, and an interval takes two")
-        if not np.isfinite(scores).all():
-            raise ValueError(f"{metric} is missing or not finite in a split")
+    def _score_estimate(self, metric: str, sides: list[pd.DataFrame]) -> ScoreEstimate:
+        """Estimate from the scores of single images in the same runs of one model, or of two."""
         hashes = [side["split_hash"].astype("str") for side in sides]
         if any((other != hashes[0]).any() for other in hashes[1:]):
             raise ValueError("the models were not trained and scored on the same images")
-        part, score = metric.split("/")[0], score_of(metric)
-        n_train, n_val, n_test = (float(sides[0][key].fillna(0).mean()) for key in ("n_train", "n_val", "n_test"))
-        fixed = part == "test" and self._scored_on_the_same_images(sides[0])
-        n_scored = n_test if part == "test" else n_val
-        if not fixed and n_scored <= n_train:
-            se = statistics.corrected_resampled_ttest(scores, n_train, n_scored).se
-            return se, len(scores) - 1, "corrected resampled t"
-        if part == "last_val" or score.per_image is None:
-            raise ValueError(f"the interval of {metric} under this protocol needs scores of single images, not stored")
-        images = self._image_scores(predicted_part(metric), score.per_image, sides)
-        image_variance = statistics.image_variance(images)
-        if fixed:
-            n_images, method = n_test, "components of variance, one test part"
-            se = statistics.fixed_test_standard_error(scores, image_variance, n_train, n_val, n_test)
-        else:
-            n_images, method = n_train + n_val + n_test, "components of variance, overlapping parts"
-            se = statistics.component_standard_error(scores, image_variance, n_train, n_images)
-        return se, statistics.satterthwaite_df(se, image_variance, n_images, len(scores)), method
+        scores, images, counts = [], [], []
+        for rows in zip(*(side.iterrows() for side in sides), strict=True):
+            runs = [run for _, run in rows]
+            ours, *theirs = [self._values_of(run, metric) for run in runs]
+            scores.append(ours - theirs[0] if theirs else ours)
+            images += [self.predictions(runs[0], part).index for part in predicted_parts(metric)]
+            counts.append(len(ours))
+        splits, replicates = sides[0].index.to_frame().to_numpy(np.int64).T
+        first = sides[0]
+        n_train, n_val, n_test = (float(first[key].fillna(0).mean()) for key in ("n_train", "n_val", "n_test"))
+        pool = n_train + n_val + (0 if self._have_one_test_part(first) else n_test)
+        seeds = np.repeat(replicates, counts) if len(set(replicates)) > 1 else None
+        repeated = np.repeat(splits, counts)
+        return statistics.score_estimate(
+            np.concatenate(scores), repeated, np.concatenate(images), n_train, max(n_train, pool), seeds
+        )
 
-    def _scored_on_the_same_images(self, runs: pd.DataFrame) -> bool:
+    def _have_one_test_part(self, runs: pd.DataFrame) -> bool:
         """Whether all splits have the same test part."""
-        parts = [self.predictions(run, "test")["index"].to_numpy() for _, run in runs.iterrows()]
+        parts = [self.predictions(run, "test").index for _, run in runs.iterrows()]
         return all(np.array_equal(part, parts[0]) for part in parts)
 
-    def _image_scores(self, part: str, per_image: "PerImage", sides: list[pd.DataFrame]) -> np.ndarray:
-        """Each image's part in a score (or difference of two), shape (splits, images), NaN where not scored."""
-        rows = []
-        for runs in zip(*(side.iterrows() for side in sides), strict=True):
-            frames = [self.predictions(run, part) for _, run in runs]
-            ours, *theirs = [per_image(frame["true"].to_numpy(), frame["pred"].to_numpy()) for frame in frames]
-            rows.append((frames[0]["index"].to_numpy(), ours - theirs[0] if theirs else ours))
-        times_scored = np.bincount(np.concatenate([images for images, _ in rows]))
-        values = np.full((len(rows), len(times_scored)), np.nan)
-        for own, (images, scores) in zip(values, rows, strict=True):
-            own[images] = scores
-        return values[:, times_scored > 0]
+    def _values_of(self, run: pd.Series, metric: str) -> np.ndarray:
+        """Each image's part in a score of a run, shape (n,): their mean is the score."""
+        key = (run["run_id"], metric)
+        if key not in self._values:
+            score = score_of(metric)
+            if metric.startswith("last_val/"):
+                raise ValueError(f"the interval of {metric} needs scores of single images, which are not stored")
+            values = []
+            for predictions in (self.predictions(run, part) for part in predicted_parts(metric)):
+                if not len(predictions):
+                    continue
+                if score.per_image is not None:
+                    values.append(score.per_image(predictions.true, predictions.predicted))
+                elif score.of_probabilities is None:
+                    raise ValueError(f"the interval of {metric} needs scores of single images, which are not stored")
+                elif predictions.probs is None:
+                    raise ValueError(f"{metric} needs the probabilities of all classes, which runs of earlier versions "
+                                     "do not keep; --fresh trains them again")  # fmt: skip
+                else:
+                    values.append(score.of_probabilities(predictions.true, predictions.probs))
+            if not values:
+                raise ValueError(f"there is no image that {metric} scores")
+            self._values[key] = np.concatenate(values)
+        return self._values[key]
+
+
+def _with_all_images(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add the scores of cross-fitted validation and test images together: of both parts, weighted by their images."""
+    test = runs["n_test"].astype(float).fillna(0) / (
+        runs["n_val"].astype(float) + runs["n_test"].astype(float).fillna(0)
+    )
+    scores = {
+        f"{ALL}/{name}": (1 - test) * runs[f"cross_val/{name}"] + test * runs[f"test/{name}"].where(test > 0, 0.0)
+        for name in SCORES
+        if {f"cross_val/{name}", f"test/{name}"} <= set(runs)
+    }
+    return runs.assign(**scores)
 
 
 def summarise(evidence: Evidence, model: str) -> dict[str, float]:
@@ -225,7 +277,7 @@ def summarise(evidence: Evidence, model: str) -> dict[str, float]:
     for key in FINAL_METRICS:
         summary |= {MEAN + key: runs[key].mean(skipna=False), SD + key: runs[key].std(skipna=False)}
         if key in METRICS:
-            estimate = evidence.estimate(key, model).test
+            estimate = evidence.estimate(key, model)
             summary |= {LOW + key: estimate.low, HIGH + key: estimate.high}
     return summary
 
@@ -240,7 +292,8 @@ def comparison_table(
     runs : pandas.DataFrame
         From `load_runs`.
     metric : str
-        One of `METRICS`, for the columns `mean`, `sd`, `low` and `high` and the order of rows.
+        Such as test/accuracy, all/f1_macro, test/auc (`tracking.scores.score_of`), for the columns `mean`, `sd`, `low`
+        and `high` and the order of rows.
     tracking_uri : str, optional
         The store of `runs`, if it is a server.
 
@@ -262,13 +315,14 @@ def comparison_table(
 
 def tabulate(evidence: Evidence, metric: str) -> pd.DataFrame:
     """Return the `comparison_table` of evidence."""
-    check_metric(metric)
+    evidence.need(metric)
     if evidence.runs[metric].isna().all():
         raise ComparisonError(f"no run of this comparison group has {metric}; try best_val/accuracy")
     rows = {}
     for model, splits in evidence.runs.groupby("model"):
         summary = summarise(evidence, str(model))
-        chosen = {name.rstrip("/"): summary[name + metric] for name in (MEAN, SD, LOW, HIGH)}
+        scores, estimate = evidence.of(str(model))[metric], evidence.estimate(metric, str(model))
+        chosen = {"mean": estimate.mean, "sd": scores.std(skipna=False), "low": estimate.low, "high": estimate.high}
         rows[model] = {
             "n": int(summary.pop("n_splits")),
             "n_expected": int(evidence.group["n_splits"].max()),
@@ -299,10 +353,12 @@ def pairwise_tests(
     pandas.DataFrame
         One row a pair, the better mean first: all pairs of networks, then each network against each baseline (column
         `family`). `model_a`, `model_b`, `n` common splits, mean `difference` a - b with its `se`, 95 % interval `low`
-        and `high`, `t`, `df`, two-sided `p`, `p_holm` adjusted within the family; probabilities that a is `p_worse`,
-        `p_equivalent` (within the region) and `p_better`; `verdict` on a; `splits_needed` to detect a difference of
-        this size with this test in this family at 80 % power (missing: no number is enough); `mcnemar_p` for k-fold
-        validation accuracy, over the pooled out-of-fold predictions; `method`, or the `problem` if there is no test.
+        and `high`, two-sided `p`, `p_holm` adjusted within the family; probabilities that a is `p_worse`,
+        `p_equivalent` (within the region) and `p_better`; `p_same_holm`, 1 - `p_equivalent` adjusted likewise;
+        `verdict` on a; `splits_needed` to detect a difference of this size in this family with 80 % power (missing: no
+        number is enough), and the `limit` of more splits (`images` or `training`); `of_images`, `of_training`,
+        `of_seeds`: parts of the variance of a split's difference; `mcnemar_p` for k-fold validation accuracy, over the
+        pooled out-of-fold predictions; the `problem` if there is no test.
 
     Raises
     ------
@@ -314,6 +370,7 @@ def pairwise_tests(
 
 def pairs_of_models(evidence: Evidence, metric: str) -> list[tuple[str, str, str]]:
     """Return family and names of each pair to test; of two networks the better on their common splits comes first."""
+    evidence.need(metric)
     means = evidence.runs.groupby("model")[metric].mean().sort_values(ascending=not score_of(metric).higher_is_better)
     networks = [str(name) for name in means.index if name not in BASELINES]
     pairs = []
@@ -337,11 +394,16 @@ def compare(
     tests = pd.DataFrame(
         [{"family": family, **_compare(evidence, metric, a, b, rope, sizes[family])} for family, a, b in pairs]
     )
-    # a pair without a test still counts: a missing file does not shrink the family
-    adjusted = tests.groupby("family")["p"].transform(lambda p: statistics.holm(p.fillna(1.0).to_numpy()))
-    tests["p_holm"] = adjusted.where(tests["p"].notna())
+    tests["p_holm"] = _adjusted(tests, tests["p"])
+    tests["p_same_holm"] = _adjusted(tests, 1 - tests["p_equivalent"])
     tests["verdict"] = [_verdict(row, is_better(row["difference"], metric)) for _, row in tests.iterrows()]
     return tests
+
+
+def _adjusted(tests: pd.DataFrame, p: "pd.Series[float]") -> "pd.Series[float]":
+    """Adjust within the families. A pair without a test still counts: a missing file does not shrink its family."""
+    adjusted = p.fillna(1.0).groupby(tests["family"]).transform(lambda family: statistics.holm(family.to_numpy()))
+    return adjusted.where(p.notna())
 
 
 def is_better(difference: float, metric: str) -> bool:
@@ -351,20 +413,22 @@ def is_better(difference: float, metric: str) -> bool:
 
 def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float, family_size: int) -> dict[str, Any]:
     estimate = evidence.estimate(metric, a, b)
-    test = estimate.test
-    sign = score_of(metric).sign
-    belief = dict.fromkeys(("p_worse", "p_equivalent", "p_better"), np.nan)
-    needed = None
-    if not estimate.problem:
-        belief = dataclasses.asdict(statistics.posterior(sign * test.mean, test.se, test.df, rope))
-        constant = max(0.0, test.se**2 - estimate.split_variance / estimate.n)  # not reduced by more splits
+    result = estimate.result
+    found: dict[str, Any] = dict.fromkeys((*BELIEF, *SPREAD), np.nan) | {"splits_needed": pd.NA, "limit": ""}
+    if result is not None:
+        belief = result.posterior(rope)
+        ends = (belief.p_worse, belief.p_equivalent, belief.p_better)
+        found |= dict(zip(BELIEF, ends[:: score_of(metric).sign], strict=True))
+        found |= {name: getattr(result, name) for name in SPREAD}
         confidence = 1 - ALPHA / family_size  # the strictest step of Holm's adjustment: never too few splits
-        needed = statistics.splits_needed(test.mean, estimate.split_variance, constant, confidence)
+        constant = result.constant_variance
+        needed = statistics.splits_needed(estimate.mean, result.split_variance, constant, confidence)
+        found["splits_needed"] = needed or pd.NA
+        found["limit"] = "images" if result.constant_of_images > constant / 2 else "training"
     return {
-        "model_a": a, "model_b": b, "n": estimate.n, "difference": test.mean, "se": test.se,
-        "low": test.low, "high": test.high, "t": test.t, "df": test.df, "p": test.p, "p_holm": np.nan,
-        **belief, "verdict": "", "splits_needed": needed or pd.NA, "mcnemar_p": _mcnemar(evidence, metric, a, b),
-        "method": estimate.method, "problem": estimate.problem,
+        "model_a": a, "model_b": b, "n": estimate.n, "difference": estimate.mean, "se": estimate.se,
+        "low": estimate.low, "high": estimate.high, "p": estimate.p, "p_holm": np.nan, "p_same_holm": np.nan,
+        **found, "verdict": "", "mcnemar_p": _mcnemar(evidence, metric, a, b), "problem": estimate.problem,
     }  # fmt: skip
 
 
@@ -373,9 +437,10 @@ def _mcnemar(evidence: Evidence, metric: str, a: str, b: str) -> float:
     sides = [evidence.of(a), evidence.of(b)]
     folds = sides[0]["protocol"].str.contains("k-fold").all()
     complete = all(len(side) == side["n_splits"].iloc[0] for side in sides)
-    if not (folds and complete and metric.startswith("best_val/") and score_of(metric).per_image is correct):
+    validation = metric.startswith(("best_val/", "cross_val/"))
+    if not (folds and complete and validation and score_of(metric).per_image is correct):
         return np.nan
-    ours, theirs = evidence.pooled(a, "val"), evidence.pooled(b, "val")
+    ours, theirs = (evidence.pooled(model, predicted_parts(metric)) for model in (a, b))
     if ours is None or theirs is None or not np.array_equal(ours["index"], theirs["index"]):
         return np.nan
     return statistics.mcnemar(*((frame["true"] == frame["pred"]).to_numpy() for frame in (ours, theirs))).p
@@ -384,8 +449,8 @@ def _mcnemar(evidence: Evidence, metric: str, a: str, b: str) -> float:
 def _verdict(row: pd.Series, better: bool) -> str:
     """Put the result for model a into words; equivalence takes precedence over significance."""
     if np.isnan(row["p_holm"]):
-        return "no test"
-    if row["p_equivalent"] > 1 - ALPHA:
+        return NONE
+    if row["p_same_holm"] < ALPHA:
         return SAME
     if row["p_holm"] >= ALPHA:
         return OPEN

@@ -19,13 +19,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from PIL import Image
 
-from analysis.comparison import NETWORKS, Evidence, compare, predicted_part, tabulate
+from analysis.comparison import NETWORKS, Evidence, compare, predicted_parts, tabulate
 from analysis.fonts import font_families
 from analysis.formats import shortened, shortened_apart
 from analysis.query import load_curves, load_thumbnails
 from tracking import StoreError
 from tracking.keys import BASELINES, MEAN
-from tracking.scores import SCORES, score_of
+from tracking.scores import score_of
 
 WIDTH = 3.5  # inches: a column of a two-column page
 SHOWN_MISTAKES = 20
@@ -113,15 +113,14 @@ def draw_figures(
         yield "accuracy_against_cost", None, cost_figure(table, metric)
     if np.isfinite(curves.loc[curves["model"].isin(networks), "val/loss"]).any():
         yield "learning_curves", None, curves_figure(curves, networks)
-    classes, part = evidence.classes, predicted_part(metric)
+    classes, parts = evidence.classes, predicted_parts(metric)
     for model in networks:
         runs = evidence.of(model)
-        predictions = evidence.pooled(model, part)
+        predictions = evidence.pooled(model, parts)
         if predictions is None:
             continue
         confusion = confusion_counts(predictions["true"].to_numpy(), predictions["pred"].to_numpy(), len(classes))
-        name = "test" if part == "test" else "validation"
-        title = f"{model}, {name} part, {len(runs)} splits pooled"
+        title = f"{model}, {_part_name(metric)} images, {len(runs)} splits pooled"
         yield file_name(f"confusion_{model}"), model, confusion_figure(confusion, classes, title)
         if not thumbnails:
             continue
@@ -391,15 +390,20 @@ def _any_text(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _scale(metric: str) -> float:
-    return SCORES[metric.rpartition("/")[2]].scale
+    return score_of(f"test/{metric.rpartition('/')[2]}").scale  # a curve's key, such as train/loss, has another part
 
 
-def _axis_name(metric: str, unit: bool = True) -> str:
-    part, score = metric.split("/")
+def _part_name(metric: str) -> str:
     names = {
+        "all": "validation and test",
         "test": "test",
         "best_val": "validation",
         "cross_val": "cross-fitted validation",
         "last_val": "last validation",
     }
-    return f"{names[part]} {SCORES[score].label}" + (f" ({SCORES[score].unit})" if unit else "")
+    return names[metric.partition("/")[0]]
+
+
+def _axis_name(metric: str, unit: bool = True) -> str:
+    score = score_of(metric)
+    return f"{_part_name(metric)} {score.label}" + (f" ({score.unit})" if unit else "")

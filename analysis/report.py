@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from analysis.comparison import Evidence, pairs_of_models, predicted_part
+from analysis.comparison import Evidence, pairs_of_models, predicted_parts
 from analysis.figures import confusion_counts, draw_figures, encode
 from analysis.groups import ComparisonError
 from analysis.query import local_artifact
@@ -43,18 +43,10 @@ CAPTIONS = {
     "most_confused": "The images that were wrong with the most confidence.",
 }
 RASTER = ("most_confused", "confusion")  # as PNG, which is far smaller there; all others as SVG
-METHODS = {  # explanations of `Estimate.method`
-    "corrected resampled t": "Corrected resampled t (Nadeau and Bengio 2003): SE² = (1/J + scored/trained images) s², "
-    "since the splits share training images; J - 1 degrees of freedom.",
-    "components of variance, one test part": "One test part scores every split, so the spread over splits does not "
-    "contain the variance due to its images: SE² = (1/J + validation/training images) s² + σ²/test images.",
-    "components of variance, overlapping parts": "The scored parts are large and overlap: SE² = s²/J + σ²/N + "
-    "(training images/N) s², with N images in all.",
-}
-LEGEND = (
-    "s² is the variance of the differences over the J splits; σ² is that of single images in the mean difference, "
-    "estimated from the stored predictions; degrees of freedom are Satterthwaite's. How often these tests err in a "
-    "simulation is in the program's docs/statistics.md."
+METHOD = (
+    "Intervals, p and P are from one estimate over the scores of all single images: their variance over images and "
+    "within them is known well, that between splits, which share training images, is not, and is integrated out. How "
+    "often this errs is in the program's docs/statistics.md."
 )
 ABOUT_SCORES = (
     "± is the standard deviation over splits, not the uncertainty of the mean, which the interval shows. Micro-F1 "
@@ -108,7 +100,6 @@ class Section:
     scores: ResultTable
     differences: ResultTable | None
     verdicts: list[str]
-    methods: list[str]
     tuning: list[ResultTable]  # what was chosen, and the tuning curves; empty if nothing was tuned
     figures: list[Drawing]
     problems: list[str]
@@ -137,7 +128,12 @@ def render_page(sections: Sequence[Section]) -> str:
     """Return the page as HTML, with today's date."""
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
-    values = {"made": f"{datetime.now(UTC):%Y-%m-%d}", "about_scores": ABOUT_SCORES, "no_comparison": NO_COMPARISON}
+    values = {
+        "made": f"{datetime.now(UTC):%Y-%m-%d}",
+        "about_scores": ABOUT_SCORES,
+        "method": METHOD,
+        "no_comparison": NO_COMPARISON,
+    }
     return environment.get_template("report.html.jinja").render(sections=sections, **values)
 
 
@@ -151,11 +147,9 @@ def describe(
     runs, task = evidence.runs, evidence.task
     scores = score_table(evidence, metric)
     models = list(scores.data["model"])
-    differences, methods = None, []
+    differences = None
     if pairs_of_models(evidence, metric):
         differences = difference_table(evidence, metric, rope)
-        used = [method for method in differences.data["method"].unique() if method]
-        methods = [METHODS[method] for method in used] + ([LEGEND] if used else [])
     tuning, figures_of_tuning = _tuning(evidence)
     figures = [Drawing(*drawn) for drawn in draw_figures(evidence, metric, rope, thumbnails)] + figures_of_tuning
     section = Section(
@@ -165,7 +159,6 @@ def describe(
         scores=scores,
         differences=differences,
         verdicts=verdict_sentences(evidence, metric, rope),
-        methods=methods,
         tuning=tuning,
         figures=figures,
         classes=_class_scores(evidence, metric, models),
@@ -264,7 +257,7 @@ def _class_scores(evidence: Evidence, metric: str, models: Sequence[str]) -> pd.
     names = evidence.classes
     columns: dict[str, list[str]] = {}
     for model in models:
-        pooled = evidence.pooled(model, predicted_part(metric))
+        pooled = evidence.pooled(model, predicted_parts(metric))
         if pooled is None:
             continue
         counts = confusion_counts(pooled["true"].to_numpy(), pooled["pred"].to_numpy(), len(names))

@@ -182,17 +182,25 @@ def _long(
         raise ValueError("scores, splits, images and seeds must be equally long arrays of one dimension")
     if not np.isfinite(values).all():
         raise ValueError("a score is not finite")
-    numbers = [np.unique(label, return_inverse=True)[1] for label in labels]
+    numbers = [_numbered(label) for label in labels]
     n_splits, n_images = (int(number.max(initial=-1)) + 1 for number in numbers[:2])
     check_splits(n_splits)
     if n_images < 2:
         raise ValueError("an estimate takes the scores of at least two images")
     training = numbers[0]
     if seeds is not None:
-        training = np.unique(numbers[0] * (numbers[2].max() + 1) + numbers[2], return_inverse=True)[1]
+        training = _numbered(numbers[0] * (numbers[2].max() + 1) + numbers[2])
     if np.bincount(training * n_images + numbers[1]).max() > 1:
         raise ValueError("an image has two scores in one split; more trainings of a split are told apart by `seeds`")
     return values, numbers[0], numbers[1], training
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    """Number equal labels from 0, in their order; whole numbers without sorting them, which takes ten times as long."""
+    if labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() > 10 * len(labels):
+        return np.asarray(np.unique(labels, return_inverse=True)[1])
+    occurs = np.bincount(labels) > 0
+    return np.asarray((np.cumsum(occurs) - 1)[labels])
 
 
 def _parts(values: np.ndarray, split: np.ndarray, image: np.ndarray, training: np.ndarray) -> _Parts:

@@ -149,7 +149,8 @@ def _frozen(row: pd.Series, losses: pd.Series, distributions: "dict[str, BaseDis
 
     stopped = "" if pd.isna(row[STOPPED]) else str(row[STOPPED])
     state = TrialState.COMPLETE if not stopped else TrialState.PRUNED if stopped.isdecimal() else TrialState.FAIL
-    finite = {int(epoch): float(loss) for epoch, loss in losses.items() if pd.notna(loss)}
+    known = losses.dropna()
+    finite = dict(zip(known.index.astype(int).tolist(), known.tolist(), strict=True))
     trial = create_trial(
         state=state,
         value=None if state == TrialState.FAIL else float(row["loss"]),

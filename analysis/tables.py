@@ -5,14 +5,25 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis import comparison
-from analysis.comparison import AGAINST_BASELINES, ALPHA, NETWORKS, Evidence, compare, is_better, pairs_of_models
+from analysis import comparison, statistics
+from analysis.comparison import (
+    AGAINST_BASELINES,
+    ALPHA,
+    CROSS_FITTED,
+    NETWORKS,
+    SPREAD,
+    Evidence,
+    compare,
+    is_better,
+    pairs_of_models,
+)
 from analysis.groups import group_id, what_is_wrong
 from analysis.tuning import chosen_sentence, is_tuned
 from tracking.keys import MEAN
 from tracking.scores import SCORES, score_of
 
 PART_NAMES = {
+    "all": "cross-fitted validation and test images together",
     "test": "test part at the best epoch",
     "best_val": "validation part at the best epoch, which it chose",
     "cross_val": "validation part, each half at the epoch that the other half chose",
@@ -41,19 +52,20 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
     not_beaten = baselines_not_beaten(evidence, metric)
     rows = []
     for model, row in frame.iterrows():
+        runs = evidence.of(str(model))
         rows.append({
             "model": f"{model}{NOT_BEATEN}" if model in not_beaten else str(model),
             "splits": f"{row['n']}/{row['n_expected']}",
             score.label: with_sd(row["mean"], row["sd"], metric),
             "95 % interval": interval(row["low"], row["high"], metric, "–"),
-            **{o.label: number(row[f"{MEAN}{part}/{o.name}"], f"{part}/{o.name}") for o in beside},
+            **{o.label: number(runs[f"{part}/{o.name}"].mean(skipna=False), f"{part}/{o.name}") for o in beside},
             "best epoch": f"{row[MEAN + 'best_epoch']:.0f}" if not row["baseline"] else "",
             "parameters": in_millions(row["parameters"]),
             "MACs": in_millions(row["macs"]),
             "s per split": seconds(row[MEAN + "train_seconds"]),
         })  # fmt: skip
     notes = [chosen_sentence(evidence)] if is_tuned(evidence.group) else []
-    notes += [*what_is_wrong(evidence.group), *not_beaten.values()]
+    notes += [*what_is_wrong(evidence.group), *_earlier_version(evidence), *not_beaten.values()]
     if problem := next((e.problem for m in frame.index if (e := evidence.estimate(metric, str(m))).problem), ""):
         notes.append(f"Where there is no interval: {problem}.")
     caption = f"{PART_NAMES[part]}, {score.label} as mean±sd over splits and 95 % interval of the mean, in {score.unit}"
@@ -93,15 +105,45 @@ def difference_table(
 
 def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
     notes = []
-    if tests["p"].notna().any():
+    tested = tests[tests["problem"] == ""]
+    if len(tested):
         families = tests.groupby("family", sort=False).size()
         counts = " and, apart from them, ".join(f"{family} ({count})" for family, count in families.items())
-        notes.append(f"p is two-sided; Holm p is adjusted over all {counts}.")
-    notes += [f"Standard errors: {method} (docs/statistics.md)." for method in tests["method"].unique() if method]
+        notes.append(
+            f"p is two-sided; Holm p, and the probability behind {comparison.SAME!r}, are adjusted over all {counts}."
+        )
+        notes.append("Better and worse hold for these settings, which are the same for all models.")
+    if ((tested["verdict"] == comparison.OPEN) & (tested["low"].gt(0) | tested["high"].lt(0))).any():
+        notes.append(
+            f"An interval is that of its pair alone: of many, some exclude 0 by chance, and beside {comparison.OPEN!r} "
+            "that is no finding."
+        )
+    notes += _spread(tests)
     for problem, pairs in tests[tests["problem"] != ""].groupby("problem", sort=False):
         names = ", ".join(f"{row['model_a']} and {row['model_b']}" for _, row in pairs.iterrows())
         notes.append(f"No test{'' if len(pairs) == len(tests) else f' of {names}'}: {problem}.")
-    return notes + what_is_wrong(evidence.group)
+    return notes + _earlier_version(evidence) + what_is_wrong(evidence.group)
+
+
+def _spread(tests: pd.DataFrame) -> list[str]:
+    """Say where the variance of a difference comes from, in the mean over the pairs of networks."""
+    parts = tests.loc[tests["family"].eq(NETWORKS) & tests["problem"].eq(""), list(SPREAD)]
+    parts = parts[parts.sum(axis=1) > 0]
+    if parts.empty:
+        return []
+    images, training, seeds = parts.div(parts.sum(axis=1), axis=0).mean()
+    shares = f"{share(images)} is due to the choice of the scored images"
+    if pd.isna(seeds):
+        return [f"Of the variance of one training's difference {shares}, the rest to training images and seeds, which "
+                "--seeds 2 tells apart."]  # fmt: skip
+    return [f"Of the variance of one training's difference {shares}, {share(training)} to the training images, "
+            f"{share(seeds)} to seeds."]  # fmt: skip
+
+
+def _earlier_version(evidence: Evidence) -> list[str]:
+    without = sorted(set(evidence.runs.loc[evidence.runs[CROSS_FITTED].isna(), "model"]))
+    return [f"Runs of an earlier version ({', '.join(without)}) kept no cross-fitted validation scores, which would "
+            "make intervals narrower; --fresh trains them again."] if without else []  # fmt: skip
 
 
 def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
@@ -112,7 +154,8 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
     beaten = tests["p_holm"].lt(ALPHA) & tests["difference"].map(lambda difference: is_better(difference, metric))
     unit = f" {score_of(metric).difference_unit}"
     found: dict[str, dict[str, list[str]]] = {}  # baselines by network and relation
-    for _, row in tests[tests["family"].eq(AGAINST_BASELINES) & ~beaten].iterrows():
+    enough = tests["n"] >= statistics.MIN_SPLITS
+    for _, row in tests[tests["family"].eq(AGAINST_BASELINES) & ~beaten & enough].iterrows():
         size = f"{number(row['difference'], metric, signed=True)}{unit}"
         if not row["problem"]:
             size += f", 95 % interval {interval(row['low'], row['high'], metric, ' to ')}, {holm_p(row['p_holm'])}"
@@ -145,14 +188,21 @@ def _sentence(row: pd.Series, metric: str, rope: float) -> str:
             f"{probability(row['p_equivalent'])} by no more than {number(rope, metric)}{unit}{real}."
         )
     if row["verdict"] == comparison.OPEN:
-        needed = row["splits_needed"]
-        more = f"about {needed} splits of this kind" if pd.notna(needed) else "more images, not more splits"
+        alone = " (of this pair alone: of many, some exclude 0 by chance)" if ends[0] > 0 or ends[1] < 0 else ""
         return (
-            f"{a} and {b} are not distinguishable: they differ by {detail}, {holm_p(row['p_holm'])}; to find such a "
-            f"difference with 80 % power this test would need {more}."
+            f"{a} and {b} are not distinguishable: they differ by {detail}{alone}, {holm_p(row['p_holm'])}; to find "
+            f"such a difference with 80 % power {_what_it_takes(row)}."
         )
     how = "lower" if row["difference"] < 0 else "higher"
     return f"{a} is {row['verdict']} than {b}: its {label} is {how} by {detail}, {holm_p(row['p_holm'])}."
+
+
+def _what_it_takes(row: pd.Series) -> str:
+    if pd.notna(row["splits_needed"]):
+        return f"would take about {row['splits_needed']} splits of this kind"
+    if row["limit"] == "images":
+        return "would take more images to score, not more splits"
+    return "would take other training images: those that all splits share set the limit"
 
 
 def result_title(evidence: Evidence) -> str:
@@ -208,6 +258,11 @@ def probability(p: float) -> str:
     if pd.isna(p):
         return ""
     return "<0.01" if 0 < p < 0.005 else ">0.99" if 0.995 <= p < 1 else f"{p:.2f}"
+
+
+def share(value: float) -> str:
+    """Format a share in whole per cent."""
+    return f"{100 * value:.0f} %"
 
 
 def seconds(value: float) -> str:

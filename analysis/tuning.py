@@ -141,7 +141,7 @@ def load_trials(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
         chosen=found["trial"].eq(found["chosen_trial_of_split"]).fillna(False).astype(bool),
         spent=(passes * found["macs"]).astype(float),
     )
-    return trials.drop(columns=[column for column in trials if column.endswith("_of_split")]), problems
+    return trials.drop(columns=[column for column in trials if str(column).endswith("_of_split")]), problems
 
 
 @functools.cache
@@ -193,7 +193,7 @@ class TuningCurve:
     @property
     def mean(self) -> np.ndarray:
         """Mean over the splits, for k = 1, 2, ..."""
-        return self.scores.to_numpy().mean(axis=0)
+        return np.asarray(self.scores.mean(axis=0))
 
     @property
     def sd(self) -> np.ndarray:
@@ -227,21 +227,24 @@ def budgets(curve: TuningCurve, by_compute: bool) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Crossing:
-    """Budgets at which the better one of two models changes."""
+class Order:
+    """Which of two models is ahead, by budget."""
 
     first: str  # ahead at the smallest budget that both have
     last: str  # ahead at the largest
     other: str  # of `first`
-    budgets: list[float]  # at which the lead changes, ascending
+    changes: list[float]  # budgets at which the other one takes the lead, ascending
     ends: tuple[float, float]  # the smallest and the largest budget
     leads: tuple[float, float]  # of `first` and `last` there, in units of the score
     in_splits: tuple[int, int]  # in which they lead there
     n_splits: int  # that both have
 
 
-def crossings(curves: Sequence[TuningCurve], by_compute: bool = False) -> Iterator[Crossing]:
-    """Find the pairs of models whose order depends on the budget; a budget in between buys what it is enough for."""
+def orders(curves: Sequence[TuningCurve], by_compute: bool = False) -> Iterator[Order]:
+    """Compare the models of each pair at the budgets that both have; one in between buys what it is enough for.
+
+    Pairs without a common budget, or that are equal at all of them, are left out.
+    """
     for a, b in itertools.combinations(curves, 2):
         splits = a.scores.index.intersection(b.scores.index)
         x = [budgets(curve, by_compute) for curve in (a, b)]
@@ -255,17 +258,17 @@ def crossings(curves: Sequence[TuningCurve], by_compute: bool = False) -> Iterat
         ahead = by_split.mean(axis=0)
         apart = np.flatnonzero(np.abs(ahead) > 1e-12)  # equal but for rounding: no lead
         changes = [int(j) for i, j in itertools.pairwise(apart) if ahead[i] * ahead[j] < 0]
-        if not changes:
+        if not len(apart):
             continue
         start, end = int(apart[0]), int(apart[-1])
         signs = np.sign(ahead[[start, end]])
         names = [a.model if sign > 0 else b.model for sign in signs]
         counts = [int(np.sum(by_split[:, at] * sign > 0)) for at, sign in zip((start, end), signs, strict=True)]
-        yield Crossing(
+        yield Order(
             first=names[0],
             last=names[1],
             other=b.model if names[0] == a.model else a.model,
-            budgets=[float(grid[at]) for at in changes],
+            changes=[float(grid[at]) for at in changes],
             ends=(float(grid[start]), float(grid[end])),
             leads=(float(abs(ahead[start])), float(abs(ahead[end]))),
             in_splits=(counts[0], counts[1]),

@@ -10,12 +10,12 @@ from analysis.study import importances
 from analysis.tables import ResultTable, number, result_title, with_sd
 from analysis.tuning import (
     METRIC,
-    Crossing,
+    Order,
     TuningCurve,
     chosen_configurations,
-    crossings,
     how_tuned,
     load_trials,
+    orders,
     settings_of,
     space_of,
     tuning_curves,
@@ -88,26 +88,34 @@ def curve_table(evidence: Evidence) -> tuple[ResultTable, list[TuningCurve], pd.
 
 
 def budget_sentences(curves: Sequence[TuningCurve]) -> list[str]:
-    """Say for each pair of models whose order depends on the budget at which one it changes."""
+    """Say for each pair of models whose order depends on the budget where it changes, and where compute changes it."""
     if len(curves) < 2:
         return []
-    by_number = [_crossing(each, "configurations", "k = {:.0f}", 1) for each in crossings(curves)]
-    by_compute = [_crossing(each, "multiply-accumulates", "{:.3g} T", 1e12) for each in crossings(curves, True)]
-    lines = [*by_number, *by_compute]
-    if not by_number:
-        best = ", ".join(curve.model for curve in curves)
-        lines.insert(0, f"No two curves cross: with any number of configurations the order is {best}.")
+    by_number = list(orders(curves))
+    lines = [_change(order, "configurations", "k = {:.0f}", 1) for order in by_number if order.changes]
+    if not lines:
+        lines = [f"No two curves cross: with any number the order is {', '.join(curve.model for curve in curves)}."]
+    last = {frozenset((order.first, order.other)): order.last for order in by_number}
+    for order in orders(curves, by_compute=True):
+        low, high = (f"{end / 1e12:.3g}" for end in order.ends)
+        if order.changes:
+            lines.append(_change(order, "multiply-accumulates", "{:.3g} T", 1e12))
+        elif order.last != last.get(frozenset((order.first, order.other))):
+            lines.append(
+                f"With equal compute {order.first} leads {order.other} wherever both were tried ({low} to {high} T "
+                f"multiply-accumulates), by {number(order.leads[1], METRIC)} points at the end."
+            )
     return lines
 
 
-def _crossing(crossing: Crossing, what: str, form: str, unit: float) -> str:
-    places = " and ".join(form.format(budget / unit) for budget in crossing.budgets)
-    start, end = (form.format(budget / unit) for budget in crossing.ends)
-    (lead, later), (n, n_later) = crossing.leads, crossing.in_splits
+def _change(order: Order, what: str, form: str, unit: float) -> str:
+    places = " and ".join(form.format(budget / unit) for budget in order.changes)
+    start, end = (form.format(budget / unit) for budget in order.ends)
+    (lead, later), (n, n_later) = order.leads, order.in_splits
     return (
-        f"Which of {crossing.first} and {crossing.other} is ahead depends on the number of {what}: it changes at "
-        f"{places}. At {start} {crossing.first} leads by {number(lead, METRIC)} points (in {n} of {crossing.n_splits} "
-        f"splits), at {end} {crossing.last} by {number(later, METRIC)} (in {n_later})."
+        f"Which of {order.first} and {order.other} is ahead depends on the number of {what}: it changes at {places}. "
+        f"At {start} {order.first} leads by {number(lead, METRIC)} points (in {n} of {order.n_splits} splits), at "
+        f"{end} {order.last} by {number(later, METRIC)} (in {n_later})."
     )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 from typer.testing import CliRunner
 
 import analysis
@@ -41,6 +42,7 @@ from analysis.tables import (
 from tests.conftest import ROOT, new_store
 from tracking import keys, scores
 from tracking.commands import script_tasks
+from tracking.predictions import Predictions, of_classes
 
 SETTINGS = {
     "dataset": "d", "n_splits": 4, "leak_free": False, "lr": 1e-3, "weight_decay": 0.01, "batch_size": 8, "epochs": 2,
@@ -70,17 +72,20 @@ def split_images(protocol: str, number: int) -> dict[str, np.ndarray]:
 
 def log_model(
     uri: str, model: str, skill: float, protocol: str = "repeated holdout 3:2", splits: int = 4, *,
-    predictions: bool = True, tmp: Path, task: str = "task3", **other: object,
+    predictions: bool = True, tmp: Path, task: str = "task3", replicates: int = 0, **other: object,
 ) -> None:  # fmt: skip
-    """Log the runs of a model that is right with probability `skill`, three classes."""
+    """Log the runs of a model that is right with probability `skill`, three classes.
+
+    With `replicates` they are as of this version: so many trainings a split, and probabilities of all classes.
+    """
     store = tracking.open_store(uri)
     n_train, n_val, n_test = PROTOCOLS[protocol]
     name = "".join(f"{key}{value}" for key, value in other.items())
     shared = SETTINGS | {"model": model, "protocol": protocol} | other
     own = TAGS | {"task": task}
     with tracking.parent_run(store, task, model, shared, own | {"fingerprint": f"{model}{name}"}) as parent:
-        for number in range(splits):
-            rng = np.random.default_rng([number, *model.encode()])
+        for number, replicate in itertools.product(range(splits), range(max(1, replicates))):
+            rng = np.random.default_rng([number, *model.encode()] + [replicate] * (replicate > 0))
             arrays, scores = {}, {"best_epoch": 1.0, "epochs_run": 2.0, "train_seconds": 3.0}
             for part, index in split_images(protocol, number).items():
                 true = index % 3
@@ -90,17 +95,42 @@ def log_model(
                 prefix = "test" if part == "test" else "best_val"
                 scores |= {f"{prefix}/accuracy": np.mean(true == pred), f"{prefix}/f1_micro": np.mean(true == pred)}
                 scores |= {f"{prefix}/f1_macro": f1_score(true, pred, average="macro"), f"{prefix}/loss": 1 - skill}
+            if replicates:
+                stored = with_probabilities(arrays, rng)
+                arrays, cross_val = stored.arrays(), stored.cross_val
+                assert cross_val is not None
+                scores["cross_val/accuracy"] = np.mean(cross_val.true == cross_val.predicted)
+                scores["cross_val/f1_macro"] = f1_score(cross_val.true, cross_val.predicted, average="macro")
+                scores |= {"cross_val/f1_micro": scores["cross_val/accuracy"], "cross_val/loss": cross_val.loss}
+                scores |= {"best_val/loss": stored.val.loss, "test/loss": stored.test.loss}
             sizes = {"split": number, "n_train": n_train, "n_val": n_val, "n_test": n_test}
-            tags = own | {"split_hash": f"h{number}", "fingerprint": f"{model}{number}{name}"}
+            sizes |= {"replicate": replicate} if replicates > 1 else {}
+            tags = own | {"split_hash": f"h{number}", "fingerprint": f"{model}{number}{name}{replicate or ''}"}
             tracking.begin_again(store, task, tags)
             claimed = tracking.claim(parent, f"{model} {number}", shared | sizes, tags)
             with tracking.child_run(store, claimed) as child:
                 if predictions:
-                    folder = tmp / f"{task}{model}{number}{len(other)}"
+                    folder = tmp / f"{task}{model}{number}{replicate}{len(other)}"
                     folder.mkdir(exist_ok=True)
                     np.savez(folder / keys.PREDICTIONS, **arrays)
                     child.log_files(folder)
                 child.log_metrics({key: float(value) for key, value in scores.items()})
+
+
+def with_probabilities(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> Predictions:
+    """Add probabilities of three classes to predictions, and some other ones for a half of the validation part."""
+    parts = {}
+    for part in ("val", "test"):
+        predicted = arrays[f"{part}_pred"]
+        logits = rng.normal(0, 1, (len(predicted), 3))
+        logits[np.arange(len(predicted)), predicted] += 5
+        log_probs = (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float32)
+        parts[part] = of_classes(arrays[f"{part}_index"], arrays[f"{part}_true"], log_probs)
+    val = parts["val"]
+    half = (np.arange(len(val)) % 2).astype(np.uint8)
+    other = np.where(half[:, None] == 1, np.roll(val.log_probs, 1, 1), val.log_probs)
+    crossed = of_classes(val.index, val.true, other)
+    return Predictions(val, parts["test"], crossed, half, np.array([False, True]))
 
 
 def copy_of(uri: str, folder: Path) -> Path:
@@ -112,26 +142,18 @@ def copy_of(uri: str, folder: Path) -> Path:
     return path
 
 
-def correctness(runs: pd.DataFrame, model: str, part: str) -> pd.DataFrame:
-    """Images in rows, splits in columns."""
+def image_values(runs: pd.DataFrame, model: str, part: str, macro: bool = False) -> pd.DataFrame:
+    """Correctness, or what macro-F1 is the mean of; images in rows, splits in columns."""
     columns = {}
     for _, run in runs[runs["model"] == model].iterrows():
         predictions = analysis.load_predictions(run).query("part == @part").set_index("index")
-        columns[run["split"]] = (predictions["true"] == predictions["pred"]).astype(float)
+        true, predicted = predictions["true"], predictions["pred"]
+        values = scores.macro_f1_values(true, predicted) if macro else (true == predicted).astype(float)
+        columns[run["split"]] = pd.Series(values, predictions.index)
     return pd.DataFrame(columns)
 
 
-def anova(values: pd.DataFrame) -> float:
-    """The variance component of the rows, as in a textbook."""
-    groups = [row.dropna().to_numpy() for _, row in values.iterrows() if row.notna().any()]
-    n, total = np.array([len(group) for group in groups]), sum(len(group) for group in groups)
-    grand = np.concatenate(groups).mean()
-    between = sum(len(group) * (group.mean() - grand) ** 2 for group in groups) / (len(groups) - 1)
-    within = sum(((group - group.mean()) ** 2).sum() for group in groups) / (total - len(groups))
-    return max(0.0, (between - within) / ((total - (n**2).sum() / total) / (len(groups) - 1)))
-
-
-OTHERS = {"n_splits": 2, "split_seed": 1, "train_seed": 1, "lr": 1.0, "precision": "fp16", "epochs": 9,
+OTHERS = {"split_seed": 1, "train_seed": 1, "lr": 1.0, "precision": "fp16", "epochs": 9,
           "augment": True, "leak_free": True}  # fmt: skip
 
 
@@ -192,59 +214,60 @@ def test_mean_sd_and_a_missing_split(runs_of: Callable[..., pd.DataFrame]) -> No
     assert pair["difference"] == pytest.approx((common["vggnet"] - common["lenet5"]).mean())
 
 
-@pytest.mark.parametrize("metric", ["best_val/accuracy", "best_val/f1_macro", "best_val/loss"])
-@pytest.mark.parametrize("protocol", ["repeated holdout 3:2", "stratified k-fold"])
-def test_validation_scores_get_the_corrected_resampled_t(
-    protocol: str, metric: str, runs_of: Callable[..., pd.DataFrame]
-) -> None:
-    runs = without_files(runs_of(protocol, "lenet5", "vggnet"))
+@pytest.mark.parametrize("metric", ["test/accuracy", "best_val/accuracy", "best_val/f1_macro"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_all_scored_images_make_one_estimate(protocol: str, metric: str, runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(protocol, "lenet5", "vggnet")
     pair = analysis.pairwise_tests(runs, metric, rope=0.02).iloc[0]
-    assert (pair["model_a"], pair["model_b"]) == ("vggnet", "lenet5")  # the better first, also by loss
-    wide = runs.pivot(index="split", columns="model", values=metric)
-    differences = (wide["vggnet"] - wide["lenet5"]).to_numpy()
-    n_train, n_val, _ = PROTOCOLS[protocol]
-    expected = statistics.corrected_resampled_ttest(differences, n_train, n_val)
-    for field in ("se", "low", "high", "t", "df", "p"):
-        assert pair[field] == getattr(expected, field), field
-    sign = -1 if metric.endswith("loss") else 1
-    belief = statistics.bayesian_correlated_ttest(sign * differences, n_train, n_val, 0.02)
-    assert (pair["p_worse"], pair["p_equivalent"], pair["p_better"]) == pytest.approx(
-        (belief.p_worse, belief.p_equivalent, belief.p_better), abs=1e-12
+    assert (pair["model_a"], pair["model_b"]) == ("vggnet", "lenet5")  # the better first
+    part, score = metric.split("/")
+    values = {
+        model: image_values(runs, model, part.removeprefix("best_"), score == "f1_macro")
+        for model in ("vggnet", "lenet5")
+    }
+    n_train, n_val, n_test = PROTOCOLS[protocol]
+    pool = n_train + n_val + (n_test if protocol == SMALL_TRAIN else 0)
+    difference = values["vggnet"] - values["lenet5"]
+    long = difference.stack().dropna()  # index: image, split
+    images, splits = long.index.get_level_values(0), long.index.get_level_values(1)
+    expected = statistics.score_estimate(long, splits, images, n_train, pool)
+    for field, found in (("mean", "difference"), ("se", "se"), ("low", "low"), ("high", "high"), ("p", "p")):
+        assert pair[found] == pytest.approx(getattr(expected, field), rel=1e-9), field
+    belief = expected.posterior(0.02)
+    assert pair["p_equivalent"] == pytest.approx(belief.p_equivalent, rel=1e-9)
+    assert pair["p_better"] == pytest.approx(belief.p_better, rel=1e-9)
+    row = analysis.comparison_table(runs, metric).loc["lenet5"]
+    own = values["lenet5"].stack().dropna()
+    expected = statistics.score_estimate(
+        own, own.index.get_level_values(1), own.index.get_level_values(0), n_train, pool
     )
-    assert np.isnan(pair["mcnemar_p"]) or protocol == "stratified k-fold"
+    low, high = max(0, expected.low), min(1, expected.high)  # no score is above 1
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((expected.mean, low, high), rel=1e-9)
 
 
-def test_a_fixed_test_part_adds_the_variance_of_its_images(runs_of: Callable[..., pd.DataFrame]) -> None:
+def test_the_last_epoch_has_no_interval(runs_of: Callable[..., pd.DataFrame]) -> None:
     runs = runs_of(HOLDOUT, "lenet5", "vggnet")
-    pair = analysis.pairwise_tests(runs).iloc[0]
-    images = correctness(runs, "vggnet", "test") - correctness(runs, "lenet5", "test")
-    own_term, image_term = (1 / 4 + 8 / 12) * images.mean().var(), anova(images) / 10
-    expected = np.sqrt(own_term + image_term)
-    df = expected**4 / (own_term**2 / 3 + image_term**2 / 9)  # Satterthwaite
-    assert pair["se"] == pytest.approx(expected) and pair["df"] == pytest.approx(df)
-    assert pair["p"] == pytest.approx(2 * stats.t.sf(abs(images.mean().mean()) / expected, df))
-    assert pair["method"] == "components of variance, one test part"
-    row = analysis.comparison_table(runs).loc["vggnet"]
-    own = correctness(runs, "vggnet", "test")
-    own_term, image_term = (1 / 4 + 8 / 12) * own.mean().var(), anova(own) / 10
-    df = (own_term + image_term) ** 2 / (own_term**2 / 3 + image_term**2 / 9)
-    half = stats.t.ppf(0.975, df) * np.sqrt(own_term + image_term)
-    mean = own.mean().mean()
-    assert (row["low"], row["high"]) == pytest.approx((mean - half, min(1, mean + half)))  # no score is above 1
+    runs["last_val/accuracy"] = runs["best_val/accuracy"]
+    pair = analysis.pairwise_tests(runs, "last_val/accuracy").iloc[0]
+    assert np.isnan(pair["p"]) and "needs scores of single images, which are not stored" in pair["problem"]
+    old = analysis.pairwise_tests(runs, "best_val/loss").iloc[0]
+    assert np.isnan(old["p"]) and "probabilities of all classes" in old["problem"] and old["verdict"] == "no test"
 
 
-@pytest.mark.parametrize("part", ["test", "val"])
-def test_large_parts_that_overlap_get_components(part: str, runs_of: Callable[..., pd.DataFrame]) -> None:
-    runs = runs_of(SMALL_TRAIN)
-    name = "test" if part == "test" else "best_val"
-    pair = analysis.pairwise_tests(runs, f"{name}/accuracy").iloc[0]
-    images = correctness(runs, "vggnet", part) - correctness(runs, "lenet5", part)
-    s2 = images.mean().var()
-    assert pair["se"] == pytest.approx(np.sqrt(s2 / 4 + anova(images) / 100 + 2 / 100 * s2))
-    macro = analysis.pairwise_tests(runs, f"{name}/f1_macro").iloc[0]
-    assert np.isfinite(macro["p"]) and macro["low"] < macro["difference"] < macro["high"]
-    loss = analysis.pairwise_tests(runs, f"{name}/loss").iloc[0]
-    assert np.isnan(loss["p"]) and "needs scores of single images" in loss["problem"] and loss["verdict"] == "no test"
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_too_few_splits_have_scores_and_no_verdict(n: int, runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(HOLDOUT)
+    evidence = analysis.Evidence(analysis.choose_group(runs[runs["split"] < n]))
+    table = score_table(evidence, "test/accuracy")
+    assert set(table.cells["95 % interval"]) == {""} and not table.cells["model"].str.contains("†").any()
+    takes = f"{'1 split is' if n == 1 else f'{n} splits are'} finished, and an interval or a verdict takes 4"
+    assert f"Where there is no interval: {takes}." in table.notes
+    assert table.data["mean"].notna().all() and table.data["sd"].notna().all() == (n > 1)
+    pairs = difference_table(evidence, "test/accuracy", 0.01)
+    assert set(pairs.data["verdict"]) == {"no test"} and f"No test: {takes}." in pairs.notes
+    assert pairs.data[["p", "p_holm", "low", "high", "p_better"]].isna().all(axis=None)
+    (sentence,) = verdict_sentences(evidence, "test/accuracy", 0.01)
+    assert sentence.endswith(f"and there is no test: {takes}.")
 
 
 def test_holm_within_each_family_and_baselines_apart(runs_of: Callable[..., pd.DataFrame]) -> None:
@@ -257,7 +280,7 @@ def test_holm_within_each_family_and_baselines_apart(runs_of: Callable[..., pd.D
 
 def test_mcnemar_pools_the_folds(runs_of: Callable[..., pd.DataFrame]) -> None:
     runs = runs_of(FOLDS, "lenet5", "vggnet")
-    a, b = (correctness(runs, model, "val").sum(axis=1).astype(bool) for model in ("vggnet", "lenet5"))
+    a, b = (image_values(runs, model, "val").sum(axis=1).astype(bool) for model in ("vggnet", "lenet5"))
     expected = stats.binomtest(int((a & ~b).sum()), int((a ^ b).sum())).pvalue
     assert analysis.pairwise_tests(runs, "best_val/accuracy").iloc[0]["mcnemar_p"] == pytest.approx(expected)
     assert np.isnan(analysis.pairwise_tests(runs).iloc[0]["mcnemar_p"])  # the test part is no out-of-fold prediction
@@ -384,7 +407,7 @@ def test_more_splits_are_only_asked_for_where_these_were_too_few(runs_of: Callab
 def a_pair(**other: Any) -> pd.Series:
     known = {
         "model_a": "a", "model_b": "b", "difference": 0.02, "low": 0.01, "high": 0.03, "p_holm": 0.01, "problem": "",
-        "p_equivalent": 0.1, "verdict": "better", "splits_needed": pd.NA,
+        "p_equivalent": 0.1, "verdict": "better", "splits_needed": pd.NA, "limit": "images",
     }  # fmt: skip
     return pd.Series(known | other)
 
@@ -401,10 +424,13 @@ def a_pair(**other: Any) -> pd.Series:
      "with probability 0.97 by no more than 1.0 points."),
     ({"verdict": "not distinguishable", "p_holm": 0.2, "low": -0.004, "splits_needed": 12}, "test/accuracy",
      "a and b are not distinguishable: they differ by 2.0 points, 95 % interval -0.4 to 3.0, Holm p 0.200; to find "
-     "such a difference with 80 % power this test would need about 12 splits of this kind."),
+     "such a difference with 80 % power would take about 12 splits of this kind."),
     ({"verdict": "not distinguishable", "p_holm": 0.2}, "test/accuracy", "a and b are not distinguishable: they differ "
-     "by 2.0 points, 95 % interval 1.0 to 3.0, Holm p 0.200; to find such a difference with 80 % power this test would "
-     "need more images, not more splits."),
+     "by 2.0 points, 95 % interval 1.0 to 3.0 (of this pair alone: of many, some exclude 0 by chance), Holm p 0.200; "
+     "to find such a difference with 80 % power would take more images to score, not more splits."),
+    ({"verdict": "not distinguishable", "p_holm": 0.2, "low": -0.004, "limit": "training"}, "test/accuracy", "a and b "
+     "are not distinguishable: they differ by 2.0 points, 95 % interval -0.4 to 3.0, Holm p 0.200; to find such a "
+     "difference with 80 % power would take other training images: those that all splits share set the limit."),
     ({"verdict": "no test", "problem": "one split"}, "test/accuracy", "a and b differ by 2.0 points of accuracy, and "
      "there is no test: one split."),
 ])  # fmt: skip
@@ -414,14 +440,13 @@ def test_sentences(pair: dict[str, Any], metric: str, sentence: str) -> None:
 
 def test_a_small_but_clear_lead_over_a_baseline_beats_it(runs_of: Callable[..., pd.DataFrame]) -> None:
     runs = runs_of(HOLDOUT, "vggnet", "linear")
-    score = runs["split"].astype(float) / 1000 + 0.5 + 0.004 * (runs["model"] == "vggnet")
-    evidence = analysis.Evidence(analysis.choose_group(runs.assign(**{"best_val/accuracy": score})))
-    (test,) = compare(evidence, "best_val/accuracy").itertuples()
+    evidence = analysis.Evidence(analysis.choose_group(runs))
+    (test,) = compare(evidence, "test/accuracy", rope=0.9).itertuples()
     assert test.verdict == "practically the same" and test.p_holm < 0.05
-    assert baselines_not_beaten(evidence, "best_val/accuracy") == {}
-    swapped = runs["split"].astype(float) / 1000 + 0.5 + 0.004 * (runs["model"] == "linear")
-    evidence = analysis.Evidence(analysis.choose_group(runs.assign(**{"best_val/accuracy": swapped})))
-    assert "vggnet is worse than linear (-0.4 points" in baselines_not_beaten(evidence, "best_val/accuracy")["vggnet"]
+    assert baselines_not_beaten(evidence, "test/accuracy") == {}
+    swapped = runs.assign(model=runs["model"].map({"vggnet": "linear", "linear": "vggnet"}))
+    evidence = analysis.Evidence(analysis.choose_group(swapped))
+    assert "vggnet is worse than linear (-" in baselines_not_beaten(evidence, "test/accuracy")["vggnet"]
 
 
 def test_a_model_that_was_just_begun_does_not_hide_the_rest(runs_of: Callable[..., pd.DataFrame]) -> None:
@@ -464,11 +489,10 @@ def test_baselines_without_a_finished_network(store_uri: str, tmp_path: Path, ru
 
 def test_numbers_that_json_does_not_know_are_null(store_uri: str, tmp_path: Path, run_analysis) -> None:
     for model in ("lenet5", "vggnet"):
-        log_model(store_uri, model, 1.0 if model == "vggnet" else 0.0, splits=2, tmp=tmp_path)
-    result = run_analysis("compare", "task3", "--metric", "best_val/loss", "--format", "json",
-                          "--tracking-uri", store_uri)  # fmt: skip
+        log_model(store_uri, model, 1.0 if model == "vggnet" else 0.0, tmp=tmp_path)
+    result = run_analysis("compare", "task3", "--format", "json", "--tracking-uri", store_uri)
     (row,) = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(name))[0]["rows"]
-    assert row["t"] is None and row["p"] == 0 and row["difference"] == -1  # no spread at all: t is infinite
+    assert row["p"] is None and row["difference"] == 1 and "all single scores are equal" in row["problem"]
 
 
 def test_csv_has_the_same_columns_without_a_test_part(store_of_four: str, run_analysis, tmp_path: Path) -> None:
@@ -620,10 +644,10 @@ def test_direction_unit_and_variance_of_a_further_score_come_from_the_registry(
     for key, mirrored in (("mean", "mean"), ("low", "high"), ("high", "low")):
         assert table[key].to_numpy() == pytest.approx(1 - by_accuracy[mirrored].to_numpy(), abs=1e-12)
     tests, by_accuracy = analysis.pairwise_tests(runs, "test/error_rate"), analysis.pairwise_tests(runs)
-    for key in ("model_a", "model_b", "verdict", "method"):
+    for key in ("model_a", "model_b", "verdict"):
         assert tests[key].tolist() == by_accuracy[key].tolist()
-    assert tests["method"].str.startswith("components of variance").all()  # which takes values of single images
-    for key in ("se", "df", "p", "p_worse", "p_equivalent", "p_better"):
+    assert tests["p"].notna().all()  # which takes values of single images
+    for key in ("se", "p", "p_worse", "p_equivalent", "p_better"):
         assert tests[key].to_numpy() == pytest.approx(by_accuracy[key].to_numpy(), rel=1e-9)
     assert tests["difference"].to_numpy() == pytest.approx(-by_accuracy["difference"].to_numpy())
     evidence = analysis.Evidence(analysis.choose_group(runs), store_of_four)
@@ -664,7 +688,7 @@ def test_a_score_without_values_of_images_gets_no_interval_and_a_sentence(
 ) -> None:
     monkeypatch.setitem(scores.SCORES, "error_rate", dataclasses.replace(error_rate, per_image=None))
     runs = with_error_rate(runs_of(protocol, "lenet5", "vggnet"))
-    sentence = f"the interval of {metric} under this protocol needs scores of single images, not stored"
+    sentence = f"the interval of {metric} needs scores of single images, which are not stored"
     table, (pair,) = analysis.comparison_table(runs, metric), analysis.pairwise_tests(runs, metric).itertuples()
     assert table[["low", "high"]].isna().all(axis=None) and table[["mean", "sd"]].notna().all(axis=None)
     assert np.isnan([pair.se, pair.low, pair.high, pair.p, pair.p_holm]).all() and np.isfinite(pair.difference)
@@ -673,11 +697,6 @@ def test_a_score_without_values_of_images_gets_no_interval_and_a_sentence(
     shown = score_table(evidence, metric)
     assert f"Where there is no interval: {sentence}." in shown.notes and set(shown.cells["95 % interval"]) == {""}
     assert f"No test: {sentence}." in difference_table(evidence, metric, 0.01).notes
-    # where each split draws its own images the scores of splits suffice
-    (pair,) = analysis.pairwise_tests(
-        with_error_rate(runs_of(FOLDS, "lenet5", "vggnet")), "best_val/error_rate"
-    ).itertuples()
-    assert pair.low < pair.difference < pair.high and pair.problem == ""
 
 
 def test_an_unknown_score_is_refused_everywhere(
@@ -766,3 +785,105 @@ def test_any_encoding_of_the_output(encoding: str, store_of_four: str) -> None:
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True)
     text = done.stdout.decode(encoding)
     assert done.returncode == 0 and ("±" if encoding != "ascii" else "+-") in text and "UnicodeEncodeError" not in text
+
+
+# Cross-fitted validation, probabilities, and several trainings a split
+
+
+@pytest.fixture(scope="module")
+def store_of_now(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a store of this version's runs, two trainings a split; it is not changed."""
+    folder = tmp_path_factory.mktemp("comparison") / "now"
+    uri = new_store(empty_database, folder)
+    for model, skill in (("lenet5", 0.5), ("vggnet", 0.9), ("linear", 0.6)):
+        log_model(uri, model, skill, tmp=folder, replicates=2)
+    return uri
+
+
+def long_values(runs: pd.DataFrame, model: str, per_image: Callable[..., np.ndarray]) -> pd.DataFrame:
+    """What a score is the mean of, over cross-fitted validation and test: a row a scored image."""
+    frames = []
+    for _, run in runs[runs["model"] == model].iterrows():
+        stored = query.read_predictions(run)
+        for part in (stored.cross_val, stored.test):
+            values = per_image(part.true, part.predicted, part.probs)
+            place = {"split": run["split"], "replicate": run["replicate"]}
+            frames.append(pd.DataFrame({"value": values, "image": part.index, **place}))
+    return pd.concat(frames).set_index(["split", "replicate", "image"]).sort_index()["value"]
+
+
+@pytest.mark.parametrize(("metric", "per_image"), [
+    ("all/accuracy", lambda true, predicted, probs: (true == predicted).astype(float)),
+    ("all/f1_macro", lambda true, predicted, probs: scores.macro_f1_values(true, predicted)),
+    ("all/loss", lambda true, predicted, probs: -np.log(probs[np.arange(len(true)), true])),
+    ("all/brier", lambda true, predicted, probs: ((probs - np.eye(3)[true]) ** 2).sum(1)),
+])  # fmt: skip
+def test_validation_and_test_images_and_all_seeds_make_one_estimate(
+    metric: str, per_image: Callable[..., np.ndarray], store_of_now: str
+) -> None:
+    runs = analysis.load_runs(["task3"], store_of_now)
+    tests = analysis.pairwise_tests(runs, metric).set_index(["model_a", "model_b"])
+    pair = tests.loc["vggnet", "lenet5"]
+    difference = long_values(runs, "vggnet", per_image) - long_values(runs, "lenet5", per_image)
+    split, replicate, image = (difference.index.get_level_values(level) for level in range(3))
+    expected = statistics.score_estimate(difference, split, image, 12, 20, replicate)
+    names = ["se", "low", "high", "p", "of_images", "of_training", "of_seeds"]
+    found = [pair["difference"], *pair[names]]
+    assert found == pytest.approx([expected.mean, *(getattr(expected, name) for name in names)], rel=1e-6)
+    table = analysis.comparison_table(runs, metric)
+    assert table.loc["vggnet", "n"] == 4  # splits, not trainings
+    own = long_values(runs, "vggnet", per_image)
+    assert table.loc["vggnet", "mean"] == pytest.approx(own.groupby(level=0).mean().mean(), rel=1e-6)
+
+
+def test_all_images_are_the_default_where_every_run_has_them(
+    store_of_now: str, store_of_four: str, run_analysis
+) -> None:
+    runs, old = analysis.load_runs(["task3"], store_of_now), analysis.load_runs(["task3"], store_of_four)
+    assert analysis.default_metric(analysis.choose_group(runs)) == "all/accuracy"
+    assert analysis.default_metric(analysis.choose_group(old)) == "test/accuracy"
+    assert analysis.default_metric(runs.assign(**{"test/accuracy": np.nan})) == "cross_val/accuracy"
+    mixed = runs.assign(**{"cross_val/accuracy": runs["cross_val/accuracy"].mask(runs["model"] == "linear")})
+    assert analysis.default_metric(mixed) == "test/accuracy"
+    shown = run_analysis("table", "task3", "--tracking-uri", store_of_now)
+    assert shown.exit_code == 0, shown.stderr
+    assert "cross-fitted validation and test images together" in shown.stdout
+    assert "earlier version" not in shown.stdout
+    pairs = run_analysis("compare", "task3", "--tracking-uri", store_of_now)
+    assert re.search(r"variance of one training's difference \d+ % is due to the choice of the scored images, \d+ % to "
+                     r"the training images, \d+ % to seeds", pairs.stdout)  # fmt: skip
+    shown = run_analysis("table", "task3", "--tracking-uri", store_of_four)
+    assert "Runs of an earlier version (lenet5, linear, majority, vggnet) kept no cross-fitted" in shown.stdout
+    refused = run_analysis("compare", "task3", "--metric", "test/auc", "--tracking-uri", store_of_four)
+    assert refused.exit_code == 1 and "test/auc cannot be derived" in refused.stderr
+
+
+def test_what_is_the_same_is_adjusted_like_what_is_better(store_of_now: str) -> None:
+    runs = analysis.load_runs(["task3"], store_of_now)
+    names = ["lenet5", "vggnet", "seresnet"]
+    lenet = runs[runs["model"] == "lenet5"]
+    three = pd.concat([lenet.assign(model=name, run_id=lenet["run_id"] + name) for name in names])
+    evidence = analysis.Evidence(analysis.choose_group(three))
+    tests = compare(evidence, "test/accuracy", rope=0.01)
+    assert (tests["p"] == 1).all() and (tests["verdict"] == "practically the same").all()  # the same predictions
+    wide = compare(analysis.Evidence(analysis.choose_group(runs)), "all/accuracy", rope=0.5)
+    for _, family in wide.groupby("family"):
+        assert family["p_same_holm"].to_numpy() == pytest.approx(statistics.holm(1 - family["p_equivalent"].to_numpy()))
+    assert ((wide["verdict"] == "practically the same") == (wide["p_same_holm"] < 0.05)).all()
+
+
+def test_a_score_that_training_does_not_log_is_derived(store_of_now: str, run_analysis) -> None:
+    uri = ("--tracking-uri", store_of_now)
+    runs = analysis.load_runs(["task3"], store_of_now)
+    table = analysis.comparison_table(runs, "test/auc")
+    expected = {}
+    for _, run in runs.iterrows():
+        part = query.read_predictions(run).test
+        auc = roc_auc_score(part.true, part.probs, multi_class="ovr", average="macro", labels=[0, 1, 2])
+        expected.setdefault((run["model"], run["split"]), []).append(auc)
+    means = pd.Series({key: np.mean(values) for key, values in expected.items()}).groupby(level=0).mean()
+    assert table["mean"].to_dict() == pytest.approx(means.to_dict(), abs=1e-9)
+    result = run_analysis("compare", "task3", "--metric", "test/auc", "--format", "json", *uri)
+    assert result.exit_code == 0, result.stderr
+    assert {row["metric"] for row in json.loads(result.stdout)[0]["rows"]} == {"test/auc"}
+    assert run_analysis("table", "task3", "--metric", "all/calibration_error", *uri).exit_code == 0

@@ -101,7 +101,10 @@ def test_one_file_holds_everything(described_store: str, whole_report: str) -> N
         assert run_id in page.text and str(score) in page.text
         assert any(f"/runs/{run_id}?" in link for link in page.links)
     assert "Which?" in page.text and "30 images, 28×28×1, of 3 classes" in page.text
-    assert re.search(r"vggnet (is better than|and lenet5 are) ", page.text) and "SE² =" in page.text
+    assert (
+        re.search(r"vggnet (is better than|and lenet5 are) ", page.text)
+        and "one estimate over the scores of all single images" in page.text
+    )
     assert "lenet5 is not shown to beat linear" in page.text
     assert "0" * 64 in page.text and reproduce(analysis.finished(analysis.choose_group(runs))) in page.text
 
@@ -126,7 +129,7 @@ def test_one_model_and_one_split_say_what_can_be_said(described_store: str, tmp_
         "A comparison takes two models, one of them a network, so there is none." in text
         and "vggnet has 1 of 4 splits" in text
     )
-    assert "1 finished split, and an interval takes two" in text
+    assert "1 split is finished, and an interval or a verdict takes 4" in text
 
 
 def test_the_command_repeats_the_configuration(described_store: str) -> None:

@@ -12,6 +12,9 @@ import pytest
 
 import analysis
 import tracking
+from analysis.groups import ComparisonError
+from analysis.report import reproduce
+from analysis.tuning import load_trials
 from experiments.tuning import halving
 from experiments.tuning.space import DEFAULT_SPACE, configurations
 from tests.commands import StartedCommand
@@ -133,6 +136,11 @@ def test_the_same_command_again_trains_nothing_and_more_trials_go_on(tuned: str,
         assert curves[key][: len(curve)] == curve  # what was trained before was not trained again
     shown = analysis.comparison_groups(analysis.load_runs(["task3"], uri))
     assert len(shown) == 2  # 4 and 6 trials are not compared
+    for group in shown:  # each finds its own trials, of which the first belong to both
+        found, problems = load_trials(analysis.Evidence(group, uri))
+        assert not problems
+        assert found.groupby("split")["trial"].apply(list).tolist() == [[*range(group["tune"].iloc[0])]] * 2
+        assert found["chosen"].sum() == 2
 
 
 def test_kill_9_and_two_jobs_at_once_change_no_bit(tuned: str, empty_database: Path, tmp_path: Path) -> None:
@@ -208,3 +216,54 @@ def test_the_task_says_what_is_tuned(tuned: str) -> None:
     assert np.isfinite(runs["lr"]).all() and not math.isnan(runs["lr"].max())
     (group,) = analysis.comparison_groups(runs)  # whatever was chosen
     assert set(group["model"]) == {"majority", "linear", "lenet5"}
+
+
+def test_the_analysis_says_what_was_chosen_and_what_the_best_of_k_scores(tuned: str, tmp_path: Path, run_here) -> None:
+    runs, trials = analysis.load_runs(["task3"], tuned), trials_in(tuned)
+    printed = run_here("-m", "analysis", "tuning", "task3", "--out", str(tmp_path), "--tracking-uri", tuned).stdout
+    assert "takes 16 configurations on 5 splits, and here are 4 on 2" in printed
+    names = ("tuning_curves.png", "tuning_curves.svg", "tuned_values.png", "tuned_values.svg", "tuning.md")
+    assert all((tmp_path / name).stat().st_size for name in names)
+    curve = pd.read_csv(tmp_path / "tuning.csv")
+    by_split = trials.groupby("split")
+    assert curve["mean"].iloc[0] == pytest.approx(trials["best_val/accuracy"].mean())
+    best = trials.loc[by_split["best_val/loss"].idxmin(), "best_val/accuracy"]
+    assert (curve["mean"].iloc[3], curve["sd"].iloc[3]) == pytest.approx((best.mean(), best.std()))
+    first = trials.iloc[0]
+    passes = (3 * first["n_train"] + first["n_val"]) * first["macs"] * (1 + 1 + 2 + 4)
+    assert curve["macs"].iloc[3] == pytest.approx(passes)
+
+    table = run_here("-m", "analysis", "table", "task3", "--tracking-uri", tuned).stdout
+    networks = runs[runs["model"] == "lenet5"]
+    numbers = [f"{number} on {count}" for number, count in networks["chosen_trial"].value_counts().items()]
+    assert "Tuned on each split: 4 configurations of lr=0.0001..0.01 weight_decay=0.001..0.1" in table
+    assert all(number in table for number in numbers)
+    group = analysis.choose_group(runs)
+    command = reproduce(analysis.finished(group))
+    assert "--lr 0.001 --weight-decay 0.01" in command
+    assert "--tune 4 --space lr=0.0001..0.01 --space weight_decay=0.001..0.1" in command
+    with pytest.raises(ComparisonError, match="no model of this comparison group was tuned"):
+        load_trials(analysis.Evidence(group.assign(tune=pd.NA), tuned))
+
+
+def test_a_study_holds_the_trials_as_optuna_knows_them(tuned: str, tmp_path: Path, run_here) -> None:
+    optuna = pytest.importorskip("optuna")
+    out = tmp_path / "study.db"
+    arguments = ("-m", "analysis", "study", "task3", "lenet5", "--out", str(out), "--tracking-uri", tuned)
+    assert "optuna-dashboard sqlite:///" in run_here(*arguments).stdout
+    (name,) = optuna.get_all_study_names(f"sqlite:///{out}")
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{out}")
+    trials, curves = trials_in(tuned), curves_in(tuned)
+    assert len(study.trials) == 8
+    for stored, (_, trial) in zip(study.trials, trials.iterrows(), strict=True):
+        assert stored.state.name == ("PRUNED" if trial[STOPPED] else "COMPLETE")
+        assert stored.value == trial["best_val/loss"]
+        assert stored.params == {"lr": trial["lr"], "weight_decay": trial["weight_decay"]}
+        assert list(stored.intermediate_values.values()) == curves[trial["split"], trial["trial"]]
+        assert stored.user_attrs["run_id"] == trial["run_id"]
+    assert study.trials[0].distributions["lr"] == optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+    again = run_here(*arguments)
+    assert (again.returncode, again.stderr.endswith("already; name another file\n")) == (1, True)
+    out.write_text("mine")
+    assert "no study of Optuna" in run_here(*arguments).stderr
+    assert out.read_text() == "mine"

@@ -19,7 +19,6 @@ rounded to float32, probabilities of 1 - 1e-8 and 1 would be equal, and one of 1
 the predicted class, and the loss would be lost. So nothing needs to be clipped.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ class PartPredictions:
     def __len__(self) -> int:
         return len(self.index)
 
-    @functools.cached_property
+    @property
     def probs(self) -> np.ndarray | None:
         """Probabilities of all classes: float64, shape (n, K), rows sum to 1; None in files of earlier versions."""
         if self.log_probs is None:

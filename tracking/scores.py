@@ -20,6 +20,7 @@ PARTS = {  # prefix of the scores of a finished split
     "last_val": "validation at the last epoch",
     "test": "test part at the best epoch: these images chose nothing",
 }
+ALL = "all"  # prefix of the scores of cross-fitted validation and test images together, which follow from those
 
 
 class UnknownScoreError(ValueError):
@@ -37,6 +38,8 @@ class Score:
     # Maps true and predicted classes, int64 of shape (n,), to values of shape (n,) whose mean is the score and whose
     # variance over n is its sampling variance. None if the score does not follow from the predicted classes.
     per_image: "PerImage | None"
+    # The same from probabilities of all classes, float64 of shape (n, K), in place of predicted classes
+    of_probabilities: "PerImage | None" = None
 
     @property
     def sign(self) -> int:
@@ -95,13 +98,106 @@ def macro_f1_values(true: "np.ndarray", predicted: "np.ndarray") -> "np.ndarray"
     return np.asarray(np.mean(f1) + len(t) / len(classes) * influence)
 
 
-SCORES: dict[str, Score] = {
+def log_loss_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray":
+    """Cross-entropy of each image in nats; a probability below `SMALLEST` counts as that."""
+    import numpy as np
+
+    return np.asarray(-np.log(np.maximum(probabilities[np.arange(len(true)), true], SMALLEST)))
+
+
+def brier_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray":
+    """Squared distance between the probabilities of each image and the truth: 0 to 2, for all numbers of classes."""
+    import numpy as np
+
+    of_truth = probabilities[np.arange(len(true)), true]
+    return np.asarray((probabilities**2).sum(1) + 1 - 2 * of_truth)
+
+
+def auc_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray":
+    """Values of the images whose mean is the macro ROC AUC, one class against the rest, and their sampling variance.
+
+    The AUC of a class is the share of pairs of an image of it and another image in which the former has the higher
+    probability of the class (ties count half). An image's value is the share among its own pairs, weighted so that the
+    values' variance over n is DeLong's. The mean is over the classes that occur; a single one leaves nothing to rank,
+    and the values are NaN.
+
+    References
+    ----------
+    DeLong, DeLong and Clarke-Pearson (1988). Comparing the areas under two or more correlated receiver operating
+    characteristic curves. Biometrics 44, 837-845.
+    """
+    import numpy as np
+    from scipy.stats import rankdata
+
+    n = len(true)
+    present = np.unique(true)
+    values = np.zeros(n)
+    for label in present:
+        of_class = true == label
+        positives, negatives = int(of_class.sum()), int(n - of_class.sum())
+        if not negatives:
+            return np.full(n, np.nan)
+        score = probabilities[:, label]
+        ranks = rankdata(score)
+        shares = np.empty(n)  # of the other kind that an image is ranked rightly against
+        shares[of_class] = (ranks[of_class] - rankdata(score[of_class])) / negatives
+        shares[~of_class] = 1 - (ranks[~of_class] - rankdata(score[~of_class])) / positives
+        auc = shares[of_class].mean()
+        values += auc + (shares - auc) * n / np.where(of_class, positives, negatives)
+    return values / len(present)
+
+
+def calibration_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray":
+    """Values of the images whose mean is the calibration error of the predicted class (ECE in `BINS` equal bins).
+
+    In a bin with more hits than the probabilities promise, an image's value is its hit minus its probability, in the
+    others the opposite. Both are noisy, so the mean is above 0 for perfectly calibrated probabilities, too.
+
+    References
+    ----------
+    Guo, Pleiss, Sun and Weinberger (2017). On calibration of modern neural networks. ICML.
+    """
+    import numpy as np
+
+    certainty = probabilities.max(1)
+    excess = (probabilities.argmax(1) == true) - certainty
+    bins = calibration_bins(certainty)
+    return np.asarray(excess * np.where(np.bincount(bins, excess, BINS) < 0, -1, 1)[bins])
+
+
+def calibration_bins(certainty: "np.ndarray") -> "np.ndarray":
+    """The bin of each probability: (0, 1/15], (1/15, 2/15], ..., numbered from 0."""
+    import numpy as np
+
+    return np.asarray(np.clip(np.ceil(certainty * BINS).astype(int) - 1, 0, BINS - 1))
+
+
+def top_5_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray":
+    """1 for each image whose class is among the five likeliest, else 0; of equally likely ones the first count."""
+    import numpy as np
+
+    likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    return np.asarray((likeliest == true[:, None]).any(1).astype(float))
+
+
+SMALLEST = 1e-15  # probability that the log loss of an impossible truth counts
+BINS = 15  # of the calibration error
+SCORES: dict[str, Score] = {  # computed in training
     score.name: score
     for score in (
         Score("accuracy", "accuracy", "%", True, correct),
         Score("f1_micro", "micro-F1", "%", True, correct),  # equals accuracy if each image has one label
         Score("f1_macro", "macro-F1", "%", True, macro_f1_values),
-        Score("loss", "loss", "nats", False, None),
+        Score("loss", "loss", "nats", False, None, log_loss_values),
+    )
+}
+DERIVED: dict[str, Score] = {  # computed from the stored probabilities of all classes, when they are asked for
+    score.name: score
+    for score in (
+        Score("auc", "macro AUC", "%", True, None, auc_values),
+        Score("brier", "Brier score", "(0 to 2)", False, None, brier_values),
+        Score("calibration_error", "calibration error", "%", False, None, calibration_values),
+        Score("top_5", "top-5 accuracy", "%", True, None, top_5_values),
     )
 }
 METRICS: tuple[str, ...] = tuple(f"{part}/{name}" for part in PARTS for name in SCORES)
@@ -110,8 +206,10 @@ METRICS: tuple[str, ...] = tuple(f"{part}/{name}" for part in PARTS for name in 
 def score_of(metric: str) -> Score:
     """Look up the score of a metric such as `test/accuracy`; an unknown one raises an `UnknownScoreError`."""
     part, _, name = metric.partition("/")
-    if part not in PARTS or name not in SCORES:
-        near = difflib.get_close_matches(metric, METRICS, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(METRICS)}"
+    scores = SCORES | ({} if part == "last_val" else DERIVED)  # of the last epoch no probabilities are kept
+    if part not in (*PARTS, ALL) or name not in scores:
+        further = (*(f"{ALL}/{name}" for name in SCORES), *(f"test/{name}" for name in DERIVED))
+        near = difflib.get_close_matches(metric, METRICS, 3) or difflib.get_close_matches(metric, further, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join((*METRICS, *further))}"
         raise UnknownScoreError(f"unknown metric {metric!r}; {hint}")
-    return SCORES[name]
+    return scores[name]

@@ -56,7 +56,7 @@ def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidenc
     StoreError
         The model cannot be exported, or other source than this one gave its scores.
     """
-    metric = analysis.default_metric(evidence.group)
+    metric = "test/accuracy" if evidence.group["test/accuracy"].notna().any() else "best_val/accuracy"
     whole = {"n_splits": task.protocol.n_splits, "epochs": task.training.epochs, "patience": task.training.patience}
     with store.scratch() as scratch:
         folder = Path(scratch)
@@ -180,14 +180,14 @@ def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", d
     model, part = str(best["model"]), metric.split("/")[0]
     what = f"{score_of(metric).label}, {PART_NAMES[part]}"
     estimate = evidence.estimate(metric, model)
-    ends = interval(estimate.test.low, estimate.test.high, metric, " to ")
+    ends = interval(estimate.low, estimate.high, metric, " to ")
     networks = evidence.runs.loc[~evidence.runs["model"].isin(BASELINES), "model"].nunique()
     height, width, channels = data.images.shape[1:]
     classes = ", ".join(map(markdown_text, data.classes[:SHOWN_CLASSES]))
     lines = [
         f"**{_title(best)}** of {best['task']}: {best['question']} Trained on {markdown_text(str(best['dataset']))}.",
         f"Why it is the champion: {reason}.",
-        f"- {what}: {number(estimate.test.mean, metric)} % in the mean over {estimate.n} splits"
+        f"- {what}: {number(estimate.mean, metric)} % in the mean over {estimate.n} splits"
         f"{f' (95 % interval {ends} %)' if ends else ''}, {number(best[metric], metric)} % in this split. This very "
         f"score chose it, from all splits of {networks} network{'s' if networks != 1 else ''}: expect a little less on "
         "other images.",
