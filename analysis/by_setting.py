@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.comparison import Evidence, default_metric, predicted_part
+from analysis.comparison import Evidence, default_metric
 from analysis.groups import ComparisonError, alike_but_for, choose_group, comparison_groups, finished, group_id
 from analysis.query import load_runs
 from analysis.tables import ResultTable, difference_table
@@ -154,9 +154,12 @@ def _order(value: Any) -> tuple[bool, float, str]:
 
 def _paired_by_images(evidence: Evidence, metric: str) -> Evidence:
     """Let the images that a metric scores tell which splits are the same, instead of all images of a split."""
-    part = predicted_part(metric)
+    parts = predicted_parts(metric)
     try:
-        scored = [evidence.predictions(run, part)["index"] for _, run in evidence.runs.iterrows()]
+        scored = [
+            [image for part in parts for image in evidence.predictions(run, part).index.tolist()]
+            for _, run in evidence.runs.iterrows()
+        ]
     except StoreError as error:
         raise ComparisonError(f"which images were scored is not known: {error}") from None
     digests = pd.Series([str(hash(tuple(images))) for images in scored], evidence.runs.index)
