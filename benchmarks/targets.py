@@ -80,7 +80,7 @@ def serve(source: str, work: str, threads: int, share: float) -> None:
     hardware = find("hardware")
     hardware.prepare()
     name, channels, classes, size, batch, *counts, _ = WORKS[work]
-    train, val = (max(batch, round(share * count)) for count in counts)
+    train, val = (max(2, round(share * count)) for count in counts)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (train + val, size, size, channels)).astype(np.uint8)
     names = tuple(map(str, range(classes)))
