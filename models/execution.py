@@ -201,6 +201,8 @@ class Execution(ABC):
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self.model = model
         self.dtype = dtype
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        self.with_kernels = on_cpu and dtype in (torch.float32, torch.bfloat16) and not kernels.why_not()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map images, shape (N, channels, H, W), to logits, shape (N, classes)."""
@@ -299,11 +301,6 @@ class Training(Execution):
     Batch and running statistics and gradients are those of `model(x)` under autocast, up to rounding. What stands
     between the convolutions is done by the kernels of models/kernels, where they can be had and fit the layers.
     """
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__(model, dtype)
-        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-        self.with_kernels = on_cpu and dtype in (torch.float32, torch.bfloat16) and not kernels.why_not()
 
     def _fits(self, layer: ConvNorm, sides: Sequence[int], multiple: int = 8) -> bool:
         """Whether the kernels can do a ConvNorm on maps of these sides: its channels, or those of two pixels, fill
@@ -594,7 +591,29 @@ class Inference(Execution):
             return activate(out, activation) if other is None else F.relu_(out.add_(other))
         if other is None:
             return convolve(x, weight, bias, geometry, activation)
+        if self.with_kernels and conv.out_channels % 16 == 0:
+            from models.kernels import functions  # imports numba
+
+            return functions.add_bias(convolve(x, weight, None, geometry), bias, other.to(self.dtype))
         return F.relu_(convolve(x, weight, bias, geometry).add_(other))
+
+    def conv_norm_pool(self, layer: ConvNorm, x: Tensor) -> Tensor:
+        """See `Execution`. With kernels the output of the convolution is not activated before it is pooled."""
+        geometry, x = Geometry.of(layer.conv), x.to(self.dtype)
+        wide = layer.conv.out_channels % 16 == 0 and min(_sides_after(layer.conv, x.shape[2:])) > 1
+        if not (self.with_kernels and wide) or _is_dense(layer.conv.kernel_size[0], geometry, x):
+            return super().conv_norm_pool(layer, x)
+        from models.kernels import functions  # imports numba
+
+        if layer not in self._weights:
+            weight, bias = _folded(layer)
+            first = x.shape[1] <= MAX_FOLDED and geometry.groups == 1
+            prepared = functions.stem_weight(weight) if first else self._prepared(weight, bias, geometry, x)[0]
+            self._weights[layer] = prepared, bias
+        weight, bias = self._weights[layer]
+        if weight.dim() == 3:
+            return functions.stem(x, weight, bias, layer.conv.kernel_size[0], geometry)
+        return functions.add_bias_and_pool(convolve(x, weight, None, geometry), bias)
 
     def conv_tanh_pool(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """See `Execution`."""

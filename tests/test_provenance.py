@@ -204,6 +204,12 @@ def test_what_some_models_use_changes_theirs_alone(
     (f"{TRAINING}/cuda_graphs.py", "torch.cuda.CUDAGraph()", "torch.cuda.CUDAGraph(True)"),
     ("models/execution.py", "MAX_FOLDED = 4", "MAX_FOLDED = 3"),
     ("models/execution.py", "return x.tanh_()", "return x.sigmoid_()"),
+    ("models/kernels/normalisation.py", "rows = max(4, BLOCK // size // c)", "rows = max(8, BLOCK // size // c)"),
+    ("models/kernels/depthwise.py", "border = (pad + stride - 1) // stride", "border = pad // stride + 1"),
+    ("models/kernels/excitation.py", "inverse = splat(1 / pixels)", "inverse = splat(1.0 / pixels)"),
+    ("models/kernels/stem.py", "step = stride * channels", "step = channels * stride"),
+    ("models/kernels/vectors.py", "for _ in range(2):", "for _ in range(3):"),
+    ("models/kernels/launch.py", "ALIGNMENT = 64", "ALIGNMENT = 128"),
 ])  # fmt: skip
 def test_what_all_models_use_changes_all(
     path: str, old: str, new: str, built: dict[str, nn.Module], before: dict[str, str]

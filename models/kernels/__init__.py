@@ -1,4 +1,4 @@
-"""Fused kernels for training on a CPU: what stands between two matrix products, in as few passes as can be.
+"""Fused kernels for a CPU: what stands between two matrix products, in as few passes as can be.
 
 A processor with matrix instructions multiplies faster than it can fetch. Between two convolutions stand BatchNorm, an
 activation, perhaps a 2x2 max pool, a sum or squeeze-and-excitation: a few operations on each number, for which each
@@ -30,6 +30,9 @@ its ends. The kernels of `depthwise` and `excitation` and the order of work in `
 Forward, z1 and z2 are written once each, z1 is read once and z2 twice; backward, z2 and z1 are read twice each, and one
 gradient is written and read. That is 11 passes over memory for expanded tensors; layer by layer they are about 40.
 
+In evaluation oneDNN has bias and activation in the convolution already. What is left is the first layer (`stem`), whose
+output is the largest map of a network and is never written, and pools and sums after other convolutions.
+
 Sums are taken for each image, as differences from its first pixel, and joined in float64. They are more exact than
 those of torch's BatchNorm, depend on no other image, and so not on the number of threads.
 
@@ -38,8 +41,8 @@ bf16, and a layer is one of the blocks of this package whose channels fill vecto
 together). Everything else takes torch's operations, as in `models.execution`. `NUMBA_DISABLE_JIT=1` turns kernels off.
 They are compiled when they are first needed, and kept (`launch`).
 
-`vectors` has the operations on 16 numbers at once; `launch` compiles and runs; `normalisation`, `depthwise` and
-`excitation` have the kernels; `functions` are the layers, forward and backward.
+`vectors` has the operations on 16 numbers at once; `launch` compiles and runs; `normalisation`, `depthwise`,
+`excitation` and `stem` have the kernels; `functions` are the layers, forward and backward.
 """
 
 import functools

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from models.efficientnet import MBConv
 from models.execution import CL, Folding, Geometry, activation_of, convolution_gradients, convolve
 from models.kernels import depthwise, excitation, normalisation
+from models.kernels import stem as stems
 from models.layers import ConvNorm, SqueezeExcitation
 
 ACTIVATIONS = {"none": normalisation.NONE, "relu": normalisation.RELU, "swish": normalisation.SILU}
@@ -435,3 +436,38 @@ class _InvertedBottleneck(torch.autograd.Function):
             gx, grad_first, grad_gamma1, grad_beta1, grad_taps, grad_gamma2, grad_beta2,
             grad_w3[:, :, None, None], grad_gamma3, grad_beta3, None, None, None, *grads,
         )  # fmt: skip
+
+
+def add_bias(z: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+    """In evaluation, what follows the last convolution of a residual block: relu(z + bias + other)."""
+    return apply(z, torch.ones_like(bias), bias, "relu", other.contiguous(memory_format=CL))
+
+
+def add_bias_and_pool(z: Tensor, bias: Tensor) -> Tensor:
+    """In evaluation, what follows a convolution: the maximum over 2x2 pixels of relu(z + bias)."""
+    n, c, h, w = z.shape
+    y = torch.empty((n, c, h // 2, w // 2), dtype=z.dtype, memory_format=CL)
+    normalisation.pool(z.element_size()).launch(n, h, w, c, z, torch.stack([torch.ones_like(bias), bias]), y)
+    return y
+
+
+def stem_weight(weight: Tensor) -> Tensor:
+    """Weights (C, in, k, k) as `stem` takes them: (C / 16, k * k * in, 16) float32."""
+    c, channels, k, _ = weight.shape
+    return (
+        weight.detach().view(c // 16, 16, channels, k, k).permute(0, 3, 4, 2, 1).reshape(c // 16, -1, 16).contiguous()
+    )
+
+
+def stem(x: Tensor, weight: Tensor, bias: Tensor, kernel: int, geometry: Geometry) -> Tensor:
+    """In evaluation, a first layer: the maximum over 2x2 pixels of relu(convolution + bias); see `stem_weight`."""
+    x = x.contiguous(memory_format=CL)
+    n, channels, h, w = x.shape
+    stride, padding, _ = geometry
+    sides = [((side + 2 * padding - kernel) // stride + 1) // 2 for side in (h, w)]
+    y = torch.empty((n, len(bias), *sides), dtype=x.dtype, memory_format=CL)
+    stems.convolve_and_pool(x.element_size(), channels, kernel, stride, padding).launch(
+        n, h, w, len(bias), *sides, x, weight, bias.detach().contiguous(), y,
+        scratch=stems.scratch_bytes(channels, padding, h, w),
+    )  # fmt: skip
+    return y
