@@ -23,7 +23,9 @@ ALLOWED = {
 
 
 # each room of experiments/ imports only rooms after it; rooms of one line do not import each other
-ROOMS = (("command_line",), ("run",), ("champion", "verification"), ("jobs",), ("provenance",), ("training",))
+ROOMS = (
+    ("command_line",), ("run",), ("champion", "verification"), ("tuning",), ("jobs",), ("provenance",), ("training",)
+)  # fmt: skip
 FLAT = {"folder", "__init__", "__main__", "request", "task"}  # beside the scripts of the tasks
 
 
