@@ -16,6 +16,7 @@ from tracking import StoreError
 from tracking.commands import not_one_of
 from tracking.keys import BASELINES, GROUP_PARAMS, TUNING
 from tracking.settings import kind_of
+from tracking.store import StoreAwayError
 
 FIELDS = (*GROUP_PARAMS, "device")
 NONE = "none"  # shown for a run that lacks the param, such as `tune` of one that is not tuned
@@ -160,6 +161,8 @@ def _paired_by_images(evidence: Evidence, metric: str) -> Evidence:
             [image for part in parts for image in evidence.predictions(run, part).index.tolist()]
             for _, run in evidence.runs.iterrows()
         ]
+    except StoreAwayError:
+        raise
     except StoreError as error:
         raise ComparisonError(f"which images were scored is not known: {error}") from None
     digests = pd.Series([str(hash(tuple(images))) for images in scored], evidence.runs.index)

@@ -112,7 +112,13 @@ def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
         notes.append(
             f"p is two-sided; Holm p, and the probability behind {comparison.SAME!r}, are adjusted over all {counts}."
         )
-        notes.append("Better and worse hold for these settings, which are the same for all models.")
+        if tests["family"].isin((NETWORKS, AGAINST_BASELINES)).all():
+            what = (
+                "for models that were each tuned with the same budget"
+                if is_tuned(evidence.group)
+                else ("for these settings, which are the same for all models")
+            )
+            notes.append(f"Better and worse hold {what}.")
     if ((tested["verdict"] == comparison.OPEN) & (tested["low"].gt(0) | tested["high"].lt(0))).any():
         notes.append(
             f"An interval is that of its pair alone: of many, some exclude 0 by chance, and beside {comparison.OPEN!r} "
@@ -126,8 +132,8 @@ def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
 
 
 def _spread(tests: pd.DataFrame) -> list[str]:
-    """Say where the variance of a difference comes from, in the mean over the pairs of networks."""
-    parts = tests.loc[tests["family"].eq(NETWORKS) & tests["problem"].eq(""), list(SPREAD)]
+    """Say where the variance of a difference comes from, in the mean over the pairs without a baseline."""
+    parts = tests.loc[tests["family"].ne(AGAINST_BASELINES) & tests["problem"].eq(""), list(SPREAD)]
     parts = parts[parts.sum(axis=1) > 0]
     if parts.empty:
         return []

@@ -28,7 +28,7 @@ def store(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str
 
 
 def test_each_pair_of_values_of_each_network_is_tested_on_the_same_splits(store: str) -> None:
-    table = setting_table("task3", "lr", None, 0.01, tracking_uri=store)
+    table = setting_table("task3", "lr", "test/accuracy", 0.01, tracking_uri=store)
     data = table.data.set_index(["model_a", "model_b"])
     assert list(data.index) == [
         ("lenet5 lr=0.003", "lenet5 lr=0.001"), ("lenet5 lr=0.01", "lenet5 lr=0.001"),
@@ -38,7 +38,8 @@ def test_each_pair_of_values_of_each_network_is_tested_on_the_same_splits(store:
     scores = runs.pivot_table(index="split", columns=["model", "lr"], values="test/accuracy")
     row = data.loc[("lenet5 lr=0.003", "lenet5 lr=0.001")]
     assert row["difference"] == pytest.approx((scores["lenet5", 3e-3] - scores["lenet5", 1e-3]).mean())
-    assert data["n"].eq(4).all() and "pairs of values of lr (4)" in " ".join(table.notes)
+    said = " ".join(table.notes)
+    assert data["n"].eq(4).all() and "pairs of values of lr (4)" in said and "the same for all models" not in said
     # the same numbers as of two models with these runs
     two = runs[(runs["model"] == "lenet5") & runs["lr"].isin([1e-3, 3e-3])]
     names = two["lr"].map({1e-3: "a", 3e-3: "b"})
@@ -86,7 +87,7 @@ def test_tuned_runs_are_compared_with_what_tuning_started_from(store: str, monke
     tuned = runs[was_tuned].assign(tune=8, space="lr=0.0001..0.01 from lr=0.003", halving=True)
     stored = pd.concat([runs[~was_tuned], tuned.astype(runs.dtypes)], ignore_index=True)
     monkeypatch.setattr("analysis.by_setting.load_runs", lambda tasks, uri: stored)
-    table = setting_table("task3", "tune", None, 0.01, tracking_uri=store)
+    table = setting_table("task3", "tune", "test/accuracy", 0.01, tracking_uri=store)
     (row,) = table.data.to_dict("records")
     assert (row["model_a"], row["model_b"]) == ("lenet5 tune=8", "lenet5 tune=none")
     means = runs.groupby("lr")["test/accuracy"].mean()
