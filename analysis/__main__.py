@@ -56,18 +56,46 @@ def compare(
     tasks: Tasks, metric: Metric = None, group: Group = None, rope: Rope = 1.0,
     by: Annotated[str | None, typer.Option(metavar="FIELD", help="compare values of a setting for each model, such as "
                                            "lr, augment, leak_free or tune, instead of the models")] = None,
+    looks: Annotated[str | None, typer.Option(help="planned numbers of splits, such as 5,10,20: stop where decided")]
+    = None,
     form: FormatOption = None, out: Out = None, tracking_uri: Uri = None,
 ) -> None:  # fmt: skip
     """One row a pair of models: difference with interval, tests, and the verdict."""
+    from analysis.looks import parse_looks
+
     if by is not None:
         _compare_by(by, tasks, metric, group, rope / 100, _form(form, out), out, tracking_uri)
         return
     from analysis.tables import difference_table
 
+    try:
+        planned = parse_looks(looks) if looks else ()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--looks") from None
+
     def build(evidence: "Evidence", chosen: str) -> "ResultTable":
-        return difference_table(evidence, chosen, rope / 100)
+        return difference_table(evidence, chosen, rope / 100, planned)
 
     _write(tasks, metric, group, form, out, tracking_uri, build)
+
+
+@app.command()
+def scores(
+    tasks: Tasks,
+    part: Annotated[
+        Literal["all", "cross_val", "test", "best_val"] | None,
+        typer.Option(help="images: all that judge (validation cross-fitted, and test) unless given"),
+    ] = None,
+    classes: Annotated[bool, typer.Option(help="precision, recall and F1 of each class instead")] = False,
+    group: Group = None, form: FormatOption = None, out: Out = None, tracking_uri: Uri = None,
+) -> None:  # fmt: skip
+    """One row a model: ROC AUC, log loss, Brier score, calibration; with --classes one row a class."""
+    from analysis.scores import class_table, whole_table
+
+    def build(evidence: "Evidence", chosen: str) -> "ResultTable":
+        return (class_table if classes else whole_table)(evidence, chosen.partition("/")[0])
+
+    _write(tasks, part and f"{part}/accuracy", group, form, out, tracking_uri, build)
 
 
 @app.command()

@@ -85,7 +85,7 @@ def setting_table(
             f"The splits do not hold the same images under all values of {field}; pairs are those whose scored images "
             "are the same, and the training images are part of the difference."
         )
-    table = difference_table(evidence, metric, rope, pairs)
+    table = difference_table(evidence, metric, rope, pairs=pairs)
     data = table.data.assign(field=field, group=group_id(groups[0]))
     title = f"{table.title}, by {field}"
     return replace(table, title=title, data=data, notes=[*notes, *table.notes])

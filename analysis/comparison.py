@@ -382,9 +382,16 @@ def pairs_of_models(evidence: Evidence, metric: str) -> list[tuple[str, str, str
 
 
 def compare(
-    evidence: Evidence, metric: str, rope: float = 0.01, pairs: Sequence[tuple[str, str, str]] | None = None
+    evidence: Evidence,
+    metric: str,
+    rope: float = 0.01,
+    alpha: float = ALPHA,
+    pairs: Sequence[tuple[str, str, str]] | None = None,
 ) -> pd.DataFrame:
-    """Return the `pairwise_tests` of evidence, or of `pairs` (family and two names) instead of those of models."""
+    """Return the `pairwise_tests` of evidence, with verdicts at the level `alpha`.
+
+    `pairs` (family and two names) are compared instead of those of models.
+    """
     check_metric(metric)
     pairs = pairs_of_models(evidence, metric) if pairs is None else pairs
     if not pairs:
@@ -396,7 +403,7 @@ def compare(
     )
     tests["p_holm"] = _adjusted(tests, tests["p"])
     tests["p_same_holm"] = _adjusted(tests, 1 - tests["p_equivalent"])
-    tests["verdict"] = [_verdict(row, is_better(row["difference"], metric)) for _, row in tests.iterrows()]
+    tests["verdict"] = [_verdict(row, is_better(row["difference"], metric), alpha) for _, row in tests.iterrows()]
     return tests
 
 
@@ -446,12 +453,12 @@ def _mcnemar(evidence: Evidence, metric: str, a: str, b: str) -> float:
     return statistics.mcnemar(*((frame["true"] == frame["pred"]).to_numpy() for frame in (ours, theirs))).p
 
 
-def _verdict(row: pd.Series, better: bool) -> str:
+def _verdict(row: pd.Series, better: bool, alpha: float) -> str:
     """Put the result for model a into words; equivalence takes precedence over significance."""
     if np.isnan(row["p_holm"]):
         return NONE
-    if row["p_same_holm"] < ALPHA:
+    if row["p_same_holm"] < alpha:
         return SAME
-    if row["p_holm"] >= ALPHA:
+    if row["p_holm"] >= alpha:
         return OPEN
     return BETTER if better else WORSE

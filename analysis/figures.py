@@ -6,7 +6,7 @@ import io
 import itertools
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from analysis.comparison import NETWORKS, Evidence, compare, predicted_parts, ta
 from analysis.fonts import font_families
 from analysis.formats import shortened, shortened_apart
 from analysis.query import load_curves, load_thumbnails
+from analysis.scores import reliability
 from tracking import StoreError
 from tracking.keys import BASELINES, MEAN
 from tracking.scores import score_of
@@ -113,6 +114,10 @@ def draw_figures(
         yield "accuracy_against_cost", None, cost_figure(table, metric)
     if np.isfinite(curves.loc[curves["model"].isin(networks), "val/loss"]).any():
         yield "learning_curves", None, curves_figure(curves, networks)
+    part = metric.partition("/")[0]
+    curves_of = {model: reliability(evidence, part, model) for model in networks if part != "last_val"}
+    if certain := {model: curve for model, curve in curves_of.items() if curve is not None}:
+        yield "reliability", None, reliability_figure(certain)
     classes, parts = evidence.classes, predicted_parts(metric)
     for model in networks:
         runs = evidence.of(model)
@@ -193,6 +198,28 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, key: str, shade: Any, line: s
     mean, sd = shared.mean(axis=1), shared.std(axis=1).fillna(0.0)
     axes.plot(shared.index, mean, color=shade, linestyle=line)
     axes.fill_between(shared.index.astype(float), mean - sd, mean + sd, color=shade, alpha=0.2, linewidth=0)
+
+
+def reliability_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw how often the predicted class is right, by its probability; from `analysis.scores.reliability` by model.
+
+    The area of a dot is in proportion to its images. On the dashed line the probabilities are right.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 100], [0, 100], color="0.5", linestyle="--", linewidth=0.8)
+        for model, curve in curves.items():
+            x, y = 100 * curve["certainty"], 100 * curve["accuracy"]
+            axes.plot(x, y, color=colour(model), label=model)
+            axes.scatter(x, y, 60 * curve["images"] / curve["images"].sum(), color=colour(model), zorder=3)
+        lowest = min(float(curve[["certainty", "accuracy"]].to_numpy().min()) for curve in curves.values())
+        axes.set_xlim(100 * lowest - 3, 101)
+        axes.set_ylim(100 * lowest - 3, 101)
+        axes.set_xlabel("probability of the predicted class (%)")
+        axes.set_ylabel("predictions that are right (%)")
+        axes.legend(frameon=False, loc="upper left")
+    return figure
 
 
 def scores_figure(evidence: Evidence, table: pd.DataFrame, metric: str) -> Figure:

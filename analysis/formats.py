@@ -37,10 +37,11 @@ MARKUP = re.compile(r"[\\`*\[\]]|<(?=[A-Za-z/!?])|&(?=[#\w])|\b_|_\b")
 MOST = 10_000  # characters: a table is fitted by `_fitted`, and by nothing else
 SHORTEST_NAME = 16
 DISPENSABLE = (  # columns, in the order in which they are left out of a narrow table
-    "s per split", "MACs", "parameters", "best epoch", "McNemar p", "P(same)", "P(better)", "micro-F1", "macro-F1", "p",
+    "s per split", "MACs", "parameters", "best epoch", "McNemar p", "if calibrated", "P(same)", "P(better)",
+    "micro-F1", "macro-F1", "p",
     "Holm p", "95 % interval",
 )  # fmt: skip
-TEXT_COLUMNS = ("model", "against", "verdict", "run_id")  # left-aligned, the others right-aligned
+TEXT_COLUMNS = ("score", "class", "model", "against", "verdict", "run_id")  # left-aligned, the others right-aligned
 
 
 def render(tables: Sequence[ResultTable], form: Format, width: int | None = None) -> str:

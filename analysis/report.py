@@ -39,6 +39,8 @@ CAPTIONS = {
     "tuning_curves": "Validation accuracy expected of the best of k configurations, mean ± sd over splits, by number "
     "of configurations and by compute; ×: the task's own configuration.",
     "tuned_values": "Every trial's validation accuracy against the values of its settings.",
+    "reliability": "How often the predicted class is right, by its probability: on the dashed line the probabilities "
+    "are as good as they say. Dots have the area of their number of images.",
     "confusion": "Confusion matrix over all splits.",
     "most_confused": "The images that were wrong with the most confidence.",
 }

@@ -17,7 +17,8 @@ from analysis.comparison import (
     is_better,
     pairs_of_models,
 )
-from analysis.groups import group_id, what_is_wrong
+from analysis.groups import ComparisonError, group_id, what_is_wrong
+from analysis.looks import look_by_look
 from analysis.tuning import chosen_sentence, is_tuned
 from tracking.keys import MEAN
 from tracking.scores import SCORES, score_of
@@ -65,22 +66,32 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
             "s per split": seconds(row[MEAN + "train_seconds"]),
         })  # fmt: skip
     notes = [chosen_sentence(evidence)] if is_tuned(evidence.group) else []
-    notes += [*what_is_wrong(evidence.group), *_earlier_version(evidence), *not_beaten.values()]
+    notes += [*what_is_wrong(evidence.group), *earlier_version(evidence), *not_beaten.values()]
     if problem := next((e.problem for m in frame.index if (e := evidence.estimate(metric, str(m))).problem), ""):
         notes.append(f"Where there is no interval: {problem}.")
     caption = f"{PART_NAMES[part]}, {score.label} as mean±sd over splits and 95 % interval of the mean, in {score.unit}"
     data = frame.reset_index().assign(**_identity(evidence, metric))
-    return ResultTable(result_title(evidence), caption, pd.DataFrame(rows), data, notes, _trace(evidence, metric))
+    return ResultTable(title(evidence), caption, pd.DataFrame(rows), data, notes, trace(evidence, metric))
 
 
 def difference_table(
-    evidence: Evidence, metric: str, rope: float, pairs: Sequence[tuple[str, str, str]] | None = None
+    evidence: Evidence,
+    metric: str,
+    rope: float,
+    looks: Sequence[int] = (),
+    pairs: Sequence[tuple[str, str, str]] | None = None,
 ) -> ResultTable:
     """Make the table of pairs: difference with interval, tests and verdict.
 
-    `pairs` and errors are those of `comparison.compare`.
+    With planned `looks`, each pair is as it was when it was decided (`analysis.looks`). `pairs` and errors are those of
+    `comparison.compare`.
     """
-    tests = compare(evidence, metric, rope, pairs)
+    tests, about_looks = compare(evidence, metric, rope, pairs=pairs), list[str]()
+    if looks:
+        outcome = look_by_look(evidence, metric, rope, looks)
+        if outcome.tests.empty:
+            raise ComparisonError(f"the first look is at {looks[0]} splits, which not all models have finished")
+        tests, about_looks = outcome.tests, [outcome.sentence(looks)]
     part, score = metric.split("/")[0], score_of(metric)
     rows = []
     for _, row in tests.iterrows():
@@ -99,8 +110,8 @@ def difference_table(
         f"{PART_NAMES[part]}, paired differences of {score.label} in {unit}; the same: within "
         f"±{number(rope, metric)} {unit}; intervals and P are those of each pair alone"
     )
-    data, notes = tests.assign(**_identity(evidence, metric)), _about_tests(evidence, tests)
-    return ResultTable(result_title(evidence), caption, pd.DataFrame(rows), data, notes, _trace(evidence, metric))
+    data, notes = tests.assign(**_identity(evidence, metric)), [*about_looks, *_about_tests(evidence, tests)]
+    return ResultTable(title(evidence), caption, pd.DataFrame(rows), data, notes, trace(evidence, metric))
 
 
 def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
@@ -128,7 +139,7 @@ def _about_tests(evidence: Evidence, tests: pd.DataFrame) -> list[str]:
     for problem, pairs in tests[tests["problem"] != ""].groupby("problem", sort=False):
         names = ", ".join(f"{row['model_a']} and {row['model_b']}" for _, row in pairs.iterrows())
         notes.append(f"No test{'' if len(pairs) == len(tests) else f' of {names}'}: {problem}.")
-    return notes + _earlier_version(evidence) + what_is_wrong(evidence.group)
+    return notes + earlier_version(evidence) + what_is_wrong(evidence.group)
 
 
 def _spread(tests: pd.DataFrame) -> list[str]:
@@ -146,7 +157,8 @@ def _spread(tests: pd.DataFrame) -> list[str]:
             f"{share(seeds)} to seeds."]  # fmt: skip
 
 
-def _earlier_version(evidence: Evidence) -> list[str]:
+def earlier_version(evidence: Evidence) -> list[str]:
+    """Name the models whose runs lack what this version keeps, in one sentence if there are any."""
     without = sorted(set(evidence.runs.loc[evidence.runs[CROSS_FITTED].isna(), "model"]))
     return [f"Runs of an earlier version ({', '.join(without)}) kept no cross-fitted validation scores, which would "
             "make intervals narrower; --fresh trains them again."] if without else []  # fmt: skip
@@ -211,8 +223,8 @@ def _what_it_takes(row: pd.Series) -> str:
     return "would take other training images: those that all splits share set the limit"
 
 
-def result_title(evidence: Evidence) -> str:
-    """Name the task, its data and its protocol."""
+def title(evidence: Evidence) -> str:
+    """Return the title of a group's tables."""
     first = evidence.runs.iloc[0]
     return f"{first['task']}: {first['dataset']}, {first['protocol']}"
 
@@ -221,7 +233,8 @@ def _identity(evidence: Evidence, metric: str) -> dict[str, str]:
     return {"task": evidence.runs["task"].iloc[0], "group": group_id(evidence.group), "metric": metric}
 
 
-def _trace(evidence: Evidence, metric: str) -> pd.DataFrame:
+def trace(evidence: Evidence, metric: str) -> pd.DataFrame:
+    """Return the runs behind the numbers of a table."""
     return evidence.runs.sort_values(["model", "split"])[["model", "split", metric, "run_id"]].reset_index(drop=True)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.comparison import Evidence
 from analysis.groups import ComparisonError, group_id
 from analysis.study import importances
-from analysis.tables import ResultTable, number, result_title, with_sd
+from analysis.tables import ResultTable, number, title, with_sd
 from analysis.tuning import (
     METRIC,
     Order,
@@ -38,7 +38,7 @@ def chosen_table(evidence: Evidence) -> ResultTable:
     runs = runs[["model", "split", "chosen_trial", "run_id"]].sort_values(["model", "split"], ignore_index=True)
     data = chosen.assign(**_identity(evidence))
     caption = f"Tuned: {how_tuned(evidence.group)}; how often each was chosen by the loss on the validation part"
-    return ResultTable(result_title(evidence), caption, cells, data, [], runs)
+    return ResultTable(title(evidence), caption, cells, data, [], runs)
 
 
 def curve_table(evidence: Evidence) -> tuple[ResultTable, list[TuningCurve], pd.DataFrame]:
@@ -81,9 +81,7 @@ def curve_table(evidence: Evidence) -> tuple[ResultTable, list[TuningCurve], pd.
         )
     notes += [*budget_sentences(curves), *_importance_sentences(trials, space_of(evidence.group)), *problems]
     source = trials[["model", "split", "replicate", "trial", *settings_of(evidence.group), "loss", "score", "run_id"]]
-    table = ResultTable(
-        result_title(evidence), caption, pd.DataFrame(rows), data.assign(**_identity(evidence)), notes, source
-    )
+    table = ResultTable(title(evidence), caption, pd.DataFrame(rows), data.assign(**_identity(evidence)), notes, source)
     return table, curves, trials
 
 

@@ -5,6 +5,7 @@ and compare them. Scores that are not registered are refused.
 """
 
 import difflib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -96,6 +97,23 @@ def macro_f1_values(true: "np.ndarray", predicted: "np.ndarray") -> "np.ndarray"
     loss = f1 / occurrences
     influence = 2 * (t == p) / occurrences[t] - loss[t] - loss[p]
     return np.asarray(np.mean(f1) + len(t) / len(classes) * influence)
+
+
+def _of_class(kind: str, label: int, true: "np.ndarray", predicted: "np.ndarray") -> "np.ndarray":
+    """Values of the images whose mean is the precision, recall or F1 of a class, by the delta method.
+
+    Each is a ratio of two means: of hits, and of the images (weighted, for F1) that count. Where none counts (the class
+    is never predicted, or does not occur) it is undefined, and the values are NaN.
+    """
+    import numpy as np
+
+    is_true, is_predicted = true == label, predicted == label
+    counts = {"precision": is_predicted, "recall": is_true, "f1": (is_true + is_predicted.astype(float)) / 2}[kind]
+    if not counts.any():
+        return np.full(len(true), np.nan)
+    hits = is_true & is_predicted
+    ratio = hits.sum() / counts.sum()
+    return np.asarray(ratio + (hits - ratio * counts) / counts.mean())
 
 
 def log_loss_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray":
@@ -200,13 +218,18 @@ DERIVED: dict[str, Score] = {  # computed from the stored probabilities of all c
         Score("top_5", "top-5 accuracy", "%", True, None, top_5_values),
     )
 }
+OF_CLASSES = {"precision": "precision", "recall": "recall", "f1": "F1"}  # of one class: f1:3 is that of label 3
 METRICS: tuple[str, ...] = tuple(f"{part}/{name}" for part in PARTS for name in SCORES)
 
 
 def score_of(metric: str) -> Score:
     """Look up the score of a metric such as `test/accuracy`; an unknown one raises an `UnknownScoreError`."""
     part, _, name = metric.partition("/")
-    scores = SCORES | ({} if part == "last_val" else DERIVED)  # of the last epoch no probabilities are kept
+    scores = SCORES | ({} if part == "last_val" else DERIVED)  # of the last epoch no predictions are kept
+    kind, _, label = name.partition(":")
+    if part in (*PARTS, ALL) and part != "last_val" and kind in OF_CLASSES and label.isdecimal():
+        per_image = functools.partial(_of_class, kind, int(label))
+        return Score(name, f"{OF_CLASSES[kind]} of class {label}", "%", True, per_image)
     if part not in (*PARTS, ALL) or name not in scores:
         further = (*(f"{ALL}/{name}" for name in SCORES), *(f"test/{name}" for name in DERIVED))
         near = difflib.get_close_matches(metric, METRICS, 3) or difflib.get_close_matches(metric, further, 3)

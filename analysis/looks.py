@@ -1,0 +1,109 @@
+"""Planned looks: stopping a repeated holdout as soon as every pair is decided, without more false findings.
+
+Whoever looks after 5, 10 and 20 splits and stops at the first p below 0.05 has three chances of a false finding. So
+each look has a level of its own, and the levels add up to `ALPHA`: a look at n splits may spend the share n/last of it
+that no earlier one could spend. By the union bound the probability of any false finding over all looks is then at most
+`ALPHA` in a family, however the looks depend on each other.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.comparison import ALPHA, NONE, OPEN, Evidence, compare
+from analysis.statistics import MIN_SPLITS
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the looks have shown so far."""
+
+    tests: pd.DataFrame  # see `look_by_look`
+    next_look: int | None  # splits that are to be finished for the next look; None if there is nothing to look for
+
+    def sentence(self, looks: Sequence[int]) -> str:
+        """Say where the looks stopped, or which is next."""
+        plan = f"Of the planned looks ({', '.join(map(str, looks))} splits)"
+        if self.next_look:
+            return f"{plan} the next is at {self.next_look}."
+        open_pairs = int(self.tests["verdict"].isin([OPEN, NONE]).sum())
+        stopped = int(self.tests["looks"].max())
+        own = ", ".join(f"{level:.4g}" for level in levels(looks))
+        decided = f"{open_pairs} pairs stay undecided" if open_pairs else "every pair is decided"
+        return f"{plan} the last was at {stopped}: {decided}. Each look has a level of its own, {own}."
+
+
+def parse_looks(text: str) -> tuple[int, ...]:
+    """Read numbers of splits such as 5,10,20; a `ValueError` says what is wrong with them."""
+    numbers = text.replace(" ", "").split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"looks are increasing numbers of splits, such as 5,10,20, not {text}")
+    looks = tuple(map(int, numbers))
+    levels(looks)
+    return looks
+
+
+def levels(looks: Sequence[int]) -> list[float]:
+    """Return the level of each look, in proportion to the splits since the one before; they add up to `ALPHA`.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of splits do not increase, or the first is too small for a verdict.
+    """
+    if not looks or any(later <= earlier for earlier, later in itertools.pairwise(looks)):
+        raise ValueError(f"looks are increasing numbers of splits, such as 5,10,20, not {','.join(map(str, looks))}")
+    if looks[0] < MIN_SPLITS:
+        raise ValueError(f"the first look is at {looks[0]} splits, and a verdict takes {MIN_SPLITS}")
+    return [ALPHA * (n - before) / looks[-1] for before, n in itertools.pairwise([0, *looks])]
+
+
+def look_by_look(evidence: Evidence, metric: str, rope: float, looks: Sequence[int]) -> Outcome:
+    """Compare models at each look that their finished splits permit, until every pair is decided.
+
+    Parameters
+    ----------
+    evidence, metric, rope
+        See `analysis.comparison.compare`. The first n splits of the group are those of the look at n.
+    looks : sequence of int
+        Numbers of splits, planned before the first look.
+
+    Returns
+    -------
+    Outcome
+        `tests` has the columns of `pairwise_tests`, each pair as it was when it was decided, or at the last look; and
+        `looks`, the number of splits there, and `level`. Without a look it is empty.
+
+    Raises
+    ------
+    ValueError
+        See `levels`.
+    """
+    decided: dict[frozenset[str], pd.Series] = {}
+    for n, level in zip(looks, levels(looks), strict=True):
+        if _finished(evidence) < n:
+            return Outcome(pd.DataFrame(decided.values()), n)
+        first = Evidence(evidence.group[evidence.group["split"] < n], evidence.tracking_uri, evidence)
+        tests = compare(first, metric, rope, level).assign(looks=n, level=level)
+        for _, row in tests.iterrows():
+            pair = frozenset((row["model_a"], row["model_b"]))
+            if pair not in decided or not _is_decided(decided[pair]):
+                decided[pair] = row
+        if all(map(_is_decided, decided.values())):
+            break
+    return Outcome(pd.DataFrame(decided.values()).reset_index(drop=True), None)
+
+
+def _is_decided(row: pd.Series) -> bool:
+    return row["verdict"] not in (OPEN, NONE)
+
+
+def _finished(evidence: Evidence) -> int:
+    """Return the splits, counted from the first, that all models have finished."""
+    counts = []
+    for _, splits in evidence.group.groupby("model"):
+        there = set(evidence.runs.loc[evidence.runs["model"] == splits["model"].iloc[0], "split"])
+        counts.append(next(number for number in itertools.count() if number not in there))
+    return min(counts)
