@@ -43,6 +43,8 @@ class Request:
     space: Space = field(default_factory=dict)  # what else is tuned than the task says, or between other values
     halving: bool = True  # whether the worse trials stop early
     seeds: int = 1  # trainings of each network on each split, which differ in weights, batches and augmentation
+    dry_run: bool = False  # print the plan and the expected time, and do nothing
+    yes: bool = False  # do not ask, however long it will take
 
     def __post_init__(self) -> None:
         if len({(config.device, config.split_seed, config.train_seed) for config in self.training.values()}) != 1:

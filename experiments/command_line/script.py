@@ -105,9 +105,9 @@ def main(task: Task) -> None:
                 task, dict.fromkeys(_known_models(model) if model else task.models, config), n_splits,
                 tuple(dict.fromkeys(split or range(n_splits))), task.baselines if baselines else (), leak_free, fresh,
                 data_dir, sample, _parse_jobs(jobs, backend), backend, threads, gpus_per_job, device_memory,
-                tracking_uri, weights, tune, parse_space(space or ()), halving, seeds,
+                tracking_uri, weights, tune, parse_space(space or ()), halving, seeds, dry_run, yes,
             )  # fmt: skip
-            code = _run(request, dry_run, yes)
+            code = _run(request)
         except TaskError as error:
             code = _fail(str(error))
         except SettingError as error:
@@ -140,7 +140,7 @@ def _parse_jobs(text: str | None, backend: str) -> int | None:
     return int(text)
 
 
-def _run(request: Request, dry_run: bool, yes: bool) -> int:
+def _run(request: Request) -> int:
     """Run a request and return the exit code; an error becomes one sentence."""
     # a polite kill and a closed terminal end a run in the same order as Ctrl-C
     for name in ("SIGTERM", "SIGHUP"):
@@ -154,7 +154,7 @@ def _run(request: Request, dry_run: bool, yes: bool) -> int:
 
         from experiments.run import run
 
-        failures = run(request, dry_run, yes)
+        failures = run(request)
     except KeyboardInterrupt:
         how = ", without --fresh," if request.fresh else ""
         return _fail(f"interrupted; the same command{how} goes on where this one stopped", 130)

@@ -20,16 +20,8 @@ LONG = 4 * 3600.0  # seconds of a tuned run above which `--yes` is needed
 __all__ = ["Plan", "conclude", "execute", "make_plan", "run"]
 
 
-def run(request: Request, dry_run: bool = False, yes: bool = False) -> Sequence[str]:
+def run(request: Request) -> Sequence[str]:
     """Do the unfinished jobs of a request, track them, and print the comparison table.
-
-    Parameters
-    ----------
-    request : Request
-    dry_run : bool
-        Print the plan and the expected time, and do nothing.
-    yes : bool
-        Do not ask, however long it will take.
 
     Returns
     -------
@@ -42,13 +34,13 @@ def run(request: Request, dry_run: bool = False, yes: bool = False) -> Sequence[
         It cannot be done; the message is one sentence for the user.
     """
     plan = make_plan(request)
-    seconds = longest_seconds(plan) if dry_run or request.tune else None
-    if dry_run:
+    seconds = longest_seconds(plan) if request.dry_run or request.tune else None
+    if request.dry_run:
         announce(plan, without_password(plan.uri), seconds)
         return plan.unusable
     store = open_store(plan)
     announce(plan, store.label, seconds)
-    if seconds is not None and seconds > LONG and not yes:
+    if seconds is not None and seconds > LONG and not request.yes:
         raise TaskError(f"this may take {in_words(seconds)}; say --yes, or see --dry-run with fewer models or splits")
     outcome = execute(plan, store)
     conclude(plan, store, outcome)
