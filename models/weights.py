@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -79,9 +78,10 @@ def from_file(path: Path, name: str, in_channels: int, num_classes: int, image_s
         content = _read(path)
     except OSError as error:
         raise ModelError(f"--weights: {path} cannot be read ({error.strerror or error})") from None
-    except pickle.UnpicklingError:
-        raise ModelError(f"--weights: {path} is no file of tensors, or would execute code as it is read") from None
     except Exception as error:  # noqa: BLE001 - readers raise whatever a damaged or foreign file makes them trip over
+        if type(error).__name__ == "UnpicklingError":  # torch refuses all but tensors
+            sentence = f"--weights: {path} is no file of tensors, or would execute code as it is read"
+            raise ModelError(sentence) from None
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise ModelError(f"--weights: {path} cannot be read as a state dict ({reason})") from None
     state = content.get("state_dict", content)

@@ -158,12 +158,21 @@ def test_newest_value_of_each_epoch(filled: Path) -> None:
 def test_types_do_not_depend_on_what_is_stored(filled: Path, store_uri: str, path: str) -> None:
     dtypes = query.load_runs(TASKS, uri(filled)).dtypes
     text = ["run_id", "parent_id", "status", "artifact_uri", *keys.TAGS]
-    text += ["model", "dataset", "protocol", "precision", "device"]  # a new param needs a type, or a place here
+    text += [
+        "model",
+        "dataset",
+        "protocol",
+        "precision",
+        "device",
+        "pretrained",
+        "space",
+        "normalisation",
+    ]  # a new param needs a type, or a place here
     expected = {
         **dict.fromkeys(text, "str"),
         **dict.fromkeys(("start_time", "end_time"), "datetime64[ms, UTC]"),
         **dict.fromkeys(keys.PARAMS.keys() - set(text), "Int64"),
-        **dict.fromkeys(("leak_free", "augment"), "boolean"),
+        **dict.fromkeys(("leak_free", "augment", "freeze", "halving"), "boolean"),
         **dict.fromkeys(("lr", "weight_decay", *keys.FINAL_METRICS), "float64"),
     }
     assert {column: str(dtype) for column, dtype in dtypes.items()} == expected
