@@ -124,9 +124,7 @@ class Mine(nn.Sequential):
 """
 FIT = f"{TRAINING}/fit.py"
 NEUTRAL: dict[str, Edit] = {
-    "a comment": replaced(
-        FIT, "    while not state.is_done and state.epoch < last:", "    # again\n    while not state.is_done:"
-    ),
+    "a comment": replaced(FIT, "    while not state.is_done and", "    # again\n    while not state.is_done and"),
     "a docstring of a function": replaced(FIT, '"""Train a model on a split', '"""Fit a model on a split'),
     "a docstring of a class": replaced("models/lenet.py", '"""LeNet-5 (LeCun', '"""The first one (LeCun'),
     "a docstring of a module": replaced("models/layers.py", '"""', '"""Layers. '),

@@ -167,7 +167,7 @@ def test_types_do_not_depend_on_what_is_stored(filled: Path, store_uri: str, pat
         "pretrained",
         "space",
         "normalisation",
-    ]  # a new param needs a type, or a place here
+    ]
     expected = {
         **dict.fromkeys(text, "str"),
         **dict.fromkeys(("start_time", "end_time"), "datetime64[ms, UTC]"),
