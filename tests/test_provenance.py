@@ -128,7 +128,7 @@ NEUTRAL: dict[str, Edit] = {
     "a docstring of a function": replaced(FIT, '"""Train a model on a split', '"""Fit a model on a split'),
     "a docstring of a class": replaced("models/lenet.py", '"""LeNet-5 (LeCun', '"""The first one (LeCun'),
     "a docstring of a module": replaced("models/layers.py", '"""', '"""Layers. '),
-    "an annotation of an argument": replaced(FIT, "    state: TrainingState, data", "    state: object, data"),
+    "an annotation of an argument": replaced(FIT, "    state: TrainingState,", "    state: object,"),
     "an annotation of a result": replaced(FIT, "-> Iterator[EpochRecord]", "-> object"),
     "an annotation of a field": replaced(FIT, "    train_loss: float", "    train_loss: object"),
     "another annotation of a variable": replaced("models/vgg.py", "layers: list[nn.Module]", "layers: object"),
