@@ -147,7 +147,7 @@ def score_estimate(
     _check_inside("n_train", n_train, 0, math.inf)
     if not n_train <= n_pool < math.inf:
         raise ValueError(f"the pool of {n_pool} images must hold the {n_train} training images")
-    parts = _parts(values, split, image, training)
+    parts = variance_parts(values, split, image, training)
     mean = _round_to_zero(float(np.mean(parts.means)))
     if _tied(values):
         if mean:
@@ -158,7 +158,7 @@ def score_estimate(
 
 
 @dataclass(frozen=True)
-class _Parts:
+class VarianceParts:
     """Sample variances of means, and components of the variance of single scores, of J splits with R seeds each."""
 
     means: np.ndarray  # (J,)
@@ -203,8 +203,15 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
     return np.asarray((np.cumsum(occurs) - 1)[labels])
 
 
-def _parts(values: np.ndarray, split: np.ndarray, image: np.ndarray, training: np.ndarray) -> _Parts:
-    """Analyse the variance of single scores: between images, within them, and between the seeds of a split."""
+def variance_parts(values: np.ndarray, split: np.ndarray, image: np.ndarray, training: np.ndarray) -> VarianceParts:
+    """Analyse the variance of single scores: between images, within them, and between the seeds of a split.
+
+    Parameters
+    ----------
+    values : numpy.ndarray of float, shape (n,)
+    split, image, training : numpy.ndarray of int, shape (n,)
+        Numbers from 0, without gaps. Without seeds a training is a split.
+    """
     split_of = np.zeros(training.max() + 1, np.int64)  # of each training
     split_of[training] = split
     by_training = np.bincount(training, values) / np.bincount(training)
@@ -233,7 +240,7 @@ def _parts(values: np.ndarray, split: np.ndarray, image: np.ndarray, training: n
         noise = max(0.0, squares - between) / df
         typical = (total - float(np.sum(times.astype(np.float64) ** 2)) / total) / (n_images - 1)
         of_images = max(0.0, (between / (n_images - 1) - noise) / typical)
-    return _Parts(
+    return VarianceParts(
         means=means,
         n=1 / float(np.mean(1 / scored)),
         n_seeds=1 / float(np.mean(1 / n_seeds)),
@@ -247,7 +254,7 @@ def _parts(values: np.ndarray, split: np.ndarray, image: np.ndarray, training: n
     )
 
 
-def _integrate(mean: float, parts: _Parts, overlap: float) -> ScoreEstimate:
+def _integrate(mean: float, parts: VarianceParts, overlap: float) -> ScoreEstimate:
     """Integrate out the unknown variances by quadrature; `overlap` is the share of training images in common."""
     n_splits, n_seeds = len(parts.means), parts.n_seeds
     noise = parts.noise / parts.n

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import datasets
+from analysis import statistics
+from benchmarks.type_one_error import TEST, TRAIN, VAL, Protocol, Tally, before, estimate, table
 from datasets import FashionMNIST, ImageData, Kaggle, RepeatedHoldout, Split, StratifiedKFold
 
 DIFFERENCE = 0.05  # of the power
@@ -213,6 +215,67 @@ def draw(options: argparse.Namespace) -> None:
             print(path, flush=True)
 
 
+def tabulate(options: argparse.Namespace) -> None:
+    """Print a Markdown table of the comparisons that were drawn."""
+    rows = []
+    for folder in sorted(path for path in options.folder.iterdir() if path.is_dir()):
+        name, _, learner = folder.name.partition("-")
+        setting = SETTINGS[name]
+        tallies = Tally(), Tally(), Tally()
+        spread = []
+        for path in sorted(folder.glob("*.npz")):
+            with np.load(path) as arrays:
+                correct, index = arrays["correct"].astype(float), arrays["index"].astype(int)
+                n_val, n_train = int(arrays["n_val"]), int(arrays["n_train"])
+            own_test = not setting.n_test
+            n_test = index.shape[1] - n_val
+            protocol = Protocol(name, len(index), n_train, n_val, n_test, fixed_test=not own_test)
+            differences, parts = in_full(correct[0] - correct[1], index, n_val, setting.n_pool + setting.n_test)
+            one = estimate(differences[:1], parts, protocol)
+            tallies[0].add(one)
+            tallies[1].add(estimate(differences, parts, protocol) if len(differences) > 1 else one)
+            tallies[2].add(before(differences[0], parts, protocol))
+            spread.append(shares(differences[0], parts, protocol))
+        one, two, earlier = (tally.cells() for tally in tallies)
+        two = two if learner not in (*MIRRORED, "lenet5") else [""] * 3
+        of_spread = [f"{share:.2f}" for share in np.mean(spread, axis=0) / np.mean(spread, axis=0).sum()]
+        rows.append([f"{name}, {learner.replace('_', ' ')}", str(tallies[0].n), *of_spread, *one, *two, *earlier])
+    names = ("one seed", "two seeds", "before")
+    header = ["learner", "comparisons", "noise", "images", "shared", "rest"]
+    print(table([*header, *(f"{each}: {what}" for each in names for what in ("size", "±", "power"))], rows))
+
+
+def in_full(differences: np.ndarray, index: np.ndarray, n_val: int, n_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Spread the differences of scored images, (seeds, J, n), over all images, (seeds, J, N); and the parts, (J, N)."""
+    n_splits = len(index)
+    rows = np.arange(n_splits)[:, None]
+    full = np.zeros((len(differences), n_splits, n_images))
+    full[:, rows, index] = differences
+    parts = np.full((n_splits, n_images), TRAIN)
+    parts[rows, index[:, :n_val]] = VAL
+    parts[rows, index[:, n_val:]] = TEST
+    return full, parts
+
+
+def shares(differences: np.ndarray, parts: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Divide the variance of a split's difference, whose expectation is known to be 0, into four parts.
+
+    Noise of single images, the choice of images, what two splits have in common beyond their scored images (the shared
+    training images), and the rest. A single comparison says little of the third: average over many.
+    """
+    split, place = np.nonzero(parts != TRAIN)
+    image = np.unique(place, return_inverse=True)[1]
+    found = statistics.variance_parts(differences[split, place], split, image, split)
+    noise, images = found.noise / found.n, found.of_images / found.n
+    means = found.means
+    n_splits = len(means)
+    total = float(np.mean(means**2))
+    covariance = (float(means.sum() ** 2) - float(np.sum(means**2))) / (n_splits * (n_splits - 1))
+    overlap = found.of_images * found.squared_weights - images / n_splits
+    shared = covariance - overlap * n_splits / (n_splits - 1)
+    return np.array([noise, images, shared, total - noise - images - shared])
+
+
 def main() -> None:
     """Draw comparisons, or print the table of those that were drawn."""
     parser = argparse.ArgumentParser(description="Tests on real learners; see the module's docstring.")
@@ -224,6 +287,7 @@ def main() -> None:
     drawing.add_argument("--comparisons", type=int, default=200)
     drawing.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     drawing.set_defaults(do=draw)
+    commands.add_parser("table", help="size, half-width and power as Markdown").set_defaults(do=tabulate)
     options = parser.parse_args()
     options.do(options)
 

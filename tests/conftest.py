@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,6 +166,24 @@ def replace_environment(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
+
+
+@pytest.fixture
+def run_analysis(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`python -m analysis` in this process: starting a new one takes seconds."""
+
+    from typer.testing import CliRunner
+
+    from analysis.__main__ import app
+
+    def run(*arguments: str, **environment: str) -> Any:
+        for key, value in ({"COLUMNS": "80"} | environment).items():
+            monkeypatch.setenv(key, value)
+        result = CliRunner().invoke(app, arguments)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return run
 
 
 @dataclass(frozen=True)

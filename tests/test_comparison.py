@@ -20,12 +20,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
-from typer.testing import CliRunner
 
 import analysis
 import tracking
 from analysis import comparison, figures, query, statistics
-from analysis.__main__ import app
 from analysis.comparison import compare
 from analysis.figures import draw_figures
 from analysis.formats import render
@@ -510,20 +508,6 @@ def test_another_schema_is_one_sentence(store_of_four: str, run_analysis, tmp_pa
     result = run_analysis("table", "task3", "--tracking-uri", f"sqlite:///{database}")
     assert result.exit_code == 1
     assert re.fullmatch(r"Error: a newer version of MLflow than \S+ made sqlite:.*\(schema zzzz\); .*\n", result.stderr)
-
-
-@pytest.fixture
-def run_analysis(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`python -m analysis` in this process: starting a new one takes seconds."""
-
-    def run(*arguments: str, **environment: str) -> Any:
-        for key, value in ({"COLUMNS": "80"} | environment).items():
-            monkeypatch.setenv(key, value)
-        result = CliRunner().invoke(app, arguments)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result
-
-    return run
 
 
 def test_formats_hold_the_same_numbers(

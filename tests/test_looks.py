@@ -1,0 +1,93 @@
+"""Planned looks: where they stop, and that their levels bound the error."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import comparison, looks
+from analysis.looks import levels, look_by_look, parse_looks
+from analysis.statistics import MIN_SPLITS
+from tests.test_comparison import log_model
+
+
+@pytest.fixture(scope="module")
+def eight_splits(empty_database, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a store with two very different networks, and a third like the second, on 8 splits."""
+    from tests.conftest import new_store
+
+    folder = tmp_path_factory.mktemp("looks") / "store"
+    uri = new_store(empty_database, folder)
+    for model, skill in (("lenet5", 0.1), ("vggnet", 0.8), ("seresnet", 0.8)):
+        log_model(uri, model, skill, splits=8, tmp=folder, replicates=1, n_splits=8)
+    return uri
+
+
+def test_levels_add_up() -> None:
+    assert levels((5, 10, 20)) == pytest.approx([0.0125, 0.0125, 0.025])
+    assert sum(levels((4, 7, 11, 40))) == pytest.approx(0.05)
+    assert parse_looks("5, 10,20") == (5, 10, 20)
+    for text in ("", "5,", "10,5", "5,5", "a", "-5", "5;10"):
+        with pytest.raises(ValueError, match="increasing numbers"):
+            parse_looks(text)
+    with pytest.raises(ValueError, match=f"a verdict takes {MIN_SPLITS}"):
+        parse_looks("2,10")
+
+
+def test_each_pair_keeps_the_look_that_decided_it(eight_splits: str) -> None:
+    group = analysis.choose_group(analysis.load_runs(["task3"], eight_splits))
+    outcome = look_by_look(analysis.Evidence(group), "test/accuracy", 0.01, (4, 8))
+    tests = outcome.tests.set_index(["model_a", "model_b"])
+    assert outcome.next_look is None and set(tests["looks"]) == {4, 8}
+    for (a, b), row in tests.iterrows():
+        n = row["looks"]
+        first = analysis.Evidence(group[group["split"] < n])
+        assert row["n"] == n and row["level"] == 0.025
+        assert row["p"] == pytest.approx(first.estimate("test/accuracy", a, b).p)
+        assert ("lenet5" in (a, b)) == (row["verdict"] == "better") == (n == 4)
+    assert "every pair" not in outcome.sentence((4, 8)) and "1 pairs stay undecided" in outcome.sentence((4, 8))
+
+
+def test_looks_stop_where_all_is_decided_and_wait_where_splits_lack(eight_splits: str) -> None:
+    runs = analysis.load_runs(["task3"], eight_splits)
+    group = analysis.choose_group(runs[runs["model"] != "seresnet"])
+    stopped = look_by_look(analysis.Evidence(group), "test/accuracy", 0.01, (4, 8))
+    assert stopped.tests["looks"].tolist() == [4] and stopped.next_look is None
+    assert "the last was at 4: every pair is decided" in stopped.sentence((4, 8))
+    short = analysis.choose_group(runs[~(runs["model"].eq("vggnet") & runs["split"].eq(2))])
+    waiting = look_by_look(analysis.Evidence(short), "test/accuracy", 0.01, (4, 8))
+    assert waiting.tests.empty and waiting.next_look == 4
+    fewer = analysis.choose_group(runs[runs["split"] < 7])
+    waiting = look_by_look(analysis.Evidence(fewer), "test/accuracy", 0.01, (4, 8))
+    assert set(waiting.tests["looks"]) == {4} and waiting.next_look == 8
+
+
+def test_the_command_looks(eight_splits: str, run_analysis) -> None:
+    uri = ("--tracking-uri", eight_splits)
+    result = run_analysis("compare", "task3", "--metric", "test/accuracy", "--looks", "4,8", *uri)
+    assert result.exit_code == 0, result.stderr
+    assert "Of the planned looks (4, 8 splits) the last was at 8" in " ".join(result.stdout.split())
+    result = run_analysis("compare", "task3", "--looks", "8,4", *uri)
+    assert result.exit_code == 2 and "--looks" in result.stderr
+    result = run_analysis("compare", "task3", "--looks", "20,40", *uri)
+    assert result.exit_code == 1 and "the first look is at 20 splits" in result.stderr
+
+
+def test_no_more_false_findings_than_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a fresh uniform p at each look, the most that several looks can find by chance, the error is 5 %."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(looks, "compare", lambda *arguments: uniform_p(rng, arguments[3]))
+    monkeypatch.setattr(looks, "_finished", lambda _: 20)
+    group = pd.DataFrame({"split": [0], "model": ["a"]})
+    monkeypatch.setattr(looks, "Evidence", lambda *_: None)
+    evidence = type("Group", (), {"group": group, "tracking_uri": None})()
+    found = 0
+    for _ in range(2000):
+        outcome = look_by_look(evidence, "test/accuracy", 0.01, (5, 10, 20))
+        found += outcome.tests["verdict"].iloc[0] != comparison.OPEN
+    assert 0.03 < found / 2000 < 0.065
+
+
+def uniform_p(rng: np.random.Generator, level: float) -> pd.DataFrame:
+    verdict = comparison.BETTER if rng.random() < level else comparison.OPEN
+    return pd.DataFrame([{"model_a": "a", "model_b": "b", "verdict": verdict}])
