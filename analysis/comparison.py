@@ -117,17 +117,22 @@ class Evidence:
         Raises
         ------
         ComparisonError
-            If it is unknown, or the predictions lack the probabilities that it needs.
+            If it is unknown, or it can be derived for no run: the predictions lack the probabilities that it needs.
         """
         check_metric(metric)
         if metric in self.runs:
             return
-        try:
-            scores = [float(np.mean(self._values_of(run, metric))) for _, run in self.runs.iterrows()]
-        except StoreAwayError:
-            raise
-        except (ValueError, StoreError) as error:
-            raise ComparisonError(f"{metric} cannot be derived: {error}") from None
+        scores, problems = [], []
+        for _, run in self.runs.iterrows():
+            try:
+                scores.append(float(np.mean(self._values_of(run, metric))))
+            except StoreAwayError:
+                raise
+            except (ValueError, StoreError) as error:
+                scores.append(np.nan)
+                problems.append(str(error))
+        if problems and len(problems) == len(scores):
+            raise ComparisonError(f"{metric} cannot be derived: {problems[0]}")
         self.runs = self.runs.assign(**{metric: scores})
 
     def predictions(self, run: pd.Series, part: str) -> "PartPredictions":

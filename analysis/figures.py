@@ -213,7 +213,7 @@ def reliability_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
             x, y = 100 * curve["certainty"], 100 * curve["accuracy"]
             axes.plot(x, y, color=colour(model), label=model)
             axes.scatter(x, y, 60 * curve["images"] / curve["images"].sum(), color=colour(model), zorder=3)
-        lowest = min(float(curve[["certainty", "accuracy"]].to_numpy().min()) for curve in curves.values())
+        lowest = min(curve[["certainty", "accuracy"]].to_numpy().min() for curve in curves.values())
         axes.set_xlim(100 * lowest - 3, 101)
         axes.set_ylim(100 * lowest - 3, 101)
         axes.set_xlabel("probability of the predicted class (%)")

@@ -10,17 +10,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from analysis.comparison import Evidence, pairs_of_models, predicted_parts
-from analysis.figures import confusion_counts, draw_figures, encode
+from analysis.comparison import Evidence, pairs_of_models
+from analysis.figures import draw_figures, encode
 from analysis.groups import ComparisonError
 from analysis.query import local_artifact
-from analysis.tables import ResultTable, difference_table, number, score_table, verdict_sentences
+from analysis.scores import class_table, whole_table
+from analysis.tables import ResultTable, difference_table, score_table, verdict_sentences
 from analysis.tuning import how_tuned, is_tuned, settings_of, space_of, start_of
 from analysis.tuning_figures import curves_figure, values_figure
 from analysis.tuning_tables import chosen_table, curve_table
@@ -105,7 +105,7 @@ class Section:
     tuning: list[ResultTable]  # what was chosen, and the tuning curves; empty if nothing was tuned
     figures: list[Drawing]
     problems: list[str]
-    classes: pd.DataFrame
+    further: list[ResultTable]
     cards: list[str]
     command: str
     provenance: dict[str, list[str]]
@@ -163,7 +163,7 @@ def describe(
         verdicts=verdict_sentences(evidence, metric, rope),
         tuning=tuning,
         figures=figures,
-        classes=_class_scores(evidence, metric, models),
+        further=_further(evidence, metric),
         problems=[evidence.problems[model] for model in models if model in evidence.problems],
         cards=_cards(evidence, models),
         command=reproduce(runs),
@@ -201,8 +201,9 @@ def _without_places(section: Section) -> Section:
         return dataclasses.replace(table, notes=clean(table.notes), data=data)
 
     scores, differences = clean_table(section.scores), section.differences and clean_table(section.differences)
-    verdicts, problems = clean(section.verdicts), clean(section.problems)
-    return dataclasses.replace(section, scores=scores, differences=differences, verdicts=verdicts, problems=problems)
+    texts = {"verdicts": clean(section.verdicts), "problems": clean(section.problems)}
+    further = [clean_table(table) for table in section.further]
+    return dataclasses.replace(section, scores=scores, differences=differences, further=further, **texts)
 
 
 def _text(runs: pd.DataFrame, key: str) -> str:
@@ -254,19 +255,13 @@ def _profile(store: Store, runs: pd.DataFrame) -> str:
     return f"{profile['images']:,} images, {'×'.join(map(str, profile['shape']))}, of "
 
 
-def _class_scores(evidence: Evidence, metric: str, models: Sequence[str]) -> pd.DataFrame:
-    """F1 of each class (rows) by model (columns) over the pooled predictions of all splits, in per cent."""
-    names = evidence.classes
-    columns: dict[str, list[str]] = {}
-    for model in models:
-        pooled = evidence.pooled(model, predicted_parts(metric))
-        if pooled is None:
-            continue
-        counts = confusion_counts(pooled["true"].to_numpy(), pooled["pred"].to_numpy(), len(names))
-        occurrences = counts.sum(0) + counts.sum(1)
-        scores = np.divide(2 * np.diag(counts), occurrences, out=np.full(len(names), np.nan), where=occurrences > 0)
-        columns[model] = [number(score, "test/f1_macro") for score in scores]  # in per cent
-    return pd.DataFrame({"class": names, **columns})
+def _further(evidence: Evidence, metric: str) -> list[ResultTable]:
+    """Make the tables of other scores, of all classes together and of each; none where no predictions are kept."""
+    part = metric.partition("/")[0]
+    try:
+        return [whole_table(evidence, part), class_table(evidence, part)]
+    except ComparisonError:
+        return []
 
 
 def _cards(evidence: Evidence, models: Sequence[str]) -> list[str]:

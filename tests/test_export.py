@@ -16,16 +16,13 @@ from analysis.__main__ import app
 from analysis.export import MARK, README, write_files
 from analysis.report import NO_COMPARISON, PLACE, reproduce
 from analysis.tables import verdict_sentences
-from tests import test_comparison
 from tests.conftest import ROOT
 from tests.test_comparison import log_model
 from tests.test_report import Page
 from tracking import keys
 
-COMPARISONS = {"scores_by_split", "paired_differences", "accuracy_against_cost", "learning_curves"}
+COMPARISONS = {"scores_by_split", "paired_differences", "accuracy_against_cost", "learning_curves", "reliability"}
 TEXTS = {README, "table.md", "table.csv", "verdicts.md", "verdicts.csv", "report.html"}
-
-run_analysis = test_comparison.run_analysis
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +77,7 @@ def test_readme_says_what_was_found_and_how_it_was_made(exported: Path, finished
     readme = (exported / README).read_text(encoding="utf-8")
     runs = analysis.load_runs(["task3"], finished_task3)
     evidence = analysis.Evidence(analysis.choose_group(runs), finished_task3)
-    (sentence,) = verdict_sentences(evidence, "test/accuracy", 0.01)
+    (sentence,) = verdict_sentences(evidence, analysis.default_metric(runs), 0.01)
     table = (exported / "table.md").read_text(encoding="utf-8")
     assert readme.startswith(f"# task3: {runs['question'].iloc[0]}\n")
     assert [line for line in readme.splitlines() if line.startswith("|")] == [

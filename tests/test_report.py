@@ -89,7 +89,7 @@ def test_one_file_holds_everything(described_store: str, whole_report: str) -> N
     source = whole_report
     page = Page(source)
     assert page.open == []  # every element is closed, in order
-    assert len(page.sources) == 3 + 2 * 2  # comparisons, then confusion matrix and contact sheet of each network
+    assert len(page.sources) == 4 + 2 * 2  # comparisons, then confusion matrix and contact sheet of each network
     assert all(address.startswith("data:image/") for address in page.sources)
     assert not re.search(r"url\(|@import|https?://(?!127\.0\.0\.1)", source)
     assert "<b>a</b>" in page.text and "b & c" in page.text and "개" in page.text  # names are text, not markup
