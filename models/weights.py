@@ -43,6 +43,37 @@ def parse_normalisation(text: str) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
+def why_unavailable(name: str) -> str:
+    """Say why no library's weights can be had for a model now; empty if they can, or nothing is known against it."""
+    if not library.is_library_model(name):
+        return f"no library has weights for {name}; leave --pretrained out, or name a file in --weights"
+    if unknown := library.why_unknown(name):
+        return unknown
+    kind, _, architecture = name.partition(":")
+    nothing = f"{kind} has no weights for {name}; leave --pretrained out, or name a file in --weights"
+    if kind == "torchvision":
+        from torchvision.models import get_model_weights
+
+        if not len(offered := get_model_weights(architecture)):
+            return nothing
+        url = offered.DEFAULT.url
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+        if path.is_file() or _is_reachable(url):
+            return ""
+        return _out_of_reach(name, url, f"TORCH_HOME, whose hub/checkpoints/ holds {path.name}")
+    import huggingface_hub.constants as hub
+    from huggingface_hub.file_download import repo_folder_name
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(architecture)
+    if config is None or not config.has_weights:
+        return nothing
+    if not config.hf_hub_id or (not hub.HF_HUB_OFFLINE and _is_reachable(hub.ENDPOINT)):
+        return ""
+    folder = Path(hub.HF_HUB_CACHE) / repo_folder_name(repo_id=config.hf_hub_id, repo_type="model")
+    return "" if folder.is_dir() else _out_of_reach(name, hub.ENDPOINT, f"HF_HOME, whose hub/ holds {folder.name}")
+
+
 def from_library(name: str, in_channels: int, num_classes: int, image_size: int) -> InitialWeights:
     """Load the weights that a library offers for its architecture, from its cache or the internet.
 
@@ -51,13 +82,10 @@ def from_library(name: str, in_channels: int, num_classes: int, image_size: int)
     ModelError
         There are none, they cannot be had now, or they do not fit.
     """
-    kind = name.partition(":")[0]
-    if not library.is_library_model(name):
-        raise ModelError(f"no library has weights for {name}; leave --pretrained out, or name a file in --weights")
-    if unknown := library.why_unknown(name):
-        raise ModelError(unknown)
+    if reason := why_unavailable(name):
+        raise ModelError(reason)
     model = build(name, in_channels, num_classes, image_size)
-    load = _from_timm if kind == "timm" else _from_torchvision
+    load = _from_timm if name.startswith("timm:") else _from_torchvision
     called, state = load(name, in_channels, num_classes, image_size)
     fitting, left_out = _fit(name, model, state, f"the weights {called}")
     label = f"{LIBRARY}: {called}, {_digest(fitting)[:12]}"
@@ -149,47 +177,38 @@ def _digest(state: Mapping[str, np.ndarray]) -> str:
 def _from_torchvision(name: str, in_channels: int, num_classes: int, image_size: int) -> tuple[str, dict[str, Tensor]]:
     from torchvision.models import get_model_weights
 
-    found = list(get_model_weights(name.partition(":")[2]))
-    if not found:
-        raise ModelError(f"torchvision has no weights for {name}; leave --pretrained out, or name a file in --weights")
     weights = get_model_weights(name.partition(":")[2]).DEFAULT
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name
-    if not path.is_file() and not _is_reachable(weights.url):
-        raise _out_of_reach(name, weights.url, f"TORCH_HOME, whose hub/checkpoints/ holds {path.name}")
-    try:
+    with _one_sentence(name):
         return str(weights), dict(weights.get_state_dict(progress=False, check_hash=True))
-    except Exception as error:  # noqa: BLE001 - of the network, or of a damaged file
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise ModelError(f"the weights of {name} cannot be loaded ({reason})") from None
 
 
 def _from_timm(name: str, in_channels: int, num_classes: int, image_size: int) -> tuple[str, dict[str, Tensor]]:
+    import huggingface_hub.constants as hub
     from timm.models import get_pretrained_cfg
 
     architecture = name.partition(":")[2]
     config = get_pretrained_cfg(architecture)
-    if config is None or not config.has_weights:
-        raise ModelError(f"timm has no weights for {name}; leave --pretrained out, or name a file in --weights")
-    called = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
-    import huggingface_hub.constants as hub
-
-    offline = hub.HF_HUB_OFFLINE or not _is_reachable(hub.ENDPOINT)
-    with _hub_offline(offline):  # it would ask for 47 seconds before it looks into its cache
-        try:
-            states = []
-            for seed in (0, 1):
-                torch.manual_seed(seed)
-                model = library._build_timm(architecture, in_channels, num_classes, image_size, pretrained=True)
-                states.append(model.state_dict())
-        except Exception as error:  # noqa: BLE001 - of the network, or of a damaged file
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            if offline and not isinstance(error, RuntimeError | ValueError):  # those are about what was found
-                place = f"HF_HOME, whose hub/ holds {config.hf_hub_id or called}"
-                raise _out_of_reach(name, hub.ENDPOINT, place) from None
-            raise ModelError(f"the weights of {name} cannot be loaded ({reason})") from None
+    states = []
+    # it would ask for 47 seconds before it looks into its cache
+    with _hub_offline(hub.HF_HUB_OFFLINE or not _is_reachable(hub.ENDPOINT)), _one_sentence(name):
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            model = library._build_timm(architecture, in_channels, num_classes, image_size, pretrained=True)
+            states.append(model.state_dict())
     # timm leaves what it lacks as it was drawn, without a word: such entries differ
     one, other = states
-    return called, {key: value for key, value in one.items() if torch.equal(value, other[key])}
+    found = {key: value for key, value in one.items() if torch.equal(value, other[key])}
+    return f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture), found
+
+
+@contextlib.contextmanager
+def _one_sentence(name: str) -> Iterator[None]:
+    """Turn an error of the network, or of a damaged file, into a `ModelError`."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - libraries raise whatever they trip over
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise ModelError(f"the weights of {name} cannot be loaded ({reason})") from None
 
 
 @cache
@@ -205,11 +224,10 @@ def _is_reachable(url: str) -> bool:
     return True
 
 
-def _out_of_reach(name: str, url: str, place: str) -> ModelError:
-    host = urlsplit(url).netloc
-    return ModelError(
-        f"the weights of {name} are not on this machine, and {host} cannot be reached; name a file of them in "
-        f"--weights FILE, or a folder in {place}"
+def _out_of_reach(name: str, url: str, place: str) -> str:
+    return (
+        f"the weights of {name} are not on this machine, and {urlsplit(url).netloc} cannot be reached; name a file of "
+        f"them in --weights FILE, or a folder in {place}"
     )
 
 

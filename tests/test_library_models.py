@@ -288,6 +288,24 @@ def test_weights_that_timm_would_leave_out_in_silence_are_missed(caches: Path) -
         weights.from_library("timm:test_resnet", 3, 2, 64)
 
 
+def test_the_command_refuses_at_once(caches: Path, squeezenet: dict[str, Tensor], run_here) -> None:
+    file = caches / "own.pt"
+    torch.save(squeezenet, file)
+    store = ("--tracking-uri", f"sqlite:///{caches / 'mlflow.db'}")
+    small = ("-m", "timm:test_resnet")
+    for options, code, reason in (
+        ((*small, "--pretrained"), 1, "whose hub/ holds models--timm--test_resnet.r160_in1k"),  # before a download
+        ((*small, "--weights", str(caches / "no.pt")), 2, "no.pt' does not exist"),
+        ((*small, "-m", "lenet5", "--weights", str(file)), 2, "a file is for one model, not for 2; name it with -m"),
+        ((*small, "--pretrained", "--weights", str(file)), 2, "leave one of them out"),
+        (("-m", "timm:test_resnets"), 2, "did you mean timm:test_resnet"),
+        ((*small, "--weights", str(file), "--sample"), 1, "does not fit timm:test_resnet: "),
+    ):
+        result = run_here("experiments/task1.py", *options, *store)
+        assert result.returncode == code and reason in " ".join(result.stderr.replace("│", "").split()), result.stderr
+    assert not (caches / "mlflow.db").exists()
+
+
 def test_settings_that_came_later_change_no_run_without_them() -> None:
     assert LATER == {"pretrained": "", "freeze": False}
     assert logged_settings(TrainingConfig()).keys() == vars(TrainingConfig()).keys() - LATER.keys()

@@ -45,7 +45,7 @@ def main(task: Task) -> None:
         pretrained: Annotated[bool, Option("--pretrained", help="begin with the library's weights, which saw other "
                                            "images")] = bool(usual.pretrained),
         weights: Annotated[Path | None, Option(help="begin with the weights of this file, safetensors or a state dict",
-                                               metavar="FILE")] = None,
+                                               metavar="FILE", exists=True, dir_okay=False)] = None,
         freeze: Annotated[bool, Option("--freeze", help="train the head, the last layer, alone")] = usual.freeze,
         precision: Annotated[Precision, Option(help=MEANINGS["precision"])] = usual.precision,
         device: Annotated[str, Option(help=MEANINGS["device"])] = usual.device,

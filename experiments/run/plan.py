@@ -22,7 +22,7 @@ from experiments.task import TaskError
 from experiments.training import hardware
 from experiments.tuning.space import Space, configurations, parse_space, tuned_text, with_start
 from models import BASELINES, ModelCard, ModelError
-from models.weights import InitialWeights, from_file, from_library
+from models.weights import InitialWeights, from_file, from_library, why_unavailable
 from tracking import Store, TrainingConfig
 from tracking.keys import CHILD_PARAMS, trials_of
 from tracking.settings import kind_of, logged_settings
@@ -102,6 +102,10 @@ def make_plan(request: Request) -> Plan:
     """
     hardware.prepare()
     uri = tracking.check_uri(request.tracking_uri)  # a wrong one is noticed before the download
+    if request.config.pretrained and request.weights is None:  # likewise
+        reasons = [why_unavailable(name) for name in request.models]
+        if all(reasons):
+            raise TaskError("; ".join(reasons))
     request, cluster = _resolve(request)
     data = datasets.load(request.task.data, request.data_dir, request.sample)
     groups = datasets.duplicate_groups(data)
