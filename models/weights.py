@@ -188,6 +188,7 @@ def _from_timm(name: str, in_channels: int, num_classes: int, image_size: int) -
 
     architecture = name.partition(":")[2]
     config = get_pretrained_cfg(architecture)
+    assert config is not None  # as `why_unavailable` has seen
     states = []
     # it would ask for 47 seconds before it looks into its cache
     with _hub_offline(hub.HF_HUB_OFFLINE or not _is_reachable(hub.ENDPOINT)), _one_sentence(name):
