@@ -201,9 +201,14 @@ def _without_places(section: Section) -> Section:
         return dataclasses.replace(table, notes=clean(table.notes), data=data)
 
     scores, differences = clean_table(section.scores), section.differences and clean_table(section.differences)
-    texts = {"verdicts": clean(section.verdicts), "problems": clean(section.problems)}
-    further = [clean_table(table) for table in section.further]
-    return dataclasses.replace(section, scores=scores, differences=differences, further=further, **texts)
+    return dataclasses.replace(
+        section,
+        scores=scores,
+        differences=differences,
+        further=[clean_table(table) for table in section.further],
+        verdicts=clean(section.verdicts),
+        problems=clean(section.problems),
+    )
 
 
 def _text(runs: pd.DataFrame, key: str) -> str:
