@@ -12,6 +12,7 @@ import tracking
 from benchmarks.faults import Campaign, run_campaign, strays, uri
 from tests.commands import StartedCommand
 from tests.conftest import HANGS, ROOT, Gate
+from tracking import keys
 
 QUICK = ("--sample", "--epochs", "2", "--n-splits", "2", "-m", "lenet5", "--no-baselines")
 
@@ -72,6 +73,21 @@ def test_the_same_command_again_does_nothing_and_fresh_does_all(store_uri: str, 
     assert len(after) == 4 and after["status"].eq("FINISHED").all()
     assert after["superseded_by"].tolist()[:2] == after["run_id"].tolist()[2:]
     assert after["test/loss"].tolist()[:2] == after["test/loss"].tolist()[2:]
+
+
+def test_a_parent_gets_its_files_also_if_the_last_split_was_done_before_a_kill(store_uri: str, run_here) -> None:
+    command = ("experiments/task3.py", *QUICK, "--n-splits", "1", "--tracking-uri", store_uri)
+    run_here(*command)
+    (run,) = analysis.load_runs(["task3"], store_uri).itertuples()
+    store = tracking.open_store(store_uri)
+    paths = [analysis.local_artifact(run.parent_id, name, store_uri) for name in (keys.CLASSES, keys.MODEL_CARD)]
+    contents = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()
+    store.client.set_terminated(run.parent_id, "KILLED")
+    run_here(*command)
+    assert [path.read_bytes() for path in paths] == contents
+    assert store.client.get_run(run.parent_id).info.status == "FINISHED"
 
 
 def test_two_processes_share_a_task_and_double_nothing(tmp_path: Path) -> None:

@@ -21,10 +21,14 @@ class ModelRuns:
     left: int  # splits that have no result yet
     context: JobContext
     store: Store
-    described: bool = True  # whether the parent has its files about the model and the images
+    described: bool = field(init=False)  # whether the parent has its files about the model and the images
     concluded: bool = False
     kept: dict[str, str] = field(default_factory=dict)  # titles of splits that wait for the store, by fingerprint
     failures: list[str] = field(default_factory=list)  # a sentence for each split that failed
+
+    def __post_init__(self) -> None:
+        # the command that did the last split may have been killed before it described the parent
+        self.described = self.parent.status == "FINISHED"
 
     def begin(self) -> None:
         """Say that this command works on it."""
