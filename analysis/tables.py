@@ -70,7 +70,7 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
     if problem := next((e.problem for m in frame.index if (e := evidence.estimate(metric, str(m))).problem), ""):
         notes.append(f"Where there is no interval: {problem}.")
     caption = f"{PART_NAMES[part]}, {score.label} as mean±sd over splits and 95 % interval of the mean, in {score.unit}"
-    data = frame.reset_index().assign(**_identity(evidence, metric))
+    data = frame.reset_index().assign(**identity(evidence, metric))
     return ResultTable(title(evidence), caption, pd.DataFrame(rows), data, notes, trace(evidence, metric))
 
 
@@ -110,7 +110,7 @@ def difference_table(
         f"{PART_NAMES[part]}, paired differences of {score.label} in {unit}; the same: within "
         f"±{number(rope, metric)} {unit}; intervals and P are those of each pair alone"
     )
-    data, notes = tests.assign(**_identity(evidence, metric)), [*about_looks, *_about_tests(evidence, tests)]
+    data, notes = tests.assign(**identity(evidence, metric)), [*about_looks, *_about_tests(evidence, tests)]
     return ResultTable(title(evidence), caption, pd.DataFrame(rows), data, notes, trace(evidence, metric))
 
 
@@ -229,7 +229,8 @@ def title(evidence: Evidence) -> str:
     return f"{first['task']}: {first['dataset']}, {first['protocol']}"
 
 
-def _identity(evidence: Evidence, metric: str) -> dict[str, str]:
+def identity(evidence: Evidence, metric: str) -> dict[str, str]:
+    """Return what tells the numbers of a table from those of others: task, group and metric."""
     return {"task": evidence.runs["task"].iloc[0], "group": group_id(evidence.group), "metric": metric}
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.comparison import Evidence
-from analysis.groups import ComparisonError, group_id
+from analysis.groups import ComparisonError
 from analysis.study import importances
-from analysis.tables import ResultTable, number, title, with_sd
+from analysis.tables import ResultTable, identity, number, title, with_sd
 from analysis.tuning import (
     METRIC,
     Order,
@@ -36,7 +36,7 @@ def chosen_table(evidence: Evidence) -> ResultTable:
     })  # fmt: skip
     runs = evidence.runs[evidence.runs["chosen_trial"].notna()]
     runs = runs[["model", "split", "chosen_trial", "run_id"]].sort_values(["model", "split"], ignore_index=True)
-    data = chosen.assign(**_identity(evidence))
+    data = chosen.assign(**identity(evidence, METRIC))
     caption = f"Tuned: {how_tuned(evidence.group)}; how often each was chosen by the loss on the validation part"
     return ResultTable(title(evidence), caption, cells, data, [], runs)
 
@@ -81,7 +81,9 @@ def curve_table(evidence: Evidence) -> tuple[ResultTable, list[TuningCurve], pd.
         )
     notes += [*budget_sentences(curves), *_importance_sentences(trials, space_of(evidence.group)), *problems]
     source = trials[["model", "split", "replicate", "trial", *settings_of(evidence.group), "loss", "score", "run_id"]]
-    table = ResultTable(title(evidence), caption, pd.DataFrame(rows), data.assign(**_identity(evidence)), notes, source)
+    table = ResultTable(
+        title(evidence), caption, pd.DataFrame(rows), data.assign(**identity(evidence, METRIC)), notes, source
+    )
     return table, curves, trials
 
 
@@ -134,7 +136,3 @@ def _importance_sentences(trials: pd.DataFrame, space: str) -> list[str]:
 def setting_text(value: object) -> str:
     """Format the value of a setting."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _identity(evidence: Evidence) -> dict[str, str]:
-    return {"task": evidence.task, "group": group_id(evidence.group), "metric": METRIC}

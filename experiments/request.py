@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.task import Task
+from experiments.tuning import halving
 from experiments.tuning.space import Space
 from tracking.settings import DEVICE_MEMORY, SettingError, TrainingConfig, check_range
 
@@ -80,6 +81,10 @@ class Request:
     def config(self) -> TrainingConfig:
         """The settings that all models share: device and seeds among them."""
         return next(iter(self.training.values()))
+
+    def longest_epochs(self, config: TrainingConfig) -> int:
+        """Epochs of a network on one split, all trials together, if no training stops by patience."""
+        return halving.expected_epochs(self.tune, config.epochs, self.halving) if self.tune else config.epochs
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -128,6 +128,11 @@ def send_all(store: Store) -> tuple[int, dict[str, str]]:
     return sent, refused
 
 
+def read_results(entry: Path) -> Results:
+    """Read the results of an entry."""
+    return Results(**_read(entry)["results"])
+
+
 def _read(entry: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((entry / RECORD).read_text(encoding="utf-8"))
     return record

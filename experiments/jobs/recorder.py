@@ -1,8 +1,9 @@
 """Recording jobs in the result database: claims, results through the journal, and the parent's summary."""
 
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import analysis
 import tracking
 from experiments.jobs import results
-from experiments.jobs.job import DIVERGED, Curve, Job, JobContext, Result
+from experiments.jobs.job import Curve, Job, JobContext, Result
 from experiments.training.evaluation import Evaluation
 from tracking import Claim, Parent, Run, Store, journal, keys
 from tracking.artifacts import file_digests
@@ -42,9 +43,8 @@ class TrialOver:
 
     @property
     def curve(self) -> Curve:
-        """Its losses; a divergence is an epoch with infinite ones."""
-        curve = results.curve_of(self.history)
-        return curve if not self.stopped or self.stopped.isdecimal() else (*curve, DIVERGED)
+        """Its losses."""
+        return results.curve_of(self.history, self.stopped)
 
 
 class Recorder:
@@ -82,8 +82,7 @@ class Recorder:
         def read() -> Curve:
             stopped = self.store.client.get_run(run_id).data.tags.get(keys.STOPPED, "")
             path = analysis.local_artifact(run_id, keys.HISTORY, self.store.uri)
-            curve = results.curve_of(json.loads(path.read_text(encoding="utf-8")))
-            return curve if not stopped or stopped.isdecimal() else (*curve, DIVERGED)
+            return results.curve_of(json.loads(path.read_text(encoding="utf-8")), stopped)
 
         return tracking.persist(read)
 
@@ -100,16 +99,9 @@ class Recorder:
 
     def record_trial(self, job: Job, claimed: Claim, child: Run, over: "TrialOver") -> Result:
         """Put what became of a trial into the journal, likewise."""
-        with self.store.scratch() as scratch:
-            folder = Path(scratch) / "entry"
-            results.write_history(folder / journal.FILES, over.history)
-            content = journal.Results(
-                results.dataset_entry(self.context.data),
-                over.history,
-                results.final_metrics(over.history, None, {}, job.split, {}),
-                {"file_digests": json.dumps(file_digests(folder / journal.FILES)), keys.STOPPED: over.stopped},
-            )
-            entry = journal.write(self.store, claimed, content, folder)
+        metrics = results.final_metrics(over.history, None, {}, job.split, {})
+        write_files = functools.partial(results.write_history, history=over.history)
+        entry = self._enter(claimed, over.history, metrics, write_files, {keys.STOPPED: over.stopped})
         child.in_journal = True
         return replace(self._send(job, over.text, entry, child), curve=over.curve)
 
@@ -117,7 +109,9 @@ class Recorder:
         """Send the journal entry of a lost worker."""
         with tracking.child_run(self.store, claimed) as child:
             child.in_journal = True
-            return self._send(job, "trained by an earlier attempt", entry, None)
+            found = journal.read_results(entry)  # it is gone once it is sent
+            curve = () if job.trial is None else results.curve_of(found.history, found.tags[keys.STOPPED])
+            return replace(self._send(job, "trained by an earlier attempt", entry, None), curve=curve)
 
     def record_failure(self, job: Job, result: Result) -> Result:
         """Bring the parent's summary up to date after a failure."""
@@ -126,32 +120,38 @@ class Recorder:
         return result
 
     def _write(self, job: Job, claimed: Claim, trained: Trained) -> Path:
-        context, split = self.context, job.split
-        with self.store.scratch() as scratch:
-            folder = Path(scratch) / "entry"
-            files = folder / journal.FILES
+        leaks = results.count_leaks(self.context.groups, job.split)
+        cross_val = results.cross_val_scores(trained.predictions)
+        metrics = results.final_metrics(trained.history, trained.evaluations["test"], cross_val, job.split, leaks)
+
+        def write_files(folder: Path) -> None:
             results.write_files(
-                files,
-                context.data,
-                split,
+                folder,
+                self.context.data,
+                job.split,
                 trained.checkpoint,
                 trained.history,
                 trained.evaluations,
                 trained.predictions,
             )
-            leaks = results.count_leaks(context.groups, split)
-            content = journal.Results(
-                results.dataset_entry(context.data),
-                trained.history,
-                results.final_metrics(
-                    trained.history,
-                    trained.evaluations["test"],
-                    results.cross_val_scores(trained.predictions),
-                    split,
-                    leaks,
-                ),
-                {"file_digests": json.dumps(file_digests(files))},
-            )
+
+        return self._enter(claimed, trained.history, metrics, write_files, {})
+
+    def _enter(
+        self,
+        claimed: Claim,
+        history: History,
+        metrics: Mapping[str, float],
+        write_files: Callable[[Path], None],
+        tags: Mapping[str, str],
+    ) -> Path:
+        """Make an entry of the journal, whose files `write_files` writes to a folder."""
+        with self.store.scratch() as scratch:
+            folder = Path(scratch) / "entry"
+            write_files(folder / journal.FILES)
+            digests = json.dumps(file_digests(folder / journal.FILES))
+            dataset = results.dataset_entry(self.context.data)
+            content = journal.Results(dataset, history, metrics, {"file_digests": digests, **tags})
             return journal.write(self.store, claimed, content, folder)
 
     def _send(self, job: Job, scores: str, entry: Path, run: Run | None) -> Result:

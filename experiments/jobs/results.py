@@ -15,7 +15,7 @@ import analysis
 import datasets
 import models
 from datasets import ImageData, Split
-from experiments.jobs.job import Curve
+from experiments.jobs.job import DIVERGED, Curve
 from experiments.training.cross_fitting import evaluation_of
 from experiments.training.evaluation import Evaluation
 from experiments.training.fit import EpochRecord
@@ -51,9 +51,13 @@ def epochs_of_halves(history: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return first, second
 
 
-def curve_of(history: Sequence[Mapping[str, Any]]) -> Curve:
-    """The validation losses of a trial's history, by which trials are compared."""
-    return tuple((entry["metrics"]["val/loss"], *entry["half_losses"]) for entry in history)
+def curve_of(history: Sequence[Mapping[str, Any]], stopped: str = "") -> Curve:
+    """The validation losses of a trial's history, by which trials are compared; a divergence is an infinite epoch.
+
+    `stopped` is the tag of the trial (`tracking.keys`).
+    """
+    curve: Curve = tuple((entry["metrics"]["val/loss"], *entry["half_losses"]) for entry in history)
+    return curve if not stopped or stopped.isdecimal() else (*curve, DIVERGED)
 
 
 def cross_val_scores(predictions: Predictions) -> dict[str, float]:

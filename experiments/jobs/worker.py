@@ -165,7 +165,8 @@ class Worker:
         with contextlib.ExitStack() as open_run:
             child = open_run.enter_context(tracking.child_run(self.recorder.store, claimed))
             seed = seed_of_split(config.train_seed, job.number, job.replicate or 0)
-            model = initialise(lambda: self._build(name, arguments), seed, config.device)
+            build = functools.partial(self._build, name, arguments)
+            model = initialise(build, seed, config.device)
             self._refuse_other_source(job, model)
             with progress.SplitBar(job.title, config.epochs) as bar:
                 opened = Opened(job, claimed, child, bar, images)
@@ -182,8 +183,7 @@ class Worker:
                     history = []
                     chosen = self._fit(state, opened, saved, history)
                     if job.tuned:
-                        model_of_trial = functools.partial(self._build, name, arguments)
-                        chosen = self._cross_fitted(chosen, job.tuned, opened, model_of_trial, seed)
+                        chosen = self._cross_fitted(chosen, job.tuned, opened, build, seed)
                 mean, std = images.normalisation(job.split.train)
                 test = evaluate_test(model, images, job.split, mean, std, config.precision)
                 best = chosen[WHOLE]

@@ -24,7 +24,7 @@ def announce(plan: Plan, store: str, seconds: float | None) -> None:
     networks = [model for model in plan.models if model.card.name not in BASELINES]
     baselines = [model.card.name for model in plan.models if model.card.name in BASELINES]
     # forward and backward of a training image cost three times a forward pass
-    epochs = halving.expected_epochs(request.tune, config.epochs, request.halving) if request.tune else config.epochs
+    epochs = request.longest_epochs(config)
     passes = (3 * len(first.train) + len(first.val)) * epochs * len(chosen)
     macs = sum(model.card.macs for model in networks) * passes * request.seeds
     seeds = sorted({config.split_seed, config.train_seed})

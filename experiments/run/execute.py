@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -102,32 +102,25 @@ def _do_jobs(
         return found, elsewhere
     for name in dict.fromkeys(job.card.name for job in waiting):
         of_model[name].begin()
-    several = plan.cluster is not None or plan.concurrency.at_once > 1
-    tuned: dict[str, TunedSplit] = {}
     try:
-        for job in waiting:
-            if job.fingerprint in trials:
-                tuned[job.fingerprint] = _open_split(plan, store, job, trials[job.fingerprint])
+        tuned = {
+            job.fingerprint: _open_split(plan, store, job, trials[job.fingerprint])
+            for job in waiting
+            if job.fingerprint in trials
+        }
         round_ = [job for job in waiting if job.fingerprint not in tuned]
-        round_ += itertools.chain.from_iterable(split.begin() for split in tuned.values())
+        round_ += [job for split in tuned.values() for job in split.begin()]
         with contextlib.ExitStack() as working:
             engine = working.enter_context(_make_engine(plan, context, store, working))
             while round_:
-                if plan.concurrency.at_once > 1:  # the longest first: the last ones then leave no core idle for long
-                    round_.sort(key=lambda job: cost(job.card), reverse=True)
-                with progress.JobBar(round_, engine.room) if several else contextlib.nullcontext() as bar:
-                    for job, result in run_jobs(iter(round_), engine, bar.begin if bar else lambda job: None):
-                        if bar:
-                            bar.end(job, result)
-                        if job.trial is not None:
-                            tuned[job.of_split].note(job, result)
-                            continue
-                        found += result.outcome == "found"
-                        elsewhere += [result.text] if result.outcome == "left" else []
-                        of_model[job.card.name].note(job, result)
-                round_ = []
-                for split in tuned.values():
-                    round_ += split.advance()
+                for job, result in _do_round(plan, engine, round_):
+                    if job.trial is not None:
+                        tuned[job.of_split].note(job, result)
+                        continue
+                    found += result.outcome == "found"
+                    elsewhere += [result.text] if result.outcome == "left" else []
+                    of_model[job.card.name].note(job, result)
+                round_ = [job for split in tuned.values() for job in split.advance()]
         for split in tuned.values():
             if split.problem is not None:
                 elsewhere += [split.problem.text] if split.problem.outcome == "left" else []
@@ -138,6 +131,20 @@ def _do_jobs(
             tracking.close_dead_runs(store, context.task, reason, mine=True)
         raise
     return found, elsewhere
+
+
+def _do_round(plan: Plan, engine: Engine, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
+    """Do jobs that wait for no other, show their progress, and yield each with its result as it comes."""
+    at_once = plan.concurrency.at_once
+    if plan.cluster is None and at_once == 1:
+        yield from run_jobs(iter(jobs), engine)
+        return
+    if at_once > 1:  # the longest first: the last ones then leave no core idle for long
+        jobs = sorted(jobs, key=lambda job: cost(job.card), reverse=True)
+    with progress.JobBar(jobs, engine.room) as bar:
+        for job, result in run_jobs(iter(jobs), engine, bar.begin):
+            bar.end(job, result)
+            yield job, result
 
 
 def _open_split(plan: Plan, store: Store, job: Job, trials: Sequence[Job]) -> TunedSplit:

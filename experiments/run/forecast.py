@@ -14,7 +14,6 @@ from experiments.training.evaluation import evaluate
 from experiments.training.fit import fit
 from experiments.training.images import DeviceImages
 from experiments.training.state import TrainingState, initialise
-from experiments.tuning import halving
 
 EVALUATED = 512  # images, at most, of which the time of a validation part follows
 
@@ -25,7 +24,8 @@ def longest_seconds(plan: Plan) -> float | None:
         return None
     torch.set_num_threads(plan.concurrency.threads)
     networks = [model for model in plan.models if model.card.name not in models.BASELINES]
-    total = sum(_epochs(plan, model) * epoch_seconds(plan, model) for model in networks)
+    epochs = [len(each.jobs) * plan.request.longest_epochs(each.config) for each in networks]
+    total = sum(count * epoch_seconds(plan, each) for count, each in zip(epochs, networks, strict=True))
     return total / min(plan.concurrency.at_once, max(1, len(plan.jobs)))
 
 
@@ -51,13 +51,6 @@ def epoch_seconds(plan: Plan, model: ModelPlan) -> float:
     validation = _evaluation_seconds(network, images, part, config.precision)
     training = max(second.seconds - validation, 0.0)
     return training * len(split.train) / len(train) + validation * len(split.val) / len(val)
-
-
-def _epochs(plan: Plan, model: ModelPlan) -> int:
-    """Epochs of a model on all splits, if none stops by patience."""
-    tune, epochs = plan.request.tune, model.config.epochs
-    a_split = halving.expected_epochs(tune, epochs, plan.request.halving) if tune else epochs
-    return a_split * len(model.jobs)
 
 
 def _images_of(data: ImageData, rows: np.ndarray) -> ImageData:

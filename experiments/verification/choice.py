@@ -8,7 +8,7 @@ import pandas as pd
 
 import analysis
 from experiments.jobs import results
-from experiments.jobs.job import DIVERGED, Curve
+from experiments.jobs.job import Curve
 from experiments.tuning import halving
 from experiments.tuning.rounds import choose, is_over, lowest
 from experiments.tuning.space import configurations, parse_tuned
@@ -74,9 +74,8 @@ def _trial(run: SplitRecord, trials: pd.DataFrame, number: int, config: Training
 
 def _curve(trial: "pd.Series[Any]", uri: str) -> Curve:
     path = analysis.local_artifact(trial, keys.HISTORY, uri)
-    curve = results.curve_of(json.loads(path.read_text(encoding="utf-8")))
-    stopped = trial[keys.STOPPED]
-    return curve if pd.isna(stopped) or not stopped or str(stopped).isdecimal() else (*curve, DIVERGED)
+    stopped = "" if pd.isna(trial[keys.STOPPED]) else trial[keys.STOPPED]
+    return results.curve_of(json.loads(path.read_text(encoding="utf-8")), stopped)
 
 
 def _survivors(run: SplitRecord, curves: dict[int, Curve]) -> list[int]:

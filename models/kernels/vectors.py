@@ -127,7 +127,7 @@ def operation(result, *arguments):
 
     def make(emit):
         def function(*values):
-            raise NotImplementedError("only kernels can call it")
+            raise TypeError(f"{emit.__name__} is called by kernels, not by Python")
 
         function.__name__ = function.__qualname__ = emit.__name__
         case = signature(result, *arguments)
