@@ -224,7 +224,7 @@ def tabulate(options: argparse.Namespace) -> None:
         tallies = Tally(), Tally(), Tally()
         spread = []
         for path in sorted(folder.glob("*.npz")):
-            with np.load(path) as arrays:
+            with np.load(path, allow_pickle=False) as arrays:
                 correct, index = arrays["correct"].astype(float), arrays["index"].astype(int)
                 n_val, n_train = int(arrays["n_val"]), int(arrays["n_train"])
             own_test = not setting.n_test

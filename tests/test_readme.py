@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from analysis.statistics import MIN_SPLITS
 from tests.conftest import ROOT, new_store
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +47,8 @@ def test_the_readme_shows_the_published_table(folder: Path) -> None:
     published = [row for row in rows((folder / "README.md").read_text(encoding="utf-8")) if "accuracy" in row]
     shown = [row for row in rows(README) if "accuracy" in row]
     for row in published:
+        if int(row["splits"].partition("/")[0]) < MIN_SPLITS:  # published before such an interval was refused
+            row["95 % interval"] = ""
         assert {key: value for key, value in row.items() if key in shown[0]} in shown
 
 

@@ -1,5 +1,6 @@
 """`--tune`: trials as runs of their own, what is chosen, kills, more trials later, and what `verify` says of it."""
 
+import dataclasses
 import json
 import math
 import os
@@ -15,6 +16,11 @@ import tracking
 from analysis.groups import ComparisonError
 from analysis.report import reproduce
 from analysis.tuning import load_trials
+from experiments import task3
+from experiments.jobs.worker import Worker
+from experiments.request import Request
+from experiments.run import make_plan
+from experiments.run.execute import open_store
 from experiments.tuning import halving
 from experiments.tuning.space import DEFAULT_SPACE, configurations
 from tests.commands import StartedCommand
@@ -169,6 +175,37 @@ def _epochs_logged(uri: str) -> int:
         return len(analysis.load_curves([trials_of("task3")], uri))
     except tracking.StoreError:
         return 0
+
+
+def sent_too_late(*_: object) -> None:
+    raise SystemExit
+
+
+def test_a_trial_whose_worker_was_lost_before_it_was_sent_keeps_its_losses(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(task3.TASK.training, epochs=4, device="cpu", batch_size=8)
+    request = Request(task3.TASK, {"lenet5": config}, 1, (0,), sample=True, threads=1, tune=2, tracking_uri=store_uri)
+    plan = make_plan(request)
+    store = open_store(plan)
+    parent = store.client.create_run(store.make_experiment("task3")).info.run_id
+    job = dataclasses.replace(
+        plan.models[0].trials[0][1],
+        parent_id=parent,
+        experiment=store.make_experiment(trials_of("task3")),
+        until=1,
+        ends=True,
+    )
+    lost = Worker(plan.context(store), store)
+    with monkeypatch.context() as patched:
+        patched.setattr(lost.recorder, "_send", sent_too_late)
+        with pytest.raises(SystemExit):
+            lost.record(lost.train(job))
+    again = Worker(plan.context(store), store)
+    result = again.record(again.train(job))
+    assert result.outcome == "trained" and result.text == "trained by an earlier attempt"
+    ((_, curve),) = curves_in(store_uri).items()
+    assert [losses[0] for losses in result.curve] == curve
 
 
 def test_a_trial_that_diverges_is_the_worst_and_not_missing(store_uri: str, run_here) -> None:

@@ -30,7 +30,7 @@ from tracking.view import NAME, shared_view
 
 PATIENCE = 120  # seconds for what the UI takes one to do where nothing else runs
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SETTINGS = "sample, 2 splits, 3 epochs"
+SETTINGS = "sample, 3 epochs"
 # The UI opens a chat beside its first page, once, on every loopback address, and no option of the server prevents it.
 SEEN = {"name": "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "value": "true"}
 
