@@ -62,7 +62,7 @@ Sample = Annotated[bool, typer.Option("--sample", help="generated images instead
 
 @app.command()
 def info(tasks: TasksOrFolders, data_dir: DataDir = None, sample: Sample = False) -> None:
-    """Print classes, counts, digest and account of the images of a task, or of a folder: every file and its use."""
+    """Print classes, counts, digest and account of the images of a task, or of a folder: each file is used or named."""
     console = Console(highlight=False)
     for task in tasks:
         data = load(_source(task), None if Path(task).is_dir() else data_dir, sample)

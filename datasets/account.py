@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from datasets.folder import PART_NAMES, nested, some
+from datasets.folder import PARTS, nested, some
 from datasets.images import ImageData
 from datasets.splits import Split
 
 EXAMPLES = 3  # of the files of a reason
+MOST_ELSEWHERE = 10  # examples of files outside of all parts: their reason names the folder
 FEW = 10  # test images of a class, below which its score says little
 
 
@@ -17,7 +18,7 @@ def slices(data: ImageData) -> dict[str, slice]:
     """Return the rows of each published part."""
     n_train = data.n_pool - data.n_val
     bounds = (0, n_train, data.n_pool, len(data.labels))
-    return {part: slice(*bounds[i : i + 2]) for i, part in enumerate(PART_NAMES)}
+    return {part: slice(*bounds[i : i + 2]) for i, part in enumerate(PARTS)}
 
 
 def count_classes(data: ImageData) -> dict[str, dict[str, int]]:
@@ -35,15 +36,16 @@ def account(data: ImageData, examples: int = EXAMPLES) -> Iterator[str]:
     yield f"found {used + len(data.aside):,} = used {used:,} + set aside {len(data.aside):,}"
     counts = {(part, label): n for part, classes in count_classes(data).items() for label, n in classes.items()}
     places = Counter((each.part, each.label) for each in data.aside)
-    for part, label in sorted(places, key=lambda place: ([*PART_NAMES, ""].index(place[0]), place)):
+    for part, label in sorted(places, key=lambda place: ([*PARTS, ""].index(place[0]), place)):
         own = [each for each in data.aside if (each.part, each.label) == (part, label)]
         kept = counts.get((part, label), 0)
+        shown = examples if part else min(examples, MOST_ELSEWHERE)
         where = "/".join(filter(None, (part, label))) or "elsewhere"
         yield f"{where}: found {kept + len(own):,} = used {kept:,} + set aside {len(own):,}"
         for reason, count in Counter(each.reason for each in own).items():
-            alike = [each for each in own if each.reason == reason][:examples]
+            alike = [each for each in own if each.reason == reason][:shown]
             named = "; ".join(f"{each.file} ({each.detail})" if each.detail else each.file for each in alike)
-            more = f"; and {count - examples:,} more" if count > examples else ""
+            more = f"; and {count - shown:,} more" if count > shown else ""
             yield f"  {count:,} {reason}: {named}{more}"
 
 

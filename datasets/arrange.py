@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datasets.decoding import is_picture_by_name, opens
-from datasets.folder import ALL_PART_NAMES
+from datasets.folder import part_of
 from datasets.images import LOCK, DatasetError, building
 from datasets.names import is_hidden, readable_name
 
@@ -52,9 +52,7 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dic
     if without := sorted(set(pictures) - set(classes)):
         where = readable_name(str(labels)) if labels else "its own name"
         raise DatasetError(f"{len(without)} pictures have no class in {where}, such as {readable_name(without[0])}")
-    if reserved := sorted(
-        label for label in set(classes.values()) if label.lower() in ALL_PART_NAMES or label[0] == "."
-    ):
+    if reserved := sorted(label for label in set(classes.values()) if part_of(label) or label[0] == "."):
         raise DatasetError(f"a class cannot be called {reserved[0]!r}, as a part of the data or a hidden folder is")
     if len(set(classes.values())) < 2:
         where = readable_name(str(labels)) if labels else "their names"

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import posixpath
+import re
 import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,12 +22,8 @@ from datasets.images import DatasetError, ImageData, SetAside
 from datasets.names import is_hidden, readable_name
 
 MAX_BROKEN = 0.05  # a larger share of pictures that do not decode means that the folder is no data set
-PART_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}  # of folders, in any case
-ALL_PART_NAMES = {name for names in PART_NAMES.values() for name in names}
+PARTS = {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}  # patterns of folders
+KINDS_OF_FOLDER = "set|data|dataset|images"  # that may follow, as in training_set
 USUAL_SIZES = (28, 32, 48, 64, 96, 128)  # pixels
 LOOP = "is a link to a folder that holds it"
 LOOKED_AT = 200  # pictures, at most, to choose a size
@@ -45,7 +42,7 @@ class Listing:
 
     def files(self, *parts: str) -> list[Path]:
         """Files of the parts, in the order of `ImageData`."""
-        return [path for part in parts or PART_NAMES for files in self.parts[part].values() for path in files]
+        return [path for part in parts or PARTS for files in self.parts[part].values() for path in files]
 
     def set_aside(self, path: Path, reason: str, part: str = "", label: str = "", detail: str = "") -> None:
         """Note that a file is not used; a picture that does not decode has a `detail`."""
@@ -59,9 +56,9 @@ class Listing:
 def list_folder(root: Path) -> Listing:
     """List the images of a folder by part and class, and check that they form a data set.
 
-    The layouts: `train/<class>/*` with, optionally, `val/<class>/*` and `test/<class>/*` (or `training/`, `valid/`,
-    `validation/`, `testing/`); `<class>/*` alone; any of these inside a folder that is the only one. Folders in a class
-    belong to the class, and links are followed. Class names that are equal in Unicode are one class.
+    The layouts: `train/<class>/*` with, optionally, `val/<class>/*` and `test/<class>/*` (or other
+    names that `part_of` knows); `<class>/*` alone; any of these inside a folder that is the only one. Folders in a
+    class belong to the class, and links are followed. Class names that are equal in Unicode are one class.
 
     Raises
     ------
@@ -71,7 +68,7 @@ def list_folder(root: Path) -> Listing:
     listing = Listing(root)
     folders = find_parts(root)
     shown: dict[str, str] = {}
-    for part in PART_NAMES:
+    for part in PARTS:
         listing.parts[part] = _list_classes(listing, part, folders, shown)
     _list_others(listing, folders)
     _check(listing, folders)
@@ -83,30 +80,35 @@ def find_parts(root: Path) -> dict[str, list[Path]]:
     inside = _folders(root)
     found: dict[str, list[Path]] = {}
     for folder in inside:
-        for part, names in PART_NAMES.items():
-            if folder.name.lower() in names:
-                found.setdefault(part, []).append(_innermost(folder, names))
+        if part := part_of(folder.name):
+            found.setdefault(part, []).append(_innermost(folder, part))
     if "train" in found:
         return found
     if len(inside) == 1 and not found and (deeper := find_parts(inside[0])):
         return deeper
-    classes = [folder for folder in inside if folder.name.lower() not in ALL_PART_NAMES]
-    if any(inner.name.lower() in PART_NAMES["train"] for folder in classes for inner in _folders(folder)):
+    classes = [folder for folder in inside if not part_of(folder.name)]
+    if any(part_of(inner.name) == "train" for folder in classes for inner in _folders(folder)):
         return {}  # a folder of data sets
     if sum(_holds_pictures(folder) for folder in classes) > 1:
         found["train"] = [root]
     return found
 
 
+def part_of(name: str) -> str:
+    """Return the part of a data set that a folder of this name holds, in any case, or an empty string."""
+    ends = rf"([ _-]?({KINDS_OF_FOLDER}))?"
+    return next((part for part, names in PARTS.items() if re.fullmatch(f"({names}){ends}", name, re.IGNORECASE)), "")
+
+
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
 
 
-def _innermost(folder: Path, names: Sequence[str]) -> Path:
+def _innermost(folder: Path, part: str) -> Path:
     """Return the `train/` in a `train/` that holds no other folder."""
     inside = _folders(folder)
-    if len(inside) == 1 and inside[0].name.lower() in names:
-        return _innermost(inside[0], names)
+    if len(inside) == 1 and part_of(inside[0].name) == part:
+        return _innermost(inside[0], part)
     return folder
 
 
@@ -341,7 +343,7 @@ def decode_listed(
         classes = tuple(label for label in classes if label in trained)  # the others hold files that are no images
         if len(classes) < 2:
             raise DatasetError(f"{readable_name(str(root))} holds images of {len(classes)} class; two are the least")
-    counts = {part: sum(each == part for each, _, _ in kept) for part in PART_NAMES}
+    counts = {part: sum(each == part for each, _, _ in kept) for part in PARTS}
     return ImageData(
         name,
         images if good.all() else images[good],

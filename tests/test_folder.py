@@ -95,6 +95,7 @@ def test_every_file_is_used_or_named_with_a_reason(tmp_path: Path) -> None:
 LAYOUTS: dict[str, Callable[[Path], object]] = {
     "train and test": lambda root: (fill(root / "train", "a", "b"), fill(root / "test", "a", "b")),
     "other names": lambda root: (fill(root / "Training", "a", "b"), fill(root / "testing", "a", "b")),
+    "a set each": lambda root: (fill(root / "training_set", "a", "b"), fill(root / "Test-Images", "a", "b")),
     "a folder in a folder": lambda root: (fill(root / "x/y/train", "a", "b"), fill(root / "x/y/test", "a", "b")),
     "train in train": lambda root: (fill(root / "train/train", "a", "b"), fill(root / "test/test", "a", "b")),
     "raw beside it": lambda root: (
@@ -110,6 +111,15 @@ def test_layouts_that_people_have(layout: str, tmp_path: Path) -> None:
     for source in (Kaggle("somebody/photos", 8, 1), datasets.FashionMNIST()):
         data = datasets.load(source, tmp_path / "photos")
         assert count_classes(data) == expected and data.aside == ()
+
+
+def test_a_folder_that_is_no_part_is_named_by_some_of_its_files(tmp_path: Path) -> None:
+    fill(tmp_path / "photos" / "train_set", "a", "b")
+    for number in range(12):
+        picture(tmp_path / "photos" / "raw" / f"{number:02d}.png")
+    total, elsewhere, line = datasets.account(read(tmp_path / "photos"), examples=1000)
+    assert total == "found 18 = used 6 + set aside 12" and elsewhere.startswith("elsewhere: found 12 = used 0")
+    assert line.startswith("  12 lies in raw/, which is no part of the data: raw/") and line.endswith("; and 2 more")
 
 
 def test_classes_alone_are_a_training_part(tmp_path: Path) -> None:
