@@ -109,7 +109,8 @@ def test_the_printed_link_opens_the_models_and_their_splits(page: Page, link: st
     expect(first).to_have_attribute("aria-colindex", "4", timeout=PATIENCE * 1000)  # checkbox, name and time before it
     in_order = "cells => cells.sort((a, b) => a.ariaColIndex - b.ariaColIndex).map(cell => cell.innerText)"
     texts = headings.evaluate_all(in_order)
-    assert len(texts) >= 6 and texts == list(keys.METRIC_COLUMNS[: len(texts)])
+    columns = [key for key in keys.METRIC_COLUMNS if not key.startswith(("low/", "high/"))]  # too few splits for these
+    assert len(texts) >= 6 and texts == columns[: len(texts)]
     assert 0.3 < float(column(page, f"linear, {SETTINGS}", "metrics.`mean/test/accuracy`")) < 1
     page.get_by_role("row").filter(has=run(page, f"lenet5, {SETTINGS}")).get_by_role("button").click()
     for split in (0, 1):
