@@ -53,7 +53,8 @@ def read_champion(store: Store, task: str) -> Champion | None:
             )
         found = store.client.get_model_version_by_alias(prefixed(task), CHAMPION)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+        # no such model, no such alias; with passwords a server denies what is not there
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED"):
             return None
         raise
     version = str(found.version)
