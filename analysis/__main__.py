@@ -103,14 +103,14 @@ def figures(
     tasks: Tasks, out: Annotated[Path, typer.Option(file_okay=False, help="folder for the files")] = Path("figures"),
     metric: Metric = None, group: Group = None, rope: Rope = 1.0, tracking_uri: Uri = None,
 ) -> None:  # fmt: skip
-    """Draw the figures of a task, each as PNG and SVG."""
-    from analysis.figures import draw_figures, save
+    """Draw the figures of a task, each as PNG, SVG and PDF."""
+    from analysis.figures import PAPER, draw_figures, save
 
     with _one_sentence():
         for evidence, chosen, _ in [_evidence(task, metric, group, tracking_uri) for task in tasks]:
             folder = out / evidence.task if len(tasks) > 1 else out
             for name, _, figure in draw_figures(evidence, chosen, rope / 100):
-                for path in save(figure, folder, name):
+                for path in save(figure, folder, name, PAPER):
                     print(path)
             _print_problems(evidence)
 
@@ -133,11 +133,11 @@ def tuning(
         tables.append(curve)
         print(render(tables, "text", terminal_width()), end="")
         if out:
-            from analysis.figures import save
+            from analysis.figures import PAPER, save
             from analysis.tuning_figures import curves_figure, values_figure
 
-            paths = save(curves_figure(curves), out, "tuning_curves")
-            paths += save(values_figure(trials, settings_of(evidence.group)), out, "tuned_values")
+            paths = save(curves_figure(curves), out, "tuning_curves", PAPER)
+            paths += save(values_figure(trials, settings_of(evidence.group)), out, "tuned_values", PAPER)
             for name, content in (("tuning.md", render(tables, "markdown")), ("tuning.csv", render([curve], "csv"))):
                 (out / name).write_text(content, encoding="utf-8")
                 paths.append(out / name)

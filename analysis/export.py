@@ -3,6 +3,7 @@
 It contains no picture of the data, which belong to others, and nothing specific to the machine that made it.
 """
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,11 +12,14 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.comparison import Evidence, default_metric
-from analysis.figures import FORMS
+from analysis.figures import PAPER
 from analysis.formats import markdown_table, markdown_text, render
-from analysis.groups import ComparisonError, group_id
+from analysis.groups import ComparisonError, finished, group_id
 from analysis.report import ABOUT_SCORES, CAPTIONS, NO_COMPARISON, Drawing, Section, describe, render_page
-from tracking import Store
+from analysis.scores import class_table
+from tracking import Store, StoreError
+from tracking.keys import FINAL_METRICS, IDENTITY, PARAMS
+from tracking.store import StoreAwayError
 
 README, FIGURES = "README.md", "figures"
 SHOWN_WITH_SCORES = ("scores_by_split",)
@@ -25,12 +29,18 @@ ABOUT = {  # the files beside the figures
     "report.html": "all of this on one page, with learning curves, classes, models and every run",
     "table.md": "the score table, and each run behind it",
     "table.csv": "the same for programs, in full precision",
+    "table.tex": "the same for a paper",
+    "runs.csv": "a row a run: its params and metrics",
+    "classes.csv": "precision, recall and F1 of each class, with intervals, in full precision",
     "verdicts.md": "the verdict on each pair of models, with intervals, p and probabilities",
     "verdicts.csv": "the same for programs, in full precision",
+    "CITATION.cff": "how to cite these results",
 }
 MARK = "<!-- Made by `python -m analysis export`, which writes this folder's files anew. -->"
 UNFINISHED = f"# Unfinished\n\nWriting these files was interrupted. The same command writes them again.\n\n{MARK}\n"
-OWN_FILES = re.compile(rf"verdicts\.(md|csv)|{FIGURES}/({'|'.join(CAPTIONS)})(_[\w.-]+)?\.({'|'.join(FORMS)})")
+OWN_FILES = re.compile(
+    rf"verdicts\.(md|csv)|classes\.csv|{FIGURES}/({'|'.join(CAPTIONS)})(_[\w.-]+)?\.({'|'.join(PAPER)})"
+)
 
 
 def for_others(evidence: Evidence) -> Evidence:
@@ -46,14 +56,55 @@ def make_files(evidence: Evidence, metric: str, store: Store, rope: float) -> di
     """
     section = describe(evidence, metric, store, rope, thumbnails=False, public=True)
     texts = {"table.md": render([section.scores], "markdown"), "table.csv": render([section.scores], "csv")}
+    texts["table.tex"] = render([section.scores], "latex")
+    texts["runs.csv"] = _runs(evidence)
+    if classes := _classes(evidence, metric):
+        texts["classes.csv"] = classes
     if section.differences:
         table = render([section.differences], "markdown")
         texts["verdicts.md"] = "\n".join([*_title(section), *_bullets(section.verdicts), table])
         texts["verdicts.csv"] = render([section.differences], "csv")
-    figures = {f"{FIGURES}/{each.name}.{form}": each.content(form) for each in section.figures for form in FORMS}
+    figures = {f"{FIGURES}/{each.name}.{form}": each.content(form) for each in section.figures for form in PAPER}
+    texts["CITATION.cff"] = _citation(section, evidence)
     texts["report.html"] = render_page([section])
     texts[README] = _readme(section, texts, _command(section.task, evidence, metric, rope))
     return {name: text.encode() for name, text in texts.items()} | figures
+
+
+def _runs(evidence: Evidence) -> str:
+    """Return the group's finished runs as CSV: a row a run, with its params and metrics in full precision."""
+    runs = finished(evidence.group).sort_values(list(IDENTITY), kind="stable")
+    columns = ["run_id", "status", "start_time", "end_time", "task", *PARAMS, *FINAL_METRICS]
+    columns += ["fingerprint", "split_hash", "dataset_digest", "source_digest", "git_commit", "hardware", "versions"]
+    shown = runs[columns].dropna(axis="columns", how="all")
+    return str(shown.to_csv(index=False, lineterminator="\n"))
+
+
+def _classes(evidence: Evidence, metric: str) -> str:
+    """Return the scores of each class as CSV; empty if the predictions cannot be read."""
+    try:
+        return render([class_table(evidence, metric.partition("/")[0])], "csv")
+    except StoreAwayError:
+        raise
+    except (ComparisonError, StoreError):
+        return ""  # the report and the verdicts name the file
+
+
+def _citation(section: Section, evidence: Evidence) -> str:
+    """Return a citation file (CFF 1.2.0) of the results; JSON strings are YAML, too."""
+    newest = finished(evidence.group)["start_time"].max()
+    lines = {
+        "cff-version": "1.2.0",
+        "message": "If you use these results, please cite them and the data. Put your own names under authors.",
+        "type": "dataset",
+        "title": f"{section.task}: {section.question} Results on {evidence.group['dataset'].iloc[0]}",
+        "abstract": f"{section.scores.title}; {section.scores.caption}.",
+        "date-released": f"{newest:%Y-%m-%d}",
+        "version": f"comparison group {group_id(evidence.group)}",
+    }
+    written = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in lines.items()]
+    authors = ["authors:", '  - name: "The authors of this comparison"']
+    return "\n".join([*written, *authors, ""])
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -145,8 +196,8 @@ def _shown(section: Section, names: tuple[str, ...]) -> list[str]:
 
 
 def _links(drawing: Drawing) -> str:
-    png, svg = (f"{FIGURES}/{drawing.name}.{form}" for form in ("png", "svg"))
-    return f"[{png}]({png}) ([SVG]({svg}))"
+    png, svg, pdf = (f"{FIGURES}/{drawing.name}.{form}" for form in ("png", "svg", "pdf"))
+    return f"[{png}]({png}) ([SVG]({svg}), [PDF]({pdf}))"
 
 
 def _command(task: str, evidence: Evidence, metric: str, rope: float) -> str:

@@ -38,6 +38,8 @@ SHOWN_ROWS, SHOWN_CURVES = 50, 12  # models or pairs of a figure; the best are s
 LONGEST_FILE_NAME = 80  # characters, without suffix
 # file formats; without version and date the same figure always gives the same bytes
 FORMS: Any = {"png": {"dpi": 200, "metadata": {"Software": None}}, "svg": {"metadata": {"Date": None}}}
+PDF: Any = {"pdf": {"metadata": {"Creator": None, "Producer": None, "CreationDate": None}}}
+PAPER = (*FORMS, *PDF)  # forms where a person asks for files; the end of every run does without PDF
 # seaborn's palette for the colour-blind, without its gray
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#ece133", "#56b4e9")
 STYLE: Any = {
@@ -46,6 +48,7 @@ STYLE: Any = {
     "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
     "legend.fontsize": 6.5, "axes.edgecolor": "0.4", "grid.color": "0.9", "grid.linewidth": 0.6,
     "axes.linewidth": 0.6, "lines.linewidth": 1.2, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+    "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
     "svg.hashsalt": "comparison",  # fixed, likewise
 }  # fmt: skip
 
@@ -59,10 +62,10 @@ def colour(model: str) -> str:
 
 
 def encode(figure: Figure, form: str) -> bytes:
-    """Return the bytes of a figure as a `png` or `svg` file, identical for identical figures."""
+    """Return the bytes of a figure as a `png`, `svg` or `pdf` file, identical for identical figures."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")  # `font_families` says so once
-        figure.savefig(buffer := io.BytesIO(), format=form, **FORMS[form])
+        figure.savefig(buffer := io.BytesIO(), format=form, **(FORMS | PDF)[form])
     # a palette takes a third of the size without a visible difference, except for photographs
     few_colours = form == "png" and not any(axes.images for axes in figure.axes)
     return _with_palette(buffer) if few_colours else buffer.getvalue()
@@ -75,10 +78,10 @@ def _with_palette(file: io.BytesIO) -> bytes:
     return smaller.getvalue()
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and SVG, and return the paths."""
+def save(figure: Figure, folder: Path, name: str, forms: Iterable[str] = tuple(FORMS)) -> list[Path]:
+    """Write a figure as PNG and SVG, or in other forms, and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{form}" for form in FORMS]
+    paths = [folder / f"{name}.{form}" for form in forms]
     for path in paths:
         path.write_bytes(encode(figure, path.suffix[1:]))
     return paths

@@ -34,6 +34,7 @@ HEADERS = {  # short, so that a table fits 80 characters
 }  # fmt: skip
 # characters that Markdown would interpret; it leaves an underscore within a word alone
 MARKUP = re.compile(r"[\\`*\[\]]|<(?=[A-Za-z/!?])|&(?=[#\w])|\b_|_\b")
+MINUS = re.compile(r"(?<![\w.)-])-(?=[\d.])")  # a hyphen that is the sign of a number
 MOST = 10_000  # characters: a table is fitted by `_fitted`, and by nothing else
 SHORTEST_NAME = 16
 DISPENSABLE = (  # columns, in the order in which they are left out of a narrow table
@@ -131,8 +132,9 @@ def _latex_text(text: str) -> str:
     special = {
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "–": "--",
-        "−": "--", "<": r"$<$", ">": r"$>$",
+        "−": "$-$", "<": r"$<$", ">": r"$>$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$",
     }  # fmt: skip
+    text = MINUS.sub("−", text)
     return "".join(special.get(character, character) for character in text)
 
 

@@ -36,6 +36,7 @@ from tracking.keys import (
     PARAMS,
     PARENT,
     PREDICTIONS,
+    PREFIX,
     SEEDS,
     TAGS,
     TASK,
@@ -50,6 +51,7 @@ from tracking.store import (
     check_exists,
     deleted_sentence,
     in_one_line,
+    own_prefix,
     readable,
     sqlite_error,
     sqlite_path,
@@ -61,7 +63,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 SCHEMA = "dc11669786a5"  # alembic version of mlflow 3.17.2's databases, for which the SQL below is written
-EXPERIMENT = "e.experiment_id, e.name, e.lifecycle_stage, e.artifact_location, t.value"  # fields of _Experiment in SQL
+# fields of _Experiment in SQL
+EXPERIMENT = "e.experiment_id, e.name, e.lifecycle_stage, e.artifact_location, t.value, o.value"
+
 
 TIMES = ("start_time", "end_time")
 FLAGS = ("leak_free", "halving", *(key for key, kind in TYPES.items() if kind is bool))
@@ -75,7 +79,8 @@ INTEGERS = (
 RUN_COLUMNS = (
     "run_id", "parent_id", "status", "start_time", "end_time", "artifact_uri", *TAGS, *PARAMS, *FINAL_METRICS,
 )  # fmt: skip
-_EXPERIMENTS = f"experiments e LEFT JOIN experiment_tags t ON t.experiment_id = e.experiment_id AND t.key = '{TASK}'"
+_TAG = "LEFT JOIN experiment_tags {0} ON {0}.experiment_id = e.experiment_id AND {0}.key = '{1}'"
+_EXPERIMENTS = f"experiments e {_TAG.format('t', TASK)} {_TAG.format('o', PREFIX)}"
 LABELS = ("run_id", "task", "model", "split")  # identify a run in `load_curves`
 PREDICTED_PARTS = ("val", "test")
 
@@ -91,7 +96,8 @@ class _Experiment(NamedTuple):
     name: str
     stage: str
     location: str
-    task: str | None = None  # its tag
+    task: str | None = None  # its tags
+    prefix: str | None = None
 
     @property
     def owner(self) -> str | None:
@@ -389,8 +395,8 @@ class _Client:
 
 
 def _experiment(entity: "MlflowExperiment") -> _Experiment:
-    location, task = entity.artifact_location, entity.tags.get(TASK)
-    return _Experiment(entity.experiment_id, entity.name, entity.lifecycle_stage, location, task)
+    tags = entity.tags.get(TASK), entity.tags.get(PREFIX)
+    return _Experiment(entity.experiment_id, entity.name, entity.lifecycle_stage, entity.artifact_location, *tags)
 
 
 @contextlib.contextmanager
@@ -452,7 +458,8 @@ def _check_tasks(tasks: Sequence[str], experiments: Sequence[_Experiment]) -> No
 
 
 def _experiments(reader: _Database | _Client, tasks: Sequence[str]) -> list[_Experiment]:
-    everyone = reader.experiments()
+    prefix = own_prefix()
+    everyone = [experiment for experiment in reader.experiments() if (experiment.prefix or "") == prefix]
     _check_tasks(tasks, everyone)
     active = {experiment.owner for experiment in everyone if experiment.stage == "active"}
     experiments = [experiment for experiment in everyone if experiment.owner in tasks]

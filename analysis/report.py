@@ -86,7 +86,7 @@ class Drawing:
         return f"data:{mime};base64,{base64.b64encode(self.content(form)).decode()}"
 
     def content(self, form: str) -> bytes:
-        """Return the bytes of the `png` or `svg` file, encoded once."""
+        """Return the bytes of the `png`, `svg` or `pdf` file, encoded once."""
         if form not in self.contents:
             self.contents[form] = encode(self.figure, form)
         return self.contents[form]

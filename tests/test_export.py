@@ -22,7 +22,8 @@ from tests.test_report import Page
 from tracking import keys
 
 COMPARISONS = {"scores_by_split", "paired_differences", "accuracy_against_cost", "learning_curves", "reliability"}
-TEXTS = {README, "table.md", "table.csv", "verdicts.md", "verdicts.csv", "report.html"}
+TEXTS = {README, "table.md", "table.csv", "table.tex", "runs.csv", "classes.csv", "verdicts.md", "verdicts.csv",
+         "report.html", "CITATION.cff"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def links(markdown: str) -> set[str]:
 def test_the_folder_shows_the_results_and_no_picture_of_the_data(exported: Path, finished_task3: str) -> None:
     names = COMPARISONS | {"confusion_lenet5", "confusion_vggnet"}
     files = contents(exported)
-    assert set(files) == TEXTS | {f"figures/{name}.{form}" for name in names for form in ("png", "svg")}
+    assert set(files) == TEXTS | {f"figures/{name}.{form}" for name in names for form in ("png", "svg", "pdf")}
     assert [path.name for path in exported.parent.iterdir()] == ["out"]  # nothing is left beside it
     assert sum(map(len, files.values())) < 2e6
     for name, content in files.items():
@@ -106,7 +107,7 @@ def test_nothing_in_it_is_of_the_makers_machine(exported: Path, finished_task3: 
     private = {str(folder), str(ROOT), f"{Path.home()}/", "sqlite:", "127.0.0.1", *runs["owner"], *runs["command"]}
     assert runs["owner"].str.startswith(socket.gethostname()).all()
     for name, content in contents(exported).items():
-        if not name.endswith(".png"):
+        if not name.endswith((".png", ".pdf")):
             assert not [text for text in private if text in content.decode()], name
 
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,7 +25,11 @@ from tracking.commands import (
     script_of,
     script_tasks,
 )
+from tracking.keys import TRIALS
 from tracking.store import in_one_line, readable, sqlite_path
+
+if TYPE_CHECKING:
+    from tracking.pruning import Removable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -182,6 +186,76 @@ def _copy_task(source: Store, destination: Store, task: str) -> list[str]:
         names = "; ".join(report.outdated)
         print(f"{task}: {names} had other splits; run {script_of(task)} to update the summary")
     return report.differences
+
+
+@app.command()
+def prune(
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TASK", help="such as task1; default: all", callback=each_once),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="superseded, sample, abandoned or state; repeatable; default: all", callback=each_once),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="remove it without asking")] = False,
+    tracking_uri: Uri = None,
+) -> None:
+    """Say what a result database need not keep, and remove it, with its files and for good.
+
+    Superseded runs, runs on the sample, runs that failed or were interrupted, and state files of finished splits. The
+    runs of registered models, those that somebody works on, and everything without a fingerprint of this program stay.
+    """
+    try:
+        _prune(open_store(tracking_uri), tasks or [], kind, yes)
+    except StoreError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("mlflow"):
+            raise
+        print(f"Error: not all was removed ({in_one_line(error)}); repeat the command to go on", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _prune(store: Store, tasks: list[str], kinds: Sequence[str] | None, yes: bool) -> None:
+    from tracking import pruning
+
+    if wrong := [kind for kind in kinds or () if kind not in pruning.KINDS]:
+        raise typer.BadParameter(not_one_of(wrong[0], pruning.KINDS), param_hint="--kind")
+    there = store.tasks()
+    own = [task for task in there if not task.endswith(TRIALS)]  # trials go with their splits
+    if unknown := [task for task in tasks if task not in own]:
+        raise StoreError(f"there are no runs to prune: {not_one_of(unknown[0], own)}" if own else
+                         f"there are no runs of {unknown[0]} in {store.label}")  # fmt: skip
+    found = pruning.find(store, tasks or own, kinds or list(pruning.KINDS))
+    if not found:
+        print(f"there is nothing to remove from {store.label}")
+        return
+    _print_removable("can be removed", found, pruning.KINDS)
+    if not yes and not sys.stdin.isatty():
+        print("nothing was removed; --yes removes it")
+    elif yes or typer.confirm("Remove all this for good?"):
+        removed = pruning.remove(store, found, tasks or own)
+        _print_removable("removed", removed, pruning.KINDS)
+        if store.uri.startswith("http"):
+            print("their rows stay, marked as deleted, until `mlflow gc` is run on the server")
+    else:
+        print("nothing was removed")
+
+
+def _print_removable(what: str, found: "Sequence[Removable]", kinds: Mapping[str, str]) -> None:
+    """Print the number and size of what is found, by kind and together."""
+    for kind, meaning in kinds.items():
+        if of_kind := [each for each in found if each.kind == kind]:
+            print(f"{kind:10}  {_amount(of_kind)}  {meaning}")
+    print(f"{what}: {' '.join(_amount(found).split())}")
+
+
+def _amount(found: "Sequence[Removable]") -> str:
+    runs = sum(each.run is not None for each in found)
+    size = sum(each.size for each in found)
+    return f"{runs:6,} runs  {len(found) - runs:6,} state files  {size:15,} bytes"
 
 
 @contextlib.contextmanager

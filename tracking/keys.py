@@ -132,9 +132,11 @@ TAGS = {
 }
 
 TASK = "task"  # tag of an experiment: its task
+PREFIX = "prefix"  # tag of an experiment: whose it is, by EXPERIMENT_PREFIX (tracking.store); else nobody's
 TRIALS = "/trials"  # ends the name of the experiment that has a task's trials, and of their task; no task has a slash
 AGAIN = "a run that is to come"  # superseded_by of a run that --fresh is going to repeat; it counts until then
 PARENT = "mlflow.parentRunId"  # MLflow's tag of a child
+USER = "mlflow.user"  # MLflow's tag of a run: who began it, shown in the UI
 NOTE = "mlflow.note.content"  # MLflow's tag of an experiment: its description in the UI, in Markdown
 VIEWS = "mlflow.sharedViewState."  # prefix of MLflow's tags of views (JSON); the view's name in links follows
 VIEW = "models"  # name of our view (tracking.view)

@@ -1,6 +1,7 @@
 """Ownership of runs: which process works on a run, and whether it is alive."""
 
 import contextlib
+import getpass
 import os
 import sys
 import threading
@@ -19,6 +20,16 @@ SAME_START = 60.0  # seconds by which a process's start may appear to move when 
 def signs_of_life(command: str) -> dict[str, str]:
     """Tags of a run that this process begins or takes over for a command."""
     return {"owner": this_process(), "command": command, "heartbeat": f"{time.time():.0f}"}
+
+
+def user() -> str:
+    """Name the person: the user of the tracking server, else of this machine."""
+    if name := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+        return name
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number without a name
+        return "unknown"
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tracking.artifacts import Artifacts
 from tracking.commands import script_of
 from tracking.keys import CHAMPION, REASON, TASK
-from tracking.store import Store, StoreError
+from tracking.store import Store, StoreError, prefixed
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -48,12 +48,13 @@ def read_champion(store: Store, task: str) -> Champion | None:
     try:
         if not is_ours(store, task):
             raise StoreError(
-                f"the registered model {task!r} of {store.label} is not of this program; rename it there, or give the "
-                "task another name"
+                f"the registered model {prefixed(task)!r} of {store.label} is not of this program; rename it there, or "
+                "give the task another name"
             )
-        found = store.client.get_model_version_by_alias(task, CHAMPION)
+        found = store.client.get_model_version_by_alias(prefixed(task), CHAMPION)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+        # no such model, no such alias; with passwords a server denies what is not there
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED"):
             return None
         raise
     version = str(found.version)
@@ -66,10 +67,11 @@ def is_ours(store: Store, task: str) -> bool:
     Ours have the tag of their task. Those of versions that set none have our description, or a reason at each version;
     they get the tag when the champion is next registered or described.
     """
-    found = store.client.search_registered_models(f"name = '{task}'")
+    name = prefixed(task)
+    found = store.client.search_registered_models(f"name = '{name}'")
     if not found or found[0].tags.get(TASK) == task or (found[0].description or "").endswith(ABOUT.format(task)):
         return True
-    versions = store.client.search_model_versions(f"name = '{task}'")
+    versions = store.client.search_model_versions(f"name = '{name}'")
     return bool(versions) and all(REASON in version.tags for version in versions)
 
 
@@ -80,16 +82,16 @@ def register_champion(store: Store, task: str, new: NewVersion) -> str:
     """
     from mlflow.entities import LoggedModelOutput
 
-    client = store.client
-    if not client.search_registered_models(f"name = '{task}'"):
-        client.create_registered_model(task, {TASK: task}, description=f"{new.question} {ABOUT.format(task)}")
-    client.set_registered_model_tag(task, TASK, task)
-    of_run = client.search_model_versions(f"name = '{task}' and run_id = '{new.run_id}'")
+    client, called = store.client, prefixed(task)
+    if not client.search_registered_models(f"name = '{called}'"):
+        client.create_registered_model(called, {TASK: task}, description=f"{new.question} {ABOUT.format(task)}")
+    client.set_registered_model_tag(called, TASK, task)
+    of_run = client.search_model_versions(f"name = '{called}' and run_id = '{new.run_id}'")
     there = [str(found.version) for found in of_run if _has_files(store, task, str(found.version))]
     if there:
         version = max(there, key=int)
-        client.update_model_version(task, version, new.description)
-        client.set_model_version_tag(task, version, REASON, new.reason)
+        client.update_model_version(called, version, new.description)
+        client.set_model_version_tag(called, version, REASON, new.reason)
     else:
         experiment = _experiment(store, task)
         name = re.sub(r"[^\w-]+", "-", new.name)  # MLflow allows no other signs
@@ -100,18 +102,18 @@ def register_champion(store: Store, task: str, new: NewVersion) -> str:
         # a database would resolve the id against MLflow's global tracking URI; a server wants it
         source = f"models:/{model.model_id}" if store.uri.startswith("http") else model.artifact_location
         made = client.create_model_version(
-            task, source, new.run_id, {REASON: new.reason}, description=new.description, model_id=model.model_id
+            called, source, new.run_id, {REASON: new.reason}, description=new.description, model_id=model.model_id
         )
         version = str(made.version)
-    client.set_registered_model_alias(task, CHAMPION, version)
+    client.set_registered_model_alias(called, CHAMPION, version)
     return version
 
 
 def describe_champion(store: Store, task: str, champion: Champion, description: str) -> None:
     """Set the description of a version, and the tag by which its model is ours."""
-    store.client.set_registered_model_tag(task, TASK, task)
-    if store.client.get_model_version(task, champion.version).description != description:
-        store.client.update_model_version(task, champion.version, description)
+    store.client.set_registered_model_tag(prefixed(task), TASK, task)
+    if store.client.get_model_version(prefixed(task), champion.version).description != description:
+        store.client.update_model_version(prefixed(task), champion.version, description)
 
 
 def fetch_champion(store: Store, task: str, champion: Champion, scratch: Path) -> Path:
@@ -119,16 +121,16 @@ def fetch_champion(store: Store, task: str, champion: Champion, scratch: Path) -
     if not champion.has_files:
         which = f"the champion of {task}, version {champion.version}"
         raise StoreError(f"the files of {which}, are gone; the next {script_of(task)} registers another")
-    location = store.client.get_model_version_download_uri(task, champion.version)
+    location = store.client.get_model_version_download_uri(prefixed(task), champion.version)
     artifacts = Artifacts(store, _experiment(store, task))
-    return artifacts.folder(location) or artifacts.fetch_model(f"models:/{task}/{champion.version}", scratch)
+    return artifacts.folder(location) or artifacts.fetch_model(f"models:/{prefixed(task)}/{champion.version}", scratch)
 
 
 def _has_files(store: Store, task: str, version: str) -> bool:
     """Whether a version's files exist; assumed for a server's."""
     if (experiment := store.experiment(task)) is None:  # `mlflow gc` removed it with its files
         return False
-    location = store.client.get_model_version_download_uri(task, version)
+    location = store.client.get_model_version_download_uri(prefixed(task), version)
     folder = Artifacts(store, experiment).folder(location)
     return folder is None or (folder / "MLmodel").is_file()
 

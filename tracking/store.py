@@ -22,7 +22,7 @@ import psutil
 from filelock import FileLock
 
 from tracking import schema
-from tracking.keys import NOTE, TASK, UNTAGGED_EXPERIMENTS, VIEW, VIEWS
+from tracking.keys import NOTE, PREFIX, TASK, UNTAGGED_EXPERIMENTS, VIEW, VIEWS
 from tracking.view import shared_view
 
 if TYPE_CHECKING:
@@ -64,6 +64,22 @@ class UnknownTaskError(StoreError):
 
 class StoreAwayError(StoreError):
     """The server does not answer or the database is locked; both may be temporary."""
+
+
+def own_prefix() -> str:
+    """Return EXPERIMENT_PREFIX: of all experiments and registered models, those that begin with it are used.
+
+    It keeps people who share a store apart. Without it those without a prefix are used.
+    """
+    prefix = os.environ.get("EXPERIMENT_PREFIX", "")
+    if not re.fullmatch(r"\w{0,40}", prefix):  # no hyphen, which ends it in names
+        raise StoreError(f"EXPERIMENT_PREFIX is {prefix!r}; it has at most 40 letters, digits and _")
+    return prefix
+
+
+def prefixed(name: str) -> str:
+    """Return the name of an experiment or of a registered model in the store."""
+    return f"{prefix}-{name}" if (prefix := own_prefix()) else name
 
 
 @dataclass(frozen=True)
@@ -121,8 +137,11 @@ class Store:
         """Look up the experiment of a task; None if there is none. A deleted one raises a `StoreError`."""
         from mlflow.entities import ViewType
 
-        found = list(self.client.search_experiments(ViewType.ALL, filter_string=f"tags.`{TASK}` = '{task}'"))
-        named = (self.client.get_experiment_by_name(name) for name, of in UNTAGGED_EXPERIMENTS.items() if of == task)
+        prefix = own_prefix()
+        tagged = self.client.search_experiments(ViewType.ALL, filter_string=f"tags.`{TASK}` = '{task}'")
+        found = [experiment for experiment in tagged if experiment.tags.get(PREFIX, "") == prefix]
+        untagged = [name for name, of in UNTAGGED_EXPERIMENTS.items() if of == task and not prefix]
+        named = map(self.client.get_experiment_by_name, untagged)
         found += [experiment for experiment in named if experiment is not None and TASK not in experiment.tags]
         active = [experiment for experiment in found if experiment.lifecycle_stage == "active"]
         if found and not active:
@@ -131,7 +150,7 @@ class Store:
 
     def tasks(self) -> list[str]:
         """Sorted names of the tasks that have an active experiment."""
-        experiments = self.client.search_experiments()
+        experiments = [e for e in self.client.search_experiments() if e.tags.get(PREFIX, "") == own_prefix()]
         owners = (e.tags.get(TASK) or UNTAGGED_EXPERIMENTS.get(e.name) for e in experiments)
         return sorted({owner for owner in owners if owner})
 
@@ -141,6 +160,7 @@ class Store:
         if existing is not None:
             return existing
         name = name or next((name for name, owner in UNTAGGED_EXPERIMENTS.items() if owner == task), task)
+        name = prefixed(name)
         if self.database is None:
             # a server chooses the place; for a bare database MLflow would use the working directory
             place = None if self.uri.startswith("http") else (MLRUNS / "artifacts" / name).as_uri()
@@ -153,8 +173,9 @@ class Store:
     def _create_experiment(self, task: str, name: str, place: str | None) -> str:
         from mlflow.exceptions import MlflowException
 
+        tags = {TASK: task} | ({PREFIX: prefix} if (prefix := own_prefix()) else {})
         try:
-            return str(self.client.create_experiment(name, artifact_location=place, tags={TASK: task}))
+            return str(self.client.create_experiment(name, artifact_location=place, tags=tags))
         except MlflowException:
             if made := self.experiment_id(task):  # by another process in the meantime
                 return made
@@ -275,13 +296,14 @@ def _postgresql_schema(uri: str) -> str:
 
 
 def _usable_state(state: Path | None, uri: str) -> Path:
+    own = own_prefix()  # the resume files and the journal of one are not another's
     if state is not None:
         with contextlib.suppress(OSError):
             state.mkdir(parents=True, exist_ok=True)
             return state
     if (database := sqlite_path(uri)) is not None:
-        return state_folder(database)
-    return MLRUNS / f"{re.sub(r'[^A-Za-z0-9]+', '-', without_password(uri)).strip('-')[-80:]}.state"
+        return state_folder(database) / own
+    return MLRUNS / f"{re.sub(r'[^A-Za-z0-9]+', '-', without_password(uri)).strip('-')[-80:]}.state" / own
 
 
 @functools.cache

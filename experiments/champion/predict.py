@@ -17,6 +17,7 @@ from experiments.champion import export
 from tracking import Store, StoreError, registry
 from tracking.commands import script_of
 from tracking.keys import SAMPLE
+from tracking.store import prefixed
 
 BATCH = 64  # photos that are decoded and pass the model at once
 
@@ -52,7 +53,7 @@ class Predictor:
             )
         with tempfile.TemporaryDirectory() as scratch:  # of files that are a server's; the store may be read-only
             program, about = export.load(registry.fetch_champion(store, task, held, Path(scratch)))
-        version = f"version {held.version} of models:/{task}, run {held.run_id}"
+        version = f"version {held.version} of models:/{prefixed(task)}, run {held.run_id}"
         try:
             params = tracking.persist(lambda: store.client.get_run(held.run_id)).data.params
         except MlflowException:  # it was removed; the model stands alone

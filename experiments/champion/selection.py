@@ -19,6 +19,7 @@ from experiments.task import Task
 from tracking import Store, registry, score_of
 from tracking.keys import BASELINES, SAMPLE
 from tracking.registry import Champion
+from tracking.store import prefixed
 
 SHOWN_CLASSES = 20  # in a description
 LONGEST_TEXT = 5000  # characters of one that the registry takes
@@ -69,7 +70,8 @@ def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidenc
                     text = describe(evidence, metric, best, data, held.reason)
                     tracking.persist(partial(registry.describe_champion, store, task.name, held, text))
                 champion = _title(runs[runs["run_id"] == held.run_id].iloc[0])
-                return f"{champion}, version {held.version} of models:/{task.name}{f'; {reason}' if reason else ''}"
+                which = f"{champion}, version {held.version} of models:/{prefixed(task.name)}"
+                return f"{which}; {reason}" if reason else which
             if not (folder / run_id).exists():
                 export(folder / run_id, store, best, data)
             text = describe(evidence, metric, best, data, reason)
@@ -83,7 +85,7 @@ def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidenc
                 if now == held and again is not None and again["run_id"] == run_id:
                     made = registry.NewVersion(run_id, str(best["model"]), folder / run_id, task.question, text, reason)
                     version = tracking.persist(partial(registry.register_champion, store, task.name, made))
-                    return f"{_title(best)}, version {version} of models:/{task.name}"
+                    return f"{_title(best)}, version {version} of models:/{prefixed(task.name)}"
     return ""
 
 

@@ -11,6 +11,7 @@ from experiments.tuning import halving
 from experiments.tuning.space import space_text
 from models import BASELINES, kernels, unusable_sentences
 from tracking import Store
+from tracking.store import prefixed
 
 MOST_LINES = 12  # of the account of a folder; `python -m datasets info` prints all
 
@@ -101,4 +102,7 @@ def announce_champion(store: Store, task: str, sentence: str) -> None:
 
 def announce_no_champion(task: str, reason: str) -> None:
     """Say why the best model was not registered; the results are not touched by that."""
-    print(f"! the best model is not registered as models:/{task} ({reason}); all results are there", file=sys.stderr)
+    print(
+        f"! the best model is not registered as models:/{prefixed(task)} ({reason}); all results are there",
+        file=sys.stderr,
+    )

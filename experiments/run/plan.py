@@ -28,7 +28,7 @@ from tracking.keys import CHILD_PARAMS, trials_of
 from tracking.settings import kind_of, logged_settings
 from tracking.store import host
 
-OF_THE_CLIENT = ("MLFLOW_", "AWS_", "PG")  # variables that tell the store's client how to get in
+OF_THE_CLIENT = ("MLFLOW_", "AWS_", "PG", "EXPERIMENT_PREFIX")  # variables that tell the store's client how to get in
 
 
 class Drawn(NamedTuple):
