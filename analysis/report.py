@@ -157,7 +157,7 @@ def describe(
     section = Section(
         task=task,
         question=_text(runs, "question"),
-        facts=_facts(evidence, store),
+        facts=state_facts(evidence, store),
         scores=scores,
         differences=differences,
         verdicts=verdict_sentences(evidence, metric, rope),
@@ -215,7 +215,8 @@ def _text(runs: pd.DataFrame, key: str) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in runs[key].dropna()))
 
 
-def _facts(evidence: Evidence, store: Store) -> dict[str, str]:
+def state_facts(evidence: Evidence, store: Store) -> dict[str, str]:
+    """State data, protocol, training and hardware of a group, one text each."""
     runs = evidence.runs
     names = evidence.classes
     classes = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
@@ -229,7 +230,7 @@ def _facts(evidence: Evidence, store: Store) -> dict[str, str]:
     augmented = "augmented or not as tuned" if "augment" in tuned else augmented
     return {
         "data": f"{_text(runs, 'dataset')}: {_profile(store, runs)}{len(names)} classes ({classes})",
-        "protocol": f"{_text(runs, 'protocol')}, {runs['n_splits'].iloc[0]} splits: {n_train} images to train on, "
+        "protocol": f"{_text(runs, 'protocol')}, {runs['n_splits'].max()} splits: {n_train} images to train on, "
         f"{n_val} to choose the best epoch, {test}{leaks}",
         "training": f"AdamW, learning rate {values['lr']}, weight decay {values['weight_decay']}, batches of "
         f"{values['batch_size']}, {augmented}, cosine schedule over at most {_text(runs, 'epochs')} epochs, early "

@@ -39,6 +39,7 @@ from tests.test_comparison import TAGS, log_model
 from tests.test_verify import copy_store
 from tracking import keys, registry
 from tracking.registry import Champion
+from tracking.store import sqlite_path
 
 WHOLE = {"n_splits": 4, "epochs": 2, "patience": 7}  # as test_comparison's settings
 
@@ -78,6 +79,10 @@ def test_the_best_split_of_the_best_network_is_registered(store: tracking.Store,
     assert "generated images" in version.description
     logged = store.client.get_run(registered.run_id).outputs.model_outputs
     assert len(logged) == 1, "logged once"
+    (card,) = (sqlite_path(store.uri).parent / "artifacts").rglob("models/*/artifacts/README.md")
+    assert card.read_text(encoding="utf-8").endswith(f"\n---\n\n{version.description}\n")
+    headings = re.findall("^### (.*)$", version.description, re.MULTILINE)
+    assert headings == ["Use", "Data and training", "Scores", "Limits"]
 
 
 def test_the_program_needs_no_source_and_gives_what_the_run_predicted(

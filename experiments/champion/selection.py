@@ -12,6 +12,7 @@ import analysis
 import tracking
 from analysis.formats import markdown_text
 from analysis.groups import group_id, what_is_wrong
+from analysis.report import state_facts
 from analysis.tables import PART_NAMES, baselines_not_beaten, interval, number, verdict_sentences
 from datasets import ImageData
 from experiments.champion.export import export
@@ -22,6 +23,8 @@ from tracking.registry import Champion
 from tracking.store import prefixed
 
 SHOWN_CLASSES = 20  # in a description
+CARD = "README.md"  # of the registered model: its model card, where hubs of models look for it
+HEADER = "---\npipeline_tag: image-classification\nlibrary_name: pytorch\nmetrics: [accuracy, f1]\n---\n"
 LONGEST_TEXT = 5000  # characters of one that the registry takes
 REASONS = (  # of the places of `_rank`
     "real data before generated images",
@@ -67,14 +70,15 @@ def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidenc
             stays, reason = decide(whole, runs, evidence, metric, best, held)
             if held is not None and stays:
                 if held.run_id == run_id:  # other models may have come since, and its description be out of date
-                    text = describe(evidence, metric, best, data, held.reason)
+                    text = describe(store, evidence, metric, best, data, held.reason)
                     tracking.persist(partial(registry.describe_champion, store, task.name, held, text))
                 champion = _title(runs[runs["run_id"] == held.run_id].iloc[0])
                 which = f"{champion}, version {held.version} of models:/{prefixed(task.name)}"
                 return f"{which}; {reason}" if reason else which
+            text = describe(store, evidence, metric, best, data, reason)
             if not (folder / run_id).exists():
                 export(folder / run_id, store, best, data)
-            text = describe(evidence, metric, best, data, reason)
+            (folder / run_id / CARD).write_text(f"{HEADER}\n{text}\n", encoding="utf-8")
             with store.lock():  # another command of the task may have ended since the runs were read
                 now = tracking.persist(lambda: registry.read_champion(store, task.name))
                 runs = tracking.persist(lambda: analysis.load_runs([task.name], store.uri))
@@ -177,8 +181,10 @@ def _depth_lines(data: ImageData) -> list[str]:
     ]
 
 
-def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", data: ImageData, reason: str) -> str:
-    """Describe the registered version to its users, in Markdown."""
+def describe(
+    store: Store, evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", data: ImageData, reason: str
+) -> str:
+    """Describe the registered version to its users, in Markdown: a model card (Mitchell et al. 2019)."""
     model, part = str(best["model"]), metric.split("/")[0]
     what = f"{score_of(metric).label}, {PART_NAMES[part]}"
     estimate = evidence.estimate(metric, model)
@@ -186,23 +192,31 @@ def describe(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]", d
     networks = evidence.runs.loc[~evidence.runs["model"].isin(BASELINES), "model"].nunique()
     height, width, channels = data.images.shape[1:]
     classes = ", ".join(map(markdown_text, data.classes[:SHOWN_CLASSES]))
+    verdicts = [text for text in verdict_sentences(evidence, metric, 0.01) if _names(text, model)]
+    verdicts += [text for name, text in baselines_not_beaten(evidence, metric).items() if name == model]
+    facts = [f"- {name.capitalize()}: {markdown_text(fact)}." for name, fact in state_facts(evidence, store).items()]
     lines = [
-        f"**{_title(best)}** of {best['task']}: {best['question']} Trained on {markdown_text(str(best['dataset']))}.",
-        f"Why it is the champion: {reason}.",
+        f"**{_title(best)}** of {best['task']}: {best['question']} Why it is the champion: {reason}.",
+        "### Use",
+        f"- Input: images of uint8, shape (N, {height}, {width}, {channels}), 0 to 255. Output: probabilities of "
+        f"{classes}{', ...' if len(data.classes) > SHOWN_CLASSES else ''}, in this order.",
+        *_depth_lines(data),
+        "### Data and training",
+        *facts,
+        f"- Run `{best['run_id']}`, comparison group `{group_id(evidence.group)}`, data `{best['dataset_digest']}`.",
+        "### Scores",
         f"- {what}: {number(estimate.mean, metric)} % in the mean over {estimate.n} splits"
         f"{f' (95 % interval {ends} %)' if ends else ''}, {number(best[metric], metric)} % in this split. This very "
         f"score chose it, from all splits of {networks} network{'s' if networks != 1 else ''}: expect a little less on "
         "other images.",
-        f"- Input: images of uint8, shape (N, {height}, {width}, {channels}), 0 to 255. Output: probabilities of "
-        f"{classes}{', ...' if len(data.classes) > SHOWN_CLASSES else ''}, in this order, whatever is on the picture.",
-        *_depth_lines(data),
-        f"- Run `{best['run_id']}`, comparison group `{group_id(evidence.group)}`, data `{best['dataset_digest']}`.",
+        *(f"- {markdown_text(sentence)}" for sentence in verdicts),
+        "### Limits",
+        "- It knows only its classes, and answers with one of them whatever is on the picture.",
+        *(f"- {markdown_text(sentence)}" for sentence in what_is_wrong(evidence.group)),
     ]
-    own = re.compile(rf"(?<![\w.:/-]){re.escape(model)}(?![\w:/-]|\.\w)")
-    found = [text for text in verdict_sentences(evidence, metric, 0.01) if own.search(text)]
-    found += [text for name, text in baselines_not_beaten(evidence, metric).items() if name == model]
-    found += what_is_wrong(evidence.group)
-    if found:
-        lines.append("What the comparison says of it:")
-        lines += [f"- {markdown_text(sentence)}" for sentence in found]
     return "\n\n".join(lines)[:LONGEST_TEXT]
+
+
+def _names(sentence: str, model: str) -> bool:
+    """Whether a sentence names the model, and not one whose name it is a part of."""
+    return re.search(rf"(?<![\w.:/-]){re.escape(model)}(?![\w:/-]|\.\w)", sentence) is not None
