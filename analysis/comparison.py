@@ -92,6 +92,8 @@ class Evidence:
         self._predictions: dict[str, Predictions] = earlier._predictions if earlier else {}
         self._values: dict[tuple[str, str], np.ndarray] = {}
         self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
+        self._runs_of: dict[tuple[str, bool], pd.DataFrame] = {}  # by model, and whether of all replicates
+        self._rows_of: dict[str, dict[tuple[int, int], pd.Series]] = {}  # by model, split and replicate
 
     @property
     def task(self) -> str:
@@ -100,16 +102,21 @@ class Evidence:
 
     def of(self, model: str) -> pd.DataFrame:
         """Return the runs of a model, indexed by split: of several replicates the first, with their mean metrics."""
-        runs = self.replicates(model).droplevel("replicate")
-        first = runs[~runs.index.duplicated()]
-        if len(first) < len(runs):
-            metrics = [column for column in runs if column in FINAL_METRICS or str(column).partition("/")[2]]
-            first = first.assign(**runs[metrics].groupby(level=0).mean(skipna=False))
-        return first
+        if (model, False) not in self._runs_of:
+            runs = self.replicates(model).droplevel("replicate")
+            first = runs[~runs.index.duplicated()]
+            if len(first) < len(runs):
+                metrics = [column for column in runs if column in FINAL_METRICS or str(column).partition("/")[2]]
+                first = first.assign(**runs[metrics].groupby(level=0).mean(skipna=False))
+            self._runs_of[model, False] = first
+        return self._runs_of[model, False]
 
     def replicates(self, model: str) -> pd.DataFrame:
         """Return the runs of a model, indexed by split and replicate."""
-        return self.runs[self.runs["model"] == model].set_index(["split", "replicate"]).sort_index()
+        if (model, True) not in self._runs_of:
+            of_model = self.runs[self.runs["model"] == model]
+            self._runs_of[model, True] = of_model.set_index(["split", "replicate"]).sort_index()
+        return self._runs_of[model, True]
 
     def need(self, metric: str) -> None:
         """Make `runs` have this metric, which may be one that is derived from the predictions.
@@ -134,6 +141,8 @@ class Evidence:
         if problems and len(problems) == len(scores):
             raise ComparisonError(f"{metric} cannot be derived: {problems[0]}")
         self.runs = self.runs.assign(**{metric: scores})
+        self._runs_of.clear()
+        self._rows_of.clear()
 
     def predictions(self, run: pd.Series, part: str) -> "PartPredictions":
         """Return the predictions of a run for `val`, `cross_val` or `test`; a `StoreError` if there are none."""
@@ -189,14 +198,14 @@ class Evidence:
 
     def _estimate(self, metric: str, model: str, other: str | None) -> Estimate:
         values = self.of(model)[metric] if other is None else self.differences(metric, model, other)
-        sides = [self.replicates(name) for name in (model, other) if name]
-        common = functools.reduce(pd.Index.intersection, [side.index for side in sides])
+        sides = [self._rows(name) for name in (model, other) if name]
+        common = [key for key in sides[0] if all(key in side for side in sides)]
         mean, n = float(values.mean(skipna=False)), len(values)
         try:
             statistics.check_splits(n)
             if not np.isfinite(values).all():
                 raise ValueError(f"{metric} is missing or not finite in a split")
-            result = self._score_estimate(metric, [side.loc[common] for side in sides])
+            result = self._score_estimate(metric, common, [[side[key] for key in common] for side in sides])
         except StoreAwayError:
             raise  # temporary, and then there is an interval
         except (ValueError, StoreError) as error:
@@ -206,21 +215,34 @@ class Evidence:
             low, high = max(0.0, low), min(1.0, high)
         return Estimate(mean, n, result.se, low, high, result.p, result)
 
-    def _score_estimate(self, metric: str, sides: list[pd.DataFrame]) -> ScoreEstimate:
-        """Estimate from the scores of single images in the same runs of one model, or of two."""
-        hashes = [side["split_hash"].astype("str") for side in sides]
-        if any((other != hashes[0]).any() for other in hashes[1:]):
+    def _rows(self, model: str) -> dict[tuple[int, int], pd.Series]:
+        """Return the runs of a model by split and replicate: making a row of a frame as wide takes long."""
+        if model not in self._rows_of:
+            self._rows_of[model] = dict(self.replicates(model).iterrows())  # type: ignore[arg-type]
+        return self._rows_of[model]
+
+    def _score_estimate(
+        self, metric: str, numbers: Sequence[tuple[int, int]], sides: Sequence[Sequence[pd.Series]]
+    ) -> ScoreEstimate:
+        """Estimate from the scores of single images in runs of one model, or of two.
+
+        `numbers` are split and replicate of each run of a side.
+        """
+        hashes = [[str(run["split_hash"]) for run in side] for side in sides]
+        if any(other != hashes[0] for other in hashes[1:]):
             raise ValueError("the models were not trained and scored on the same images")
         scores, images, counts = [], [], []
-        for rows in zip(*(side.iterrows() for side in sides), strict=True):
-            runs = [run for _, run in rows]
+        for runs in zip(*sides, strict=True):
             ours, *theirs = [self._values_of(run, metric) for run in runs]
             scores.append(ours - theirs[0] if theirs else ours)
             images += [self.predictions(runs[0], part).index for part in predicted_parts(metric)]
             counts.append(len(ours))
-        splits, replicates = sides[0].index.to_frame().to_numpy(np.int64).T
+        splits, replicates = np.array(numbers, np.int64).T
         first = sides[0]
-        n_train, n_val, n_test = (float(first[key].fillna(0).mean()) for key in ("n_train", "n_val", "n_test"))
+        n_train, n_val, n_test = (
+            float(np.mean([0 if pd.isna(run[key]) else run[key] for run in first]))
+            for key in ("n_train", "n_val", "n_test")
+        )
         pool = n_train + n_val + (0 if self._have_one_test_part(first) else n_test)
         seeds = np.repeat(replicates, counts) if len(set(replicates)) > 1 else None
         repeated = np.repeat(splits, counts)
@@ -228,9 +250,9 @@ class Evidence:
             np.concatenate(scores), repeated, np.concatenate(images), n_train, max(n_train, pool), seeds
         )
 
-    def _have_one_test_part(self, runs: pd.DataFrame) -> bool:
+    def _have_one_test_part(self, runs: Sequence[pd.Series]) -> bool:
         """Whether all splits have the same test part."""
-        parts = [self.predictions(run, "test").index for _, run in runs.iterrows()]
+        parts = [self.predictions(run, "test").index for run in runs]
         return all(np.array_equal(part, parts[0]) for part in parts)
 
     def _values_of(self, run: pd.Series, metric: str) -> np.ndarray:

@@ -299,7 +299,7 @@ for command in (
 ui = [sys.executable, "-m", "tracking", "ui", "--port", port, "--tracking-uri", store]
 with subprocess.Popen(ui, stdout=subprocess.PIPE, text=True) as server:
     print(server.stdout.readline().split()[0])
-    server.send_signal(signal.SIGINT)
+    server.send_signal(signal.SIGTERM)
 import tracking
 tracking.open_store(store, create=True)
 """
