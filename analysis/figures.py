@@ -19,9 +19,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from PIL import Image
 
-from analysis.comparison import NETWORKS, Evidence, compare, predicted_parts, tabulate
+from analysis.comparison import NETWORKS, Evidence, predicted_parts, tabulate
 from analysis.fonts import font_families
 from analysis.formats import shortened, shortened_apart
+from analysis.looks import compare_as_planned
 from analysis.query import load_curves, load_thumbnails
 from analysis.scores import reliability
 from tracking import StoreError
@@ -242,7 +243,7 @@ def differences_figure(evidence: Evidence, metric: str, rope: float) -> Figure:
 
     If there are more than `SHOWN_ROWS` pairs, only those of the best network are drawn.
     """
-    tests = compare(evidence, metric, rope)
+    tests, _ = compare_as_planned(evidence, metric, rope)
     tests = tests[tests["family"] == NETWORKS]
     some = ""
     if len(tests) > SHOWN_ROWS:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.comparison import ALPHA, NONE, OPEN, Evidence, compare
+from analysis.groups import ComparisonError
 from analysis.statistics import MIN_SPLITS
+from tracking.keys import LOOKS, has_open_end
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,13 @@ class Outcome:
     def sentence(self, looks: Sequence[int]) -> str:
         """Say where the looks stopped, or which is next."""
         plan = f"Of the planned looks ({', '.join(map(str, looks))} splits)"
+        open_pairs = 0 if self.tests.empty else int(self.tests["verdict"].isin([OPEN, NONE]).sum())
         if self.next_look:
-            return f"{plan} the next is at {self.next_look}."
-        open_pairs = int(self.tests["verdict"].isin([OPEN, NONE]).sum())
+            so_far = f", with {open_pairs} of {len(self.tests)} pairs undecided" if len(self.tests) else ""
+            return f"{plan} the next is at {self.next_look}{so_far}."
         stopped = int(self.tests["looks"].max())
         own = ", ".join(f"{level:.4g}" for level in levels(looks))
-        decided = f"{open_pairs} pairs stay undecided" if open_pairs else "every pair is decided"
+        decided = f"{open_pairs} of {len(self.tests)} pairs stay undecided" if open_pairs else "every pair is decided"
         return f"{plan} the last was at {stopped}: {decided}. Each look has a level of its own, {own}."
 
 
@@ -60,6 +63,23 @@ def levels(looks: Sequence[int]) -> list[float]:
     return [ALPHA * (n - before) / looks[-1] for before, n in itertools.pairwise([0, *looks])]
 
 
+def planned_looks(group: pd.DataFrame) -> tuple[int, ...]:
+    """Return the looks that the runs of a comparison group were planned with; empty if none were.
+
+    Raises
+    ------
+    ComparisonError
+        If they were planned with several: a plan that changes after a look keeps no level.
+    """
+    plans = sorted(set(group[LOOKS].dropna()) - {""})
+    if len(plans) > 1:
+        raise ComparisonError(
+            f"its looks were planned as {' and as '.join(plans)}, and a plan that changes after a look keeps no level; "
+            "name the first plan again, or other splits by --split-seed"
+        )
+    return parse_looks(plans[0]) if plans else ()
+
+
 def look_by_look(evidence: Evidence, metric: str, rope: float, looks: Sequence[int]) -> Outcome:
     """Compare models at each look that their finished splits permit, until every pair is decided.
 
@@ -80,7 +100,13 @@ def look_by_look(evidence: Evidence, metric: str, rope: float, looks: Sequence[i
     ------
     ValueError
         See `levels`.
+    ComparisonError
+        If the first splits of more are other splits, as those of folds are; or as `compare` does.
     """
+    if not has_open_end(protocol := str(evidence.group["protocol"].iloc[0])):
+        raise ComparisonError(
+            f"looks are of repeated holdouts; the first of more splits of {protocol} are other splits"
+        )
     decided: dict[frozenset[str], pd.Series] = {}
     for n, level in zip(looks, levels(looks), strict=True):
         if _finished(evidence) < n:
@@ -96,6 +122,27 @@ def look_by_look(evidence: Evidence, metric: str, rope: float, looks: Sequence[i
     return Outcome(pd.DataFrame(decided.values()).reset_index(drop=True), None)
 
 
+def compare_as_planned(evidence: Evidence, metric: str, rope: float = 0.01) -> tuple[pd.DataFrame, list[str]]:
+    """Compare models at the looks that their runs were planned with; without such a plan once, at `ALPHA`.
+
+    Returns
+    -------
+    tests : pandas.DataFrame
+        See `look_by_look`. Before the first look all splits that are there are compared, at its level.
+    about : list of str
+        A sentence on the looks, if there are any.
+    """
+    looks = planned_looks(evidence.group)
+    if not looks:
+        return compare(evidence, metric, rope).assign(level=ALPHA), []
+    outcome = look_by_look(evidence, metric, rope, looks)
+    about = [outcome.sentence(looks)]
+    if outcome.tests.empty:
+        first = levels(looks)[0]
+        return compare(evidence, metric, rope, first).assign(level=first), about
+    return outcome.tests, about
+
+
 def _is_decided(row: pd.Series) -> bool:
     return row["verdict"] not in (OPEN, NONE)
 
@@ -103,7 +150,8 @@ def _is_decided(row: pd.Series) -> bool:
 def _finished(evidence: Evidence) -> int:
     """Return the splits, counted from the first, that all models have finished."""
     counts = []
-    for _, splits in evidence.group.groupby("model"):
-        there = set(evidence.runs.loc[evidence.runs["model"] == splits["model"].iloc[0], "split"])
+    for model, splits in evidence.group.groupby("model"):
+        trained = evidence.replicates(str(model)).groupby("split").size()
+        there = set(trained.index[trained == splits["replicate"].nunique()])
         counts.append(next(number for number in itertools.count() if number not in there))
     return min(counts)

@@ -18,7 +18,7 @@ from analysis.comparison import (
     pairs_of_models,
 )
 from analysis.groups import ComparisonError, group_id, what_is_wrong
-from analysis.looks import look_by_look
+from analysis.looks import compare_as_planned, look_by_look
 from analysis.tuning import chosen_sentence, is_tuned
 from tracking.keys import MEAN
 from tracking.scores import SCORES, score_of
@@ -83,10 +83,13 @@ def difference_table(
 ) -> ResultTable:
     """Make the table of pairs: difference with interval, tests and verdict.
 
-    With planned `looks`, each pair is as it was when it was decided (`analysis.looks`). `pairs` and errors are those of
-    `comparison.compare`.
+    With `looks`, or those that the runs were planned with, each pair is as it was when it was decided
+    (`analysis.looks`). `pairs` and errors are those of `comparison.compare`.
     """
-    tests, about_looks = compare(evidence, metric, rope, pairs=pairs), list[str]()
+    if pairs:
+        tests, about_looks = compare(evidence, metric, rope, pairs=pairs).assign(level=ALPHA), list[str]()
+    else:
+        tests, about_looks = compare_as_planned(evidence, metric, rope)
     if looks:
         outcome = look_by_look(evidence, metric, rope, looks)
         if outcome.tests.empty:
@@ -168,8 +171,10 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
     """Return a sentence for each network that does not beat every baseline, with the size of the differences."""
     if not any(family == AGAINST_BASELINES for family, _, _ in pairs_of_models(evidence, metric)):
         return {}
-    tests = compare(evidence, metric)
-    beaten = tests["p_holm"].lt(ALPHA) & tests["difference"].map(lambda difference: is_better(difference, metric))
+    tests, _ = compare_as_planned(evidence, metric)
+    beaten = tests["p_holm"].lt(tests["level"]) & tests["difference"].map(
+        lambda difference: is_better(difference, metric)
+    )
     unit = f" {score_of(metric).difference_unit}"
     found: dict[str, dict[str, list[str]]] = {}  # baselines by network and relation
     enough = tests["n"] >= statistics.MIN_SPLITS
@@ -177,7 +182,7 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
         size = f"{number(row['difference'], metric, signed=True)}{unit}"
         if not row["problem"]:
             size += f", 95 % interval {interval(row['low'], row['high'], metric, ' to ')}, {holm_p(row['p_holm'])}"
-        how = "is not shown to beat" if row["problem"] or row["p_holm"] >= ALPHA else "is worse than"
+        how = "is not shown to beat" if row["problem"] or row["p_holm"] >= row["level"] else "is worse than"
         found.setdefault(row["model_a"], {}).setdefault(how, []).append(f"{row['model_b']} ({size})")
     clauses = {model: [f"{how} {' or '.join(bases)}" for how, bases in ways.items()] for model, ways in found.items()}
     return {model: f"{NOT_BEATEN} {model} {' and '.join(parts)}." for model, parts in clauses.items()}
@@ -187,7 +192,7 @@ def verdict_sentences(evidence: Evidence, metric: str, rope: float) -> list[str]
     """Return a sentence for each pair of networks: the verdict and, if there is none, how many splits it takes."""
     if not any(family == NETWORKS for family, _, _ in pairs_of_models(evidence, metric)):
         return []
-    tests = compare(evidence, metric, rope)
+    tests, _ = compare_as_planned(evidence, metric, rope)
     return [_sentence(row, metric, rope) for _, row in tests[tests["family"] == NETWORKS].iterrows()]
 
 
@@ -200,7 +205,7 @@ def _sentence(row: pd.Series, metric: str, rope: float) -> str:
     ends = (row["low"], row["high"]) if row["difference"] >= 0 else (-row["high"], -row["low"])
     detail = f"{size}, 95 % interval {interval(*ends, metric, ' to ')}"
     if row["verdict"] == comparison.SAME:
-        real = "; the difference is real but does not matter" if row["p_holm"] < ALPHA else ""
+        real = "; the difference is real but does not matter" if row["p_holm"] < row["level"] else ""
         return (
             f"{a} and {b} are practically the same: they differ by {detail}, and with probability "
             f"{probability(row['p_equivalent'])} by no more than {number(rope, metric)}{unit}{real}."

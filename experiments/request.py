@@ -9,6 +9,7 @@ from typing import Literal
 from experiments.task import Task
 from experiments.tuning import halving
 from experiments.tuning.space import Space
+from tracking.keys import has_open_end
 from tracking.settings import DEVICE_MEMORY, SettingError, TrainingConfig, check_range
 
 MOST_JOBS = MOST_SEEDS = MOST_TRIALS = 1000
@@ -46,6 +47,7 @@ class Request:
     seeds: int = 1  # trainings of each network on each split, which differ in weights, batches and augmentation
     dry_run: bool = False  # print the plan and the expected time, and do nothing
     yes: bool = False  # do not ask, however long it will take
+    looks: tuple[int, ...] = ()  # numbers of splits, `n_splits` among them: it stops where every pair is decided
 
     def __post_init__(self) -> None:
         if len({(config.device, config.split_seed, config.train_seed) for config in self.training.values()}) != 1:
@@ -56,6 +58,8 @@ class Request:
             raise SettingError("n_splits", str(error)) from None
         if self.weights is not None and len(self.training) != 1:
             raise SettingError("weights", f"a file is for one model, not for {len(self.training)}; name it with -m")
+        if self.looks:
+            self._check_looks()
         for number in self.splits:
             if not 0 <= number < self.n_splits:
                 raise SettingError("split", f"{number} is not one of 0 to {self.n_splits - 1}")
@@ -76,6 +80,23 @@ class Request:
             if not (self.gpus_per_job == int(self.gpus_per_job) or 0.0001 <= self.gpus_per_job <= 1):
                 reason = f"{self.gpus_per_job:g} is neither a share of a GPU nor a whole number"
                 raise SettingError("gpus_per_job", reason)
+
+    def _check_looks(self) -> None:
+        from analysis.looks import levels  # late: it brings pandas
+
+        if not has_open_end(self.task.protocol.name):
+            reason = f"they are of repeated holdouts; the first of more {self.task.protocol.name} splits are others"
+            raise SettingError("looks", reason)
+        try:
+            levels(self.looks)
+        except ValueError as error:
+            raise SettingError("looks", str(error)) from None
+        if self.splits != tuple(range(self.n_splits)) or self.n_splits not in self.looks:
+            raise SettingError("looks", "they say which splits there are; leave out --n-splits and --split")
+
+    def first(self, n_splits: int) -> "Request":
+        """The request of the first splits alone."""
+        return dataclasses.replace(self, n_splits=n_splits, splits=tuple(range(n_splits)))
 
     @property
     def config(self) -> TrainingConfig:

@@ -1,21 +1,23 @@
 """Planned looks: where they stop, and that their levels bound the error."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import analysis
 from analysis import comparison, looks
+from analysis.groups import ComparisonError
 from analysis.looks import levels, look_by_look, parse_looks
 from analysis.statistics import MIN_SPLITS
+from tests.conftest import new_store
 from tests.test_comparison import log_model
 
 
 @pytest.fixture(scope="module")
 def eight_splits(empty_database, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of a store with two very different networks, and a third like the second, on 8 splits."""
-    from tests.conftest import new_store
-
     folder = tmp_path_factory.mktemp("looks") / "store"
     uri = new_store(empty_database, folder)
     for model, skill in (("lenet5", 0.1), ("vggnet", 0.8), ("seresnet", 0.8)):
@@ -45,7 +47,7 @@ def test_each_pair_keeps_the_look_that_decided_it(eight_splits: str) -> None:
         assert row["n"] == n and row["level"] == 0.025
         assert row["p"] == pytest.approx(first.estimate("test/accuracy", a, b).p)
         assert ("lenet5" in (a, b)) == (row["verdict"] == "better") == (n == 4)
-    assert "every pair" not in outcome.sentence((4, 8)) and "1 pairs stay undecided" in outcome.sentence((4, 8))
+    assert "every pair" not in outcome.sentence((4, 8)) and "1 of 3 pairs stay undecided" in outcome.sentence((4, 8))
 
 
 def test_looks_stop_where_all_is_decided_and_wait_where_splits_lack(eight_splits: str) -> None:
@@ -60,6 +62,57 @@ def test_looks_stop_where_all_is_decided_and_wait_where_splits_lack(eight_splits
     fewer = analysis.choose_group(runs[runs["split"] < 7])
     waiting = look_by_look(analysis.Evidence(fewer), "test/accuracy", 0.01, (4, 8))
     assert set(waiting.tests["looks"]) == {4} and waiting.next_look == 8
+
+
+def test_a_look_waits_for_every_seed(empty_database: Path, tmp_path: Path) -> None:
+    uri = new_store(empty_database, tmp_path / "store")
+    for model, skill in (("lenet5", 0.1), ("vggnet", 0.8)):
+        log_model(uri, model, skill, splits=4, tmp=tmp_path, replicates=2, n_splits=4)
+    runs = analysis.load_runs(["task3"], uri)
+    whole = look_by_look(analysis.Evidence(analysis.choose_group(runs)), "test/accuracy", 0.01, (4, 8))
+    assert whole.tests["looks"].tolist() == [4]
+    one_less = analysis.choose_group(
+        runs[~(runs["model"].eq("vggnet") & runs["split"].eq(1) & runs["replicate"].eq(1))]
+    )
+    assert look_by_look(analysis.Evidence(one_less), "test/accuracy", 0.01, (4, 8)).next_look == 4
+
+
+def test_folds_have_no_looks(eight_splits: str) -> None:
+    group = analysis.choose_group(analysis.load_runs(["task3"], eight_splits))
+    folds = group.assign(protocol="stratified k-fold")
+    with pytest.raises(ComparisonError, match="more splits of stratified k-fold are other splits"):
+        look_by_look(analysis.Evidence(folds), "test/accuracy", 0.01, (4, 8))
+
+
+def test_a_run_stops_at_the_look_where_all_is_decided(store_uri: str, run_here, run_analysis) -> None:
+    command = ("experiments/task3.py", "--sample", "-m", "lenet5", "-m", "vggnet", "--no-baselines", "--epochs", "2",
+               "--batch-size", "8", "--tracking-uri", store_uri)  # fmt: skip
+    done = run_here(*command, "--looks", "4,8")
+    assert done.returncode == 0 and "the last was at 4: every pair is decided" in done.stdout, done.stderr
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert runs.groupby("model")["split"].apply(sorted).tolist() == [[0, 1, 2, 3]] * 2
+    assert set(runs["looks"]) == {"4,8"} and set(runs["n_splits"]) == {4}  # so the table is complete
+    again = run_here(*command, "--looks", "4,8")
+    assert again.returncode == 0 and set(analysis.load_runs(["task3"], store_uri)["run_id"]) == set(runs["run_id"])
+    shown = run_analysis("compare", "task3", "--tracking-uri", store_uri)
+    assert "Of the planned looks (4, 8 splits) the last was at 4" in shown.stdout  # as planned, without the option
+    other = run_here(*command, "--looks", "4,6,8")
+    assert other.returncode == 1 and "they were planned as 4,8; name these" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "reason"),
+    [
+        ("task3", ("--looks", "4,8", "--n-splits", "8"), "leave out --n-splits and --split"),
+        ("task3", ("--looks", "4,8", "--split", "0"), "leave out --n-splits and --split"),
+        ("task3", ("--looks", "2,8"), f"a verdict takes {MIN_SPLITS}"),
+        ("task3", ("--looks", "8,4"), "increasing numbers"),
+        ("task2", ("--looks", "4,8"), "they are of repeated holdouts"),
+    ],
+)
+def test_looks_that_cannot_be(script: str, options: tuple[str, ...], reason: str, run_here) -> None:
+    refused = run_here(f"experiments/{script}.py", "--sample", *options)
+    assert refused.returncode == 2 and reason in " ".join(refused.stderr.split()), refused.stderr
 
 
 def test_the_command_looks(eight_splits: str, run_analysis) -> None:
@@ -78,7 +131,7 @@ def test_no_more_false_findings_than_planned(monkeypatch: pytest.MonkeyPatch) ->
     rng = np.random.default_rng(0)
     monkeypatch.setattr(looks, "compare", lambda *arguments: uniform_p(rng, arguments[3]))
     monkeypatch.setattr(looks, "_finished", lambda _: 20)
-    group = pd.DataFrame({"split": [0], "model": ["a"]})
+    group = pd.DataFrame({"split": [0], "model": ["a"], "protocol": ["repeated holdout 3:2"]})
     monkeypatch.setattr(looks, "Evidence", lambda *_: None)
     evidence = type("Group", (), {"group": group, "tracking_uri": None})()
     found = 0

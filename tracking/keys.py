@@ -111,6 +111,7 @@ METRIC_COLUMNS = (
 PARAM_COLUMNS = ("model", "dataset", "epochs", "lr", "batch_size", "seed", "parameters")
 
 STOPPED = "stopped"
+LOOKS = "looks"
 TAGS = {
     "task": "name of the task",
     "question": "question of the task",
@@ -126,6 +127,7 @@ TAGS = {
     "owner": "process that does or did the work: its host, id and start (Unix time)",
     "command": "process of the command that the owner works for, likewise; may be the owner itself",
     "heartbeat": "last time the owner reported to be alive (Unix time)",
+    LOOKS: "planned numbers of splits at which the models are compared, such as 5,10,20; or empty",
     STOPPED: "why a trial ended early: after which epoch it was among the worse ones, or that it diverged; or empty",
     "figures_of": "digest of the ids of the runs that the figures show (parents only)",
     "file_digests": "SHA-256 of each file in the artifacts, as JSON (children only)",

@@ -32,6 +32,8 @@ def main(task: Task) -> None:
         model: Annotated[list[str] | None, Option("-m", "--model", help="repeatable; default: the task's models",
                                                   metavar="NAME")] = None,
         n_splits: Annotated[int, Option(help="holdouts or folds")] = task.protocol.n_splits,
+        looks: Annotated[str | None, Option(metavar="N,N,...", help="instead of --n-splits: stop at the first of these "
+                                            "numbers of holdouts at which every pair of models is decided")] = None,
         split: Annotated[list[int] | None, Option(help="repeatable: only these splits, from 0", metavar="I")] = None,
         seeds: Annotated[int, Option(metavar="N", help="trainings of each model on each split, with other weights and "
                                      "batches")] = 1,
@@ -101,11 +103,17 @@ def main(task: Task) -> None:
                 augment=augment, precision=precision, device=device, freeze=freeze,
                 pretrained="file" if weights else "library" if pretrained else "", **both,
             )  # fmt: skip
+            planned: tuple[int, ...] = ()
+            if looks:
+                if split or n_splits != task.protocol.n_splits:
+                    raise SettingError("looks", "they say which splits there are; leave out --n-splits and --split")
+                planned = _parse_looks(looks)
+                n_splits = planned[-1]
             request = Request(
                 task, dict.fromkeys(_known_models(model) if model else task.models, config), n_splits,
                 tuple(dict.fromkeys(split or range(n_splits))), task.baselines if baselines else (), leak_free, fresh,
                 data_dir, sample, _parse_jobs(jobs, backend), backend, threads, gpus_per_job, device_memory,
-                tracking_uri, weights, tune, parse_space(space or ()), halving, seeds, dry_run, yes,
+                tracking_uri, weights, tune, parse_space(space or ()), halving, seeds, dry_run, yes, planned,
             )  # fmt: skip
             code = _run(request)
         except TaskError as error:
@@ -128,6 +136,15 @@ def _known_models(names: list[str]) -> list[str]:
         if reason := why_unknown(name):
             raise SettingError("model", reason)
     return list(dict.fromkeys(names))
+
+
+def _parse_looks(text: str) -> tuple[int, ...]:
+    from analysis.looks import parse_looks  # late: it brings pandas
+
+    try:
+        return parse_looks(text)
+    except ValueError as error:
+        raise SettingError("looks", str(error)) from None
 
 
 def _parse_jobs(text: str | None, backend: str) -> int | None:

@@ -1,14 +1,15 @@
 """A run of a task: `make_plan`, `execute`, `conclude`.
 
 The plan is data: which jobs, on which splits, with which params. Executing it opens the parent runs and does the jobs
-(experiments/jobs). Concluding prints the table, logs the figures, and registers the best network.
+(experiments/jobs); with planned looks it is a plan of the splits up to each look. Concluding prints the table, logs the
+figures, and registers the best network.
 """
 
 from collections.abc import Sequence
 
 from experiments.request import Request
 from experiments.run.announce import announce
-from experiments.run.conclude import conclude
+from experiments.run.conclude import conclude, is_decided
 from experiments.run.execute import execute, open_store
 from experiments.run.forecast import in_words, longest_seconds
 from experiments.run.plan import Plan, make_plan
@@ -42,6 +43,10 @@ def run(request: Request) -> Sequence[str]:
     announce(plan, store.label, seconds)
     if seconds is not None and seconds > LONG and not request.yes:
         raise TaskError(f"this may take {in_words(seconds)}; say --yes, or see --dry-run with fewer models or splits")
-    outcome = execute(plan, store)
+    for n in request.looks or (request.n_splits,):
+        plan = plan if n == plan.request.n_splits else make_plan(request.first(n))
+        outcome = execute(plan, store)
+        if not request.looks or outcome.failures or is_decided(plan, store, outcome):
+            break
     conclude(plan, store, outcome)
     return [*plan.unusable, *outcome.failures]

@@ -24,7 +24,7 @@ from experiments.tuning.space import Space, configurations, parse_space, tuned_t
 from models import BASELINES, ModelCard, ModelError
 from models.weights import InitialWeights, from_file, from_library, why_unavailable
 from tracking import Store, TrainingConfig
-from tracking.keys import CHILD_PARAMS, trials_of
+from tracking.keys import CHILD_PARAMS, LOOKS, trials_of
 from tracking.settings import kind_of, logged_settings
 from tracking.store import host
 
@@ -208,6 +208,7 @@ def _plan_model(
         "source_digest": source,
         "git_commit": fingerprint.git_commit(),
         "versions": fingerprint.versions(),
+        **({LOOKS: ",".join(map(str, request.looks))} if request.looks else {}),
     }
     # a baseline draws no numbers; all splits once before any of them a second time
     replicates = range(request.seeds) if request.seeds > 1 and card.name not in BASELINES else [None]
