@@ -22,9 +22,9 @@ def signs_of_life(command: str) -> dict[str, str]:
     return {"owner": this_process(), "command": command, "heartbeat": f"{time.time():.0f}"}
 
 
-def user() -> str:
-    """Name the person: the user of the tracking server, else of this machine."""
-    if name := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+def user(is_server: bool) -> str:
+    """Name the person: the account at the tracking server, which knows it anyway, else the user of this machine."""
+    if is_server and (name := os.environ.get("MLFLOW_TRACKING_USERNAME")):
         return name
     try:
         return getpass.getuser()

@@ -445,7 +445,7 @@ def _logged(store: Store, run_id: str) -> set[tuple[int, int]]:
 
 def _create(store: Store, experiment: str, name: str, tags: Mapping[str, str]) -> str:
     _check_keys((tag for tag in tags if not tag.startswith("mlflow.")), keys.TAGS)
-    tags = {keys.USER: owners.user(), **tags, **owners.signs_of_life(store.command)}
+    tags = {keys.USER: owners.user(store.uri.startswith("http")), **tags, **owners.signs_of_life(store.command)}
     run = store.client.create_run(experiment, tags=tags, run_name=name)
     return str(run.info.run_id)
 
