@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator
 from PIL import Image
 
 from analysis.comparison import NETWORKS, Evidence, predicted_parts, tabulate
@@ -319,11 +319,8 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
             frontier = frontier[frontier["mean"].eq(best) & ~best.duplicated()]
             axes.plot(frontier[key].astype(float), _scale(metric) * frontier["mean"], drawstyle="steps-post",
                       color="0.5", linewidth=0.8, zorder=0)  # fmt: skip
-            axes.set_xscale("log")
+            log_axis(axes, "{x:g}" if key.endswith("seconds") else EngFormatter(sep=""))
             axes.margins(x=0.15)
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}" if key.endswith("seconds") else EngFormatter(sep=""))
-            axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlabel(label)
             axes.set_ylabel(_axis_name(metric))
         panels[0].margins(y=0.15)
@@ -340,6 +337,14 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
         for text in legend.get_texts():
             text.set_parse_math(False)
     return figure
+
+
+def log_axis(axes: Axes, form: str | Formatter, labelled: Sequence[int] = (1, 2, 5)) -> None:
+    """Make the x axis logarithmic, with labels at these multiples of each power of ten."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=labelled))
+    axes.xaxis.set_major_formatter(form)
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:

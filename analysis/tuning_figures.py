@@ -6,9 +6,9 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from analysis.figures import STYLE, WIDTH, colour
+from analysis.figures import STYLE, WIDTH, colour, log_axis
 from analysis.tuning import TuningCurve, budgets
 
 LABEL = "expected validation\naccuracy (%)"
@@ -32,7 +32,7 @@ def curves_figure(curves: Sequence[TuningCurve]) -> Figure:
             axes.set_ylabel(LABEL)
         panels[0].set_xlabel("configurations (×: the task's own)")
         panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[1].set_xscale("log")
+        log_axis(panels[1], EngFormatter(sep=""))
         panels[1].set_xlabel("multiply-accumulates of one split")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
@@ -54,7 +54,7 @@ def values_figure(trials: pd.DataFrame, tuned: Sequence[str]) -> Figure:
                     axes.plot(x[kind], 100 * own.loc[kind, "score"], "o", markerfacecolor=face, markersize=3.5,
                               markeredgecolor=colour(model), markeredgewidth=0.6, alpha=0.8)  # fmt: skip
                 if numbers and x.min() > 0 and x.max() / x.min() > 10:
-                    axes.set_xscale("log")
+                    log_axis(axes, "{x:g}", (1,))
             row[0].set_ylabel(f"{model}\nval. accuracy (%)")
         for key, axes in zip(tuned, grid[-1], strict=True):
             axes.set_xlabel(key)
