@@ -5,7 +5,7 @@
 # Matters:  a study is named after its model, so the name decides how much tuning a model gets; "each model had 12
 #           trials under the same pruner" is no equal budget. Rungs by trial number are.
 # Seen with Optuna 5.0.0, NumPy 2.4.6, Python 3.11:
-#   12 equal trials took 80 epochs as lenet5, 74 as resnet, 86 as a
+#   12 equal trials took 80 epochs as lenet5, 74 epochs as resnet, 86 epochs as a
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -39,6 +39,6 @@ def spent(name):
 names = ("lenet5", "resnet", "a")
 settings, epochs = zip(*map(spent, names))
 assert settings[0] == settings[1] == settings[2]
-print("12 equal trials took", ", ".join(f"{n} {'epochs ' if not i else ''}as {name}" for i, (n, name) in enumerate(zip(epochs, names))))
+print("12 equal trials took", ", ".join(f"{n} epochs as {name}" for name, n in zip(names, epochs)))
 raise SystemExit(epochs != (80, 74, 86))
 PYTHON

@@ -29,6 +29,9 @@ again, longer, swapped = (
     len(first & tried(*names))
     for names in (("lr", "weight_decay"), ("dropout", "lr", "weight_decay"), ("weight_decay", "lr"))
 )
-print(f"of 8 configurations in common: {again} when repeated, {longer} beside a dropout rate, {swapped} in another order")
+print(
+    f"of 8 configurations in common: {again} when repeated, {longer} beside a dropout rate, "
+    f"{swapped} in another order"
+)
 raise SystemExit((again, longer, swapped) != (8, 2, 0))
 PYTHON
