@@ -5,7 +5,7 @@
 # Matters:  accuracies are shares of the same number of test images, so ties are the rule. "Significant" may hang on
 #           whether per cent, shares or counts were given; counts (or differences that are rounded) are right.
 # Seen with SciPy 1.17.1, NumPy 2.4.6, Python 3.11:
-#   p in counts of 100 images 0.0488, as shares 0.0547
+#   p in counts of 100 images 0.0488, as shares 0.0547, as rounded shares 0.0488
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
