@@ -436,6 +436,7 @@ def compare(
 
 def _adjusted(tests: pd.DataFrame, p: "pd.Series[float]") -> "pd.Series[float]":
     """Adjust within the families. A pair without a test still counts: a missing file does not shrink its family."""
+    # no NaN into the adjustment: one may take all others with it (findings/statsmodels_fdr_nan.sh)
     adjusted = p.fillna(1.0).groupby(tests["family"]).transform(lambda family: statistics.holm(family.to_numpy()))
     return adjusted.where(p.notna())
 

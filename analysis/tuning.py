@@ -147,6 +147,7 @@ def load_trials(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
 @functools.cache
 def _chances(n: int) -> np.ndarray:
     """Probability that the trial of rank r is the best of k out of n, shape (n, n): k - 1 in rows, r in columns."""
+    # without replacement; with it the best of k is too low (findings/opda_average_tuning_curve.sh)
     rows = [[math.comb(n - 1 - rank, k - 1) / math.comb(n, k) for rank in range(n)] for k in range(1, n + 1)]
     return np.array(rows)
 

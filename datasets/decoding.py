@@ -120,6 +120,7 @@ def _deep_kind(image: Image.Image) -> str:
 
 
 def _to_8_bits(image: Image.Image, values: Range) -> Image.Image:
+    # scaled here, since Pillow clips (findings/pillow_sixteen_bits.sh)
     pixels = np.asarray(image).astype(np.float64)
     low, high = values
     scaled = np.nan_to_num(pixels - low, nan=0.0, posinf=high - low, neginf=0.0) * (255 / max(high - low, 1e-300))

@@ -171,6 +171,7 @@ class StratifiedKFold:
         if groups is None:
             folds = model_selection.StratifiedKFold(self.n_splits, shuffle=True, random_state=seed)
             return [_sorted_split(train, val) for train, val in folds.split(labels, labels)]
+        # may be far from even, see above (findings/sklearn_group_folds.sh)
         several = model_selection.StratifiedGroupKFold(self.n_splits, shuffle=True, random_state=seed)
         parts = [val for _, val in several.split(labels, labels, groups)]
 

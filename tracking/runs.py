@@ -81,6 +81,7 @@ class Run:
         while unsent := history[self._sent :][:EPOCHS_A_CALL]:
             points = [(key, value, entry) for entry in unsent for key, value in entry["metrics"].items()]
             _check_keys((key for key, _, _ in points), keys.EPOCH_METRICS)
+            # the epoch as step: of equal steps and times the largest is "latest" (findings/mlflow_latest_metric.sh)
             metrics = [Metric(key, value, entry["time"], entry["epoch"]) for key, value, entry in points]
             self.store.client.log_batch(self.id, metrics)
             self._sent += len(unsent)

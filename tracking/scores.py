@@ -198,7 +198,8 @@ def top_5_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray
     return np.asarray((likeliest == true[:, None]).any(1).astype(float))
 
 
-SMALLEST = 1e-15  # probability that the log loss of an impossible truth counts
+# Probability that the log loss of an impossible truth counts, for all dtypes (findings/sklearn_log_loss_dtype.sh)
+SMALLEST = 1e-15
 BINS = 15  # of the calibration error
 SCORES: dict[str, Score] = {  # computed in training
     score.name: score

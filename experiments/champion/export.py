@@ -68,7 +68,8 @@ def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
 
     # one image of each of two classes: torch.export would take a batch of one for a model of single images
     example = data.images[np.unique(data.labels, return_index=True)[1][:2]]
-    # MLflow would cut 0.5 to 0 for a signature of uint8; it passes on all that this one takes, for `serving` to judge
+    # MLflow would cut 0.5 to 0 for a signature of uint8 (findings/mlflow_uint8_signature.sh); it passes on all that
+    # this one takes, for `serving` to judge
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(object), (-1,))]),
         outputs=Schema([ColSpec(DataType.float, name) for name in data.classes]),

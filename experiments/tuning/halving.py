@@ -1,7 +1,8 @@
 """Successive halving within a split: the worse trials stop at rungs (Jamieson and Talwalkar 2016, arXiv:1502.07943).
 
 The rungs are fixed shares of a full training, and a rung keeps a fixed share of all trials. Hyperband's brackets would
-give models different budgets. A trial that goes on does so from its state, so no epoch is trained twice.
+give models different budgets (findings/optuna_hyperband_name.sh). A trial that goes on does so from its state, so no
+epoch is trained twice.
 """
 
 import math

@@ -150,6 +150,7 @@ def configurations(space: Space, usual: TrainingConfig, count: int, seed: int) -
     """
     from scipy.stats import qmc  # late: it takes half a second, which only tuning needs
 
+    # once for all models: a seeded sampler gives each other ones (findings/optuna_seed_per_model.sh)
     points = qmc.Halton(len(FIELDS), rng=seed).random(count - 1) if count > 1 else []
     drawn = [usual]
     for point in points:

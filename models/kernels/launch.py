@@ -87,6 +87,7 @@ def _cache_folder() -> Path | None:
 
     Its name holds a digest of everything that compiled code depends on: numba itself looks at one file only.
     """
+    # all files, since a change of a callee elsewhere leaves numba's own cache stale (findings/numba_stale_cache.sh)
     parts = [path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.py"))]
     parts += [numba.__version__, llvmlite.__version__, sys.version]
     parts += [binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()]
