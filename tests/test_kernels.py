@@ -17,7 +17,7 @@ from models.execution import CL, Training
 from models.layers import ConvNorm, LayerStack, SqueezeExcitation
 from models.resnet import ResidualBlock
 
-if reason := kernels.why_not():
+if (reason := kernels.why_not()) and "imported" not in reason:
     pytest.skip(f"no kernels: {reason}", allow_module_level=True)
 
 from models.kernels import depthwise, excitation, functions, normalisation
@@ -249,13 +249,19 @@ def test_any_number_of_threads_gives_the_same_bits(layers, monkeypatch: pytest.M
 
 
 STARTS = """
-import contextlib, io, json, multiprocessing, os, sys
+import contextlib, io, json, multiprocessing, os, sys, types
 from pathlib import Path
 import torch
 from torch import nn
 from models import kernels
 from models.execution import Training
 from models.layers import ConvNorm, LayerStack
+
+BROKEN = {
+    "broken 1": ("numba", "ImportError('Numba needs NumPy 2.2 or less')"),
+    "broken 2": ("numba", "SystemError('initialization of _internal failed\\\\nwithout an exception')"),
+    "broken 3": ("llvmlite", "OSError('cannot load libllvmlite.so')"),
+}
 
 class One(LayerStack):
     def __init__(self):
@@ -269,6 +275,13 @@ def step(case):
             sys.modules["numba"] = None
         elif case == "turned off":
             os.environ["NUMBA_DISABLE_JIT"] = "1"
+        elif case == "without torch's threads":
+            kernels.sys = types.SimpleNamespace(platform="darwin")
+        elif case.startswith("broken"):
+            package, error = BROKEN[case]
+            (Path(sys.argv[1]) / case / package).mkdir(parents=True)
+            (Path(sys.argv[1]) / case / package / "__init__.py").write_text(f"raise {error}")
+            sys.path.insert(0, str(Path(sys.argv[1]) / case))
         else:
             from models.kernels import launch
             launch.FOLDER = Path("/proc/beside the source")
@@ -278,14 +291,14 @@ def step(case):
 
 with multiprocessing.get_context("fork").Pool(4, maxtasksperchild=1) as pool:  # a new process for each
     results = {"cold": pool.map(step, ["cold"] * 4, chunksize=1)}
-    for case in ("warm", "read only", "without numba", "turned off"):
+    for case in ("warm", "read only", "without numba", "turned off", "without torch's threads", *BROKEN):
         results[case] = pool.map(step, [case])[0]
 print(json.dumps(results))
 """
 
 
 def test_kernels_are_compiled_once_and_missed_by_nobody(tmp_path: Path) -> None:
-    """Four processes on a cold cache; on a warm one; on one that cannot be written; without numba."""
+    """Four processes on a cold cache; on a warm one; on one that cannot be written; without numba, or a broken one."""
     command = [sys.executable, "-c", STARTS, str(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert process.returncode == 0, process.stderr
@@ -298,5 +311,13 @@ def test_kernels_are_compiled_once_and_missed_by_nobody(tmp_path: Path) -> None:
     assert any("compiling kernels for this processor, once" in each[2] for each in results["cold"])
     assert results["read only"][0] == total
     assert "in every process, since no folder" in results["read only"][2]
-    for case, why in {"without numba": "numba is not installed", "turned off": "NUMBA_DISABLE_JIT is set"}.items():
-        assert results[case] == [pytest.approx(total, rel=1e-4), why, ""]
+    reasons = {
+        "without numba": "numba is not installed",
+        "turned off": "NUMBA_DISABLE_JIT is set",
+        "without torch's threads": "torch's threads cannot be reached on this system",
+        "broken 1": "numba cannot be imported (ImportError: Numba needs NumPy 2.2 or less)",
+        "broken 2": "numba cannot be imported (SystemError: initialization of _internal failed without an exception)",
+        "broken 3": "numba cannot be imported (OSError: cannot load libllvmlite.so)",
+    }
+    for case, why in reasons.items():
+        assert results[case] == [pytest.approx(total, rel=1e-4), why, ""], case

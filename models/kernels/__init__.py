@@ -36,20 +36,25 @@ output is the largest map of a network and is never written, and pools and sums 
 Sums are taken for each image, as differences from its first pixel, and joined in float64. They are more exact than
 those of torch's BatchNorm, depend on no other image, and so not on the number of threads.
 
-The rule: kernels are used if numba and llvmlite are installed, the processor has AVX2 or NEON, the precision is fp32 or
-bf16, and a layer is one of the blocks of this package whose channels fill vectors of 16 (alone, or two pixels
-together). Everything else takes torch's operations, as in `models.execution`. `NUMBA_DISABLE_JIT=1` turns kernels off.
-They are compiled when they are first needed, and kept (`launch`).
+The rule: kernels are used if numba and llvmlite can be imported, the processor has AVX2 or NEON, torch's threads can be
+reached (on Linux; not on macOS and Windows), the precision is fp32 or bf16, and a layer is one of the blocks of this
+package whose channels fill vectors of 16 (alone, or two pixels together). Everything else takes torch's operations, as
+in `models.execution`. `NUMBA_DISABLE_JIT=1` turns kernels off. They are compiled when they are first needed, and kept
+(`launch`).
 
 `vectors` has the operations on 16 numbers at once; `launch` compiles and runs; `normalisation`, `depthwise`,
 `excitation` and `stem` have the kernels; `functions` are the layers, forward and backward.
 """
 
+import ctypes
 import functools
 import importlib.util
 import os
 import platform
+import sys
+from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -65,7 +70,27 @@ def why_not() -> str:
     on_arm = platform.machine().lower() in ("arm64", "aarch64")  # which always has NEON
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX") and not on_arm:
         return "the processor has neither AVX2 nor NEON"
+    if openmp() is None:
+        return "torch's threads cannot be reached on this system"
+    try:
+        from models.kernels import functions  # noqa: F401 - all kernels
+    except Exception as error:  # noqa: BLE001 - of a numba that does not fit Python, NumPy or the system: any
+        return f"numba cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     return ""
+
+
+@functools.cache
+def openmp() -> Callable[..., None] | None:
+    """The function of torch's OpenMP library that runs a function in all threads; None where it cannot be had."""
+    if sys.platform != "linux":  # other libraries, other names
+        return None
+    try:  # the library knows what it was linked to
+        function = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    function.restype = None
+    return function  # type: ignore[no-any-return]
 
 
 def version() -> str:

@@ -28,6 +28,8 @@ from llvmlite import binding
 from numba import types
 from torch import Tensor
 
+from models.kernels import openmp
+
 FOLDER = Path(__file__).parent
 ALIGNMENT = 64  # bytes, of scratch memory
 
@@ -49,14 +51,15 @@ class Kernel:
         scratch : int
             Bytes of memory for each thread.
         """
-        threads = max(1, min(torch.get_num_threads(), items)) if OPENMP else 1
+        threads = max(1, min(torch.get_num_threads(), items))
         scratch = -(-scratch // ALIGNMENT) * ALIGNMENT
         room = torch.empty(threads * scratch + ALIGNMENT if scratch else 0, dtype=torch.uint8)
         first = -(-room.data_ptr() // ALIGNMENT) * ALIGNMENT
         numbers = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in arguments]
         block = (ctypes.c_int64 * (5 + len(numbers)))(0, items, 0, first, scratch, *numbers)  # see `vectors.take`
-        if threads > 1 and OPENMP:
-            OPENMP(self._entry, ctypes.addressof(block), threads, 0)
+        run_in_threads = openmp()
+        if threads > 1 and run_in_threads is not None:
+            run_in_threads(self._entry, ctypes.addressof(block), threads, 0)
         else:
             self._entry(ctypes.addressof(block))
 
@@ -64,21 +67,6 @@ class Kernel:
 def kernel(factory: Callable[..., Any]) -> Callable[..., Kernel]:
     """Turn a factory of kernels into a function from its constants to the `Kernel`, compiled at the first call."""
     return functools.cache(lambda *constants: Kernel(factory, constants))
-
-
-def _openmp() -> Callable[..., None] | None:
-    """The function of torch's OpenMP library that runs a function in all threads; None where it has another name."""
-    if sys.platform != "linux":
-        return None
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))  # knows what it was linked to
-    function = getattr(library, "GOMP_parallel", None)
-    if function is not None:
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        function.restype = None
-    return function
-
-
-OPENMP = _openmp()
 
 
 @functools.cache
