@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.comparison import ALPHA, NONE, OPEN, Evidence, compare
 from analysis.groups import ComparisonError
 from analysis.statistics import MIN_SPLITS
-from tracking.keys import LOOKS, has_open_end
+from tracking.keys import BASELINES, LOOKS, has_open_end
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,11 @@ def _is_decided(row: pd.Series) -> bool:
 
 
 def _finished(evidence: Evidence) -> int:
-    """Return the splits, counted from the first, that all models have finished."""
+    """Return the splits, counted from the first, that all models have finished, networks with all seeds."""
     counts = []
-    for model, splits in evidence.group.groupby("model"):
-        trained = evidence.replicates(str(model)).groupby("split").size()
-        there = set(trained.index[trained == splits["replicate"].nunique()])
+    seeds = evidence.group.loc[~evidence.group["model"].isin(BASELINES), "replicate"].nunique()
+    for model in map(str, evidence.group["model"].unique()):
+        trained = evidence.replicates(model).groupby("split").size()
+        there = set(trained.index[trained >= (1 if model in BASELINES else seeds)])
         counts.append(next(number for number in itertools.count() if number not in there))
     return min(counts)

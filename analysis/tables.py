@@ -66,6 +66,8 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
             "s per split": seconds(row[MEAN + "train_seconds"]),
         })  # fmt: skip
     notes = [chosen_sentence(evidence)] if is_tuned(evidence.group) else []
+    if pairs_of_models(evidence, metric):
+        notes += compare_as_planned(evidence, metric)[1]
     notes += [*what_is_wrong(evidence.group), *earlier_version(evidence), *not_beaten.values()]
     if problem := next((e.problem for m in frame.index if (e := evidence.estimate(metric, str(m))).problem), ""):
         notes.append(f"Where there is no interval: {problem}.")

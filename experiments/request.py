@@ -91,12 +91,14 @@ class Request:
             levels(self.looks)
         except ValueError as error:
             raise SettingError("looks", str(error)) from None
-        if self.splits != tuple(range(self.n_splits)) or self.n_splits not in self.looks:
-            raise SettingError("looks", "they say which splits there are; leave out --n-splits and --split")
+        if self.n_splits not in self.looks:
+            raise SettingError("looks", f"none is at {self.n_splits} splits")
+        if len(self.models) + len(self.baselines) < 2:
+            raise SettingError("looks", "one model has no pair to decide; name another, or keep the baselines")
 
-    def first(self, n_splits: int) -> "Request":
-        """The request of the first splits alone."""
-        return dataclasses.replace(self, n_splits=n_splits, splits=tuple(range(n_splits)))
+    def of_look(self, before: int, n_splits: int) -> "Request":
+        """The request of the splits between two looks, of a protocol that ends with the later one."""
+        return dataclasses.replace(self, n_splits=n_splits, splits=tuple(range(before, n_splits)))
 
     @property
     def config(self) -> TrainingConfig:

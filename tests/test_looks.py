@@ -107,6 +107,7 @@ def test_a_run_stops_at_the_look_where_all_is_decided(store_uri: str, run_here, 
         ("task3", ("--looks", "4,8", "--split", "0"), "leave out --n-splits and --split"),
         ("task3", ("--looks", "2,8"), f"a verdict takes {MIN_SPLITS}"),
         ("task3", ("--looks", "8,4"), "increasing numbers"),
+        ("task3", ("--looks", "4,8", "-m", "lenet5", "--no-baselines"), "one model has no pair to decide"),
         ("task2", ("--looks", "4,8"), "they are of repeated holdouts"),
     ],
 )

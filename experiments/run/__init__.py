@@ -5,6 +5,7 @@ The plan is data: which jobs, on which splits, with which params. Executing it o
 figures, and registers the best network.
 """
 
+import itertools
 from collections.abc import Sequence
 
 from experiments.request import Request
@@ -43,8 +44,9 @@ def run(request: Request) -> Sequence[str]:
     announce(plan, store.label, seconds)
     if seconds is not None and seconds > LONG and not request.yes:
         raise TaskError(f"this may take {in_words(seconds)}; say --yes, or see --dry-run with fewer models or splits")
-    for n in request.looks or (request.n_splits,):
-        plan = plan if n == plan.request.n_splits else make_plan(request.first(n))
+    of_looks = [request.of_look(before, n) for before, n in itertools.pairwise([0, *request.looks])]
+    for part in of_looks or [request]:
+        plan = plan if part is request else make_plan(part)
         outcome = execute(plan, store)
         if not request.looks or outcome.failures or is_decided(plan, store, outcome):
             break

@@ -35,6 +35,7 @@ def announce(plan: Plan, store: str, seconds: float | None) -> None:
         rungs = halving.rungs(config.epochs, request.halving)[:-1]
         stops = f"; the worse half stops after epoch {' and '.join(map(str, rungs))}" if rungs else ""
         tuning["tuning"] = f"{request.tune} configurations of {space_text(space_of(request))}{stops}"
+    looks = f", looks after {', '.join(map(str, request.looks))}" if request.looks else ""
     console.print(f"[bold]{task.name}[/bold]  {task.question}")
     weights = [
         f"{name}: {each.label}{f'; fresh: {each.left_out}' * bool(each.left_out)}"
@@ -43,7 +44,8 @@ def announce(plan: Plan, store: str, seconds: float | None) -> None:
     reason = kernels.why_not() if config.device == "cpu" and config.precision != "fp16" else ""
     lines = {
         "data": f"{data.name}: {len(data.labels):,} images of {len(data.classes)} classes, {size}x{size}x{channels}",
-        "protocol": f"{task.protocol.name}, {len(chosen)} of {request.n_splits} splits; "
+        "protocol": f"{task.protocol.name}, {len(chosen)} of {request.n_splits} splits"
+        f"{looks}; "
         f"train {len(first.train):,}, validation {len(first.val):,}, test {len(first.test):,}",
         "models": ", ".join(model.card.name for model in networks)
         + (f"; baselines {', '.join(baselines)}, in seconds" if baselines else ""),
