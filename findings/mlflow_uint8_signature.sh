@@ -2,8 +2,8 @@
 # Expected: a model whose signature says uint8 refuses pixels that are no whole numbers, as predict() does.
 # Happens:  the scoring server turns the numbers of a JSON request into uint8 before the signature is looked at: 0.5 and
 #           0.99 become 0, 254.9 becomes 254, with status 200 and without a word.
-# Matters:  a client that sends images scaled to 0..1, as training code has them, gets confident answers about a black
-#           picture. A signature of float32 and a check in predict() can tell them apart.
+# Matters:  a client that sends images scaled to 0..1, as training code has them, gets answers about a black picture,
+#           and code that was tried with predict() behaves otherwise once it is served.
 # Seen with MLflow 3.17.2, NumPy 2.4.6, Python 3.11:
 #   0.5, 0.99, 1.0 and 254.9: the server answers 200 with [0.0, 0.0, 1.0, 254.0]; predict() raises MlflowException
 set -euo pipefail

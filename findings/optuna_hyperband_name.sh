@@ -3,7 +3,7 @@
 # Happens:  a trial's bracket is taken from a hash of the study's name and the trial's number. Another name stops other
 #           trials, and the sum of epochs differs by a third (64 to 88 for eleven names of models).
 # Matters:  a study is named after its model, so the name decides how much tuning a model gets; "each model had 12
-#           trials under the same pruner" is no equal budget. Rungs by trial number are.
+#           trials under the same pruner" is no equal budget.
 # Seen with Optuna 5.0.0, NumPy 2.4.6, Python 3.11:
 #   12 equal trials took 64 epochs as resnet_cnn, 80 epochs as lenet5, 88 epochs as alexnet
 set -euo pipefail
