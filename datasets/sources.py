@@ -14,6 +14,8 @@ from datasets.folder import Listing, decode_listed, find_parts, list_folder
 from datasets.images import DATA_DIR, DatasetError, ImageData, cache_dir, cached, one_sentence
 from datasets.names import readable_name
 
+KAGGLE_INPUT = Path("/kaggle/input")  # data sets that are attached to a Kaggle notebook
+
 
 class Source(ABC):
     """A data set, and the size and channels of its images as models see them."""
@@ -94,6 +96,12 @@ class Kaggle(Source):
     def name(self) -> str:
         """The published name, without the owner."""
         return self.slug.split("/")[1]
+
+    @property
+    def home(self) -> Path:
+        """Where it is attached to a Kaggle notebook, or else the folder in `data/`."""
+        attached = (KAGGLE_INPUT / self.name, KAGGLE_INPUT / "datasets" / self.slug)  # Kaggle has had both
+        return next(filter(self.is_in, attached), super().home)
 
     def download(self, root: Path) -> None:
         """See `kaggle.download`, also for the errors."""

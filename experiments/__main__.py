@@ -23,7 +23,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(envvar="DATA_DIR", exists=True, file_okay=False, help="see the task scripts; only read"),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ... or mps; auto takes a GPU if there is one")]
 
 
 @app.callback()

@@ -25,6 +25,7 @@ from models.layers import ConvNorm, GlobalAveragePool, LayerStack, SqueezeExcita
 from models.resnet import ResidualBlock
 
 CL = torch.channels_last
+UNFUSED = ("mps",)  # devices whose operations in channels_last cannot be trusted
 ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "swish"}  # oneDNN's names
 FUSED = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 FUSED_BF16 = FUSED and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -196,7 +197,10 @@ class Folding(NamedTuple):
 
 
 class Execution(ABC):
-    """Executes a model in channels_last memory, with convolutions and matrix products in `dtype`."""
+    """Executes a model in channels_last memory, with convolutions and matrix products in `dtype`.
+
+    On the devices in `UNFUSED` layers are called as they are, in the layout of the images.
+    """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self.model = model
@@ -209,7 +213,9 @@ class Execution(ABC):
         device = x.device.type  # layers without a fast operation
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
             model = self.model
-            if not isinstance(model, LayerStack) or type(model).forward is not LayerStack.forward or _has_hooks(model):
+            if not isinstance(model, LayerStack) or type(model).forward is not LayerStack.forward:
+                return model(x)  # type: ignore[no-any-return]
+            if _has_hooks(model) or device in UNFUSED:
                 return model(x)  # type: ignore[no-any-return]
             return self.sequence(model.layers, x.to(self.dtype))
 

@@ -124,6 +124,20 @@ def test_a_kaggle_data_set_has_an_owner_and_a_name(slug: str) -> None:
     assert (Kaggle("somebody/cats").name, FashionMNIST().name) == ("cats", "FashionMNIST")
 
 
+@pytest.mark.parametrize("place", ["photos", "datasets/somebody/photos"])
+def test_a_data_set_that_is_attached_to_a_kaggle_notebook_is_found(
+    place: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached = tmp_path / "input"
+    monkeypatch.setattr("datasets.sources.KAGGLE_INPUT", attached)
+    (attached / place).mkdir(parents=True)
+    source = Kaggle("somebody/photos", image_size=16)
+    assert source.home == datasets.images.DATA_DIR / "photos"  # nothing is in there
+    shutil.copytree(image_folder, attached / place, dirs_exist_ok=True)
+    assert source.home == attached / place and Kaggle("somebody/others").home == datasets.images.DATA_DIR / "others"
+    assert datasets.load(source).digest == datasets.load(source, image_folder).digest
+
+
 def test_data_dir_that_holds_nothing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no folder"):
         datasets.load(DATA["task1"], tmp_path / "nowhere")

@@ -113,7 +113,7 @@ class TrainingConfig:
     )
     freeze: bool = compared(False, "whether only the head, the last layer, was trained", later=True)
     # analysis.groups compares the kind of device, but not its number
-    device: str = not_compared("auto", "auto, cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+    device: str = not_compared("auto", "auto, cpu, cuda, cuda:1, ... or mps; auto takes a GPU if there is one")
     split_seed: int = compared(0, "seed of the splits", low=0, high=LARGEST_SEED)
     train_seed: int = compared(0, "seed of weights, batches and augmentation", low=0, high=LARGEST_SEED)
 

@@ -126,7 +126,7 @@ class Store:
     @property
     def option(self) -> str:
         """The option that names this store, with a leading space; empty for the default store."""
-        return "" if self.database == MLRUNS / "mlflow.db" else f" --tracking-uri {self.label}"
+        return "" if self.database == MLRUNS / "mlflow.db" else f" --tracking-uri {shlex.quote(self.label)}"
 
     def experiment_id(self, task: str) -> str | None:
         """Return the id of a task's experiment; see `experiment`."""
@@ -411,8 +411,11 @@ def _create_sqlite(path: Path) -> None:
     """
     from sqlalchemy import Engine, event
 
+    opened: list[sqlite3.Connection] = []
+
     def do_not_sync(connection: sqlite3.Connection, _: object) -> None:
         connection.execute("PRAGMA synchronous=OFF")  # the migrations would sync a thousand times
+        opened.append(connection)
 
     state = state_folder(path)
     with _lock(state):
@@ -426,6 +429,8 @@ def _create_sqlite(path: Path) -> None:
             _client(f"sqlite:///{partial}").search_experiments(max_results=1)  # runs all migrations
         finally:
             event.remove(Engine, "connect", do_not_sync)
+            for connection in opened:  # MLflow keeps them, and Windows renames no open file
+                connection.close()
         connection = sqlite3.connect(partial)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.close()

@@ -90,6 +90,8 @@ def decide(
     if jobs is not None:
         at_once = min(jobs, count)
         return Concurrency(at_once, threads or (all_threads if at_once == 1 else max(1, cores // at_once)))
+    if torch.device(device).type == "mps":
+        return Concurrency(1, threads or all_threads, "auto: one job has the GPU")
     on_gpu = torch.device(device).type == "cuda"
     most = max(_memory(load, on_gpu) for load in loads)
     fit = max(1, int(SHARE * hardware.memory_of(device) / most))

@@ -136,7 +136,7 @@ def _resolve(request: Request) -> tuple[Request, Ray | None]:
     cluster = None
     resolve = hardware.resolve
     if request.backend == "ray":
-        cluster = Ray(request.threads or 1, 0 if request.config.device == "cpu" else request.gpus_per_job)
+        cluster = Ray(request.threads or 1, request.gpus_per_job if request.config.device.startswith("cuda") else 0)
     resolved: dict[TrainingConfig, TrainingConfig] = {}
     for config in request.training.values():
         if config not in resolved:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Split
-from experiments.training import confusion
+from experiments.training import confusion, hardware
 from experiments.training.images import DeviceImages, Part
 from models.execution import Inference, close_calls
 from tracking.scores import SCORES
@@ -55,7 +55,10 @@ if missing := SCORES.keys() ^ SCORERS.keys():
 
 @dataclass(frozen=True)
 class Pass:
-    """An evaluation before it is read back: sum of losses, flat confusion counts, predictions, log-probabilities."""
+    """An evaluation before it is read back: sum of losses, flat confusion counts, predictions, log-probabilities.
+
+    All are on the `exact_device`.
+    """
 
     loss: Tensor
     confusion: Tensor
@@ -84,9 +87,10 @@ def evaluate_on_device(model: nn.Module, part: Part) -> Pass:
         closest = (first - second).topk(math.ceil(len(part) / close_calls(model)), largest=False).indices
         for positions in torch.split(closest, size):
             logits[positions] = network(part.exact(positions))
-    log_probs = logits.log_softmax(1)
+    exact = hardware.exact_device(logits.device)
+    y, classes = part.labels.to(exact), logits.shape[1]
+    log_probs = logits.to(exact).log_softmax(1)
     predicted = log_probs.argmax(1)
-    y, classes = part.labels, logits.shape[1]
     loss = -log_probs.gather(1, y[:, None]).sum(dtype=torch.float64)
     # not bincount, which waits for the device to learn its output's size
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=y.device)
@@ -113,7 +117,7 @@ def evaluate(
     Parameters
     ----------
     model : nn.Module
-        On the device of `data`, in channels_last memory (in another layout the last bits differ).
+        On the device of `data`, in its layout (in another one the last bits differ).
     data : DeviceImages
     indices : numpy.ndarray of int64, shape (n,)
     mean, std : Tensor of float32, shape (channels,)
@@ -122,7 +126,7 @@ def evaluate(
         fp32, bf16 or fp16.
     """
     result = evaluate_on_device(model, Part(data, indices, mean, std, DTYPES[precision]))
-    return read_back(torch.zeros(0, dtype=torch.float64, device=data.device), result)[1]
+    return read_back(torch.zeros(0, dtype=torch.float64, device=result.loss.device), result)[1]
 
 
 def evaluate_test(

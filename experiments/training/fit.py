@@ -16,6 +16,7 @@ from torch import Tensor
 
 import datasets
 from datasets import Split
+from experiments.training import hardware
 from experiments.training.cross_fitting import WHOLE, rows_of_halves
 from experiments.training.evaluation import Evaluation, Pass, read_back
 from experiments.training.images import DeviceImages, Part, plan_epoch, split_batches
@@ -82,8 +83,9 @@ def fit(
     validate = state.validation(data, split.val, *normalisation)
     if half is None:
         half = datasets.halve(split.val, data.labels.cpu().numpy())
-    labels = data.labels[torch.from_numpy(split.val).to(data.device)]
-    rows = [torch.from_numpy(rows).to(data.device) for rows in rows_of_halves(half)]
+    exact = hardware.exact_device(data.device)
+    labels = data.labels[torch.from_numpy(split.val).to(data.device)].to(exact)
+    rows = [torch.from_numpy(rows).to(exact) for rows in rows_of_halves(half)]
     last = config.epochs if until is None else until
     while not state.is_done and state.epoch < last:
         plan = plan_epoch(len(train), train.size, config.augment, state.generator)
@@ -108,15 +110,16 @@ def fit(
 
 
 def _losses(passed: Pass, labels: Tensor, rows: list[Tensor]) -> Tensor:
-    """Sums of the losses of some rows each, on the device (float64)."""
+    """Sums of the losses of some rows each (float64)."""
     losses = -passed.log_probs.gather(1, labels[:, None])[:, 0].double()
     return torch.stack([losses[of_half].sum() for of_half in rows])
 
 
 def _train_epoch(state: TrainingState, train: Part, plan: Tensor) -> Tensor:
-    """One pass over the plan; returns the sum of losses and the count of hits, on the device (float64)."""
+    """One pass over the plan; returns the sum of losses and the count of hits (float64)."""
     config = state.config
-    totals = torch.zeros(2, dtype=torch.float64, device=state.device)
+    exact = hardware.exact_device(state.device)
+    totals = torch.zeros(2, dtype=torch.float64 if state.device == exact else torch.float32, device=state.device)
     state.model.train()
     if train.data.resident:
         plan = plan.to(state.device, non_blocking=True)
@@ -124,4 +127,4 @@ def _train_epoch(state: TrainingState, train: Part, plan: Tensor) -> Tensor:
         totals += state.gradients(x, y)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-    return totals
+    return totals.to(exact).double()

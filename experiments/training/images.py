@@ -20,7 +20,7 @@ class DeviceImages:
 
     pixels: Tensor  # uint8, shape (N, height, width, channels); in the host's memory if not resident
     labels: Tensor  # int64, shape (N,)
-    moments: Tensor  # int64, shape (2, N, channels): sum and sum of squares of each image's pixels
+    moments: Tensor  # int64, shape (2, N, channels): sum and sum of squares of each image's pixels; on `exact_device`
     num_classes: int
     resident: bool  # whether the device has room for the pixels and for a normalised copy
 
@@ -44,7 +44,8 @@ class DeviceImages:
             x = chunk.to(device).long()
             moments.append(torch.stack([x.sum((1, 2)), x.square().sum((1, 2))]))
         labels = torch.tensor(data.labels, device=device)
-        return cls(pixels, labels, torch.cat(moments, dim=1), len(data.classes), resident)
+        every = torch.cat(moments, dim=1).to(hardware.exact_device(labels.device))
+        return cls(pixels, labels, every, len(data.classes), resident)
 
     @property
     def device(self) -> torch.device:
@@ -53,12 +54,13 @@ class DeviceImages:
 
     def normalisation(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over the images at `indices`, in units of 0 to 255."""
-        rows = torch.from_numpy(indices).to(self.device)
+        rows = torch.from_numpy(indices).to(self.moments.device)
         total, squares = self.moments[:, rows].sum(1).double()
         count = len(indices) * self.pixels.shape[1] * self.pixels.shape[2]
         mean = total / count
         std = (squares / count - mean.square()).clamp_min(0).sqrt()
-        return mean.float(), torch.where(std < 1e-6, 1.0, std).float()  # all pixels alike: nothing to scale
+        std = torch.where(std < 1e-6, 1.0, std)  # all pixels alike: nothing to scale
+        return mean.float().to(self.device), std.float().to(self.device)
 
 
 class Part:
@@ -83,6 +85,7 @@ class Part:
     ) -> None:
         self.data = data
         self.dtype = dtype
+        self.layout = hardware.layout_of(data.device)
         self.size = data.pixels.shape[1]
         self._arange = torch.arange(self.size, device=data.device)
         self._copies: torch.cuda.Stream | None = None  # beside the one that computes
@@ -113,7 +116,7 @@ class Part:
         return torch.addcmul(self._shift, pixels.float(), self._scale).to(dtype)
 
     def batches(self, plan: Sequence[Tensor], augment: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (n, C, H, W), in channels_last memory, and labels (n,) of each batch of a plan (see `plan_epoch`).
+        """Images (n, C, H, W), in the device's layout, and labels (n,) of each batch of a plan (see `plan_epoch`).
 
         If the data set is not resident, a batch is copied to the GPU while it still works on the one before: the caller
         only queues work, and copies have a queue of their own.
@@ -125,14 +128,20 @@ class Part:
         """All images in order, at most `size` at a time; without a copy if they are kept."""
         plan = torch.arange(len(self), device=self.rows.device).view(-1, 1)
         if self._kept is not None:
-            yield from (chunk.permute(0, 3, 1, 2) for chunk in torch.split(self._kept, size))
+            yield from (self._channels_first(chunk) for chunk in torch.split(self._kept, size))
         else:
             yield from (images for images, _ in self.batches(torch.split(plan, size)))
 
     def exact(self, positions: Tensor) -> Tensor:
         """The images at `positions` in float32."""
         pixels = self.data.pixels[self.rows[positions.to(self.rows.device)]].to(self.data.device)
-        return self._normalise(pixels, torch.float32).permute(0, 3, 1, 2)
+        return self._channels_first(self._normalise(pixels, torch.float32))
+
+    def _channels_first(self, images: Tensor) -> Tensor:
+        """Images (n, H, W, C) as (n, C, H, W), without a copy where the layout is channels_last."""
+        images = images.permute(0, 3, 1, 2)
+        # not contiguous(), which leaves images of one channel as they are, and operations take them for channels_last
+        return images if self.layout == torch.channels_last else images.clone(memory_format=self.layout)
 
     def _fetch(self, positions: Tensor) -> Tensor:
         """Pixels of a batch, which may still be on their way to the device."""
@@ -151,10 +160,10 @@ class Part:
                 fetched.record_stream(torch.cuda.current_stream(self.data.device))
             source, rows = self._normalise(fetched, self.dtype), torch.arange(len(batch), device=self.data.device)
             if not augment:
-                return source.permute(0, 3, 1, 2)
+                return self._channels_first(source)
         if not augment:
-            return source[rows].permute(0, 3, 1, 2)
-        return self._augmented(source, rows, batch[:, 1:].to(self.data.device)).permute(0, 3, 1, 2)
+            return self._channels_first(source[rows])
+        return self._channels_first(self._augmented(source, rows, batch[:, 1:].to(self.data.device)))
 
     def _augmented(self, source: Tensor, rows: Tensor, moves: Tensor) -> Tensor:
         """Shift and flip images at `rows` of (N, H, W, C).

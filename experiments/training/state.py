@@ -40,9 +40,10 @@ def seed_of_split(train_seed: int, number: int, replicate: int = 0) -> int:
 
 
 def initialise(build: Callable[[], Network], seed: int, device: str) -> Network:
-    """Build a model whose weights follow from the seed alone, on the device, in channels_last memory."""
+    """Build a model whose weights follow from the seed alone, on the device, in its layout."""
     torch.manual_seed(seed)
-    return build().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    layout = hardware.layout_of(device)
+    return build().to(device=device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def clone_state(model: nn.Module) -> dict[str, Tensor]:
@@ -56,7 +57,7 @@ class TrainingState:
     Parameters
     ----------
     model : nn.Module
-        On the device that trains it, in channels_last memory.
+        On the device that trains it, in its layout.
     config : TrainingConfig
         Resolved (no `auto`).
     seed : int
@@ -100,7 +101,7 @@ class TrainingState:
             return self.model(x).float()  # type: ignore[no-any-return]
 
     def gradients(self, x: Tensor, y: Tensor) -> Tensor:
-        """Compute the gradients of a batch; return sum of losses and count of hits, on the device (float64).
+        """Compute the gradients of a batch; return sum of losses and count of hits, on the device (float32).
 
         On a GPU the passes are recorded once for each size of batch, and replayed for all splits. Not so with fp16,
         whose scaler changes between steps, and for a model that cannot be recorded, because its layers wait for the
@@ -155,7 +156,7 @@ class TrainingState:
         loss = cross_entropy(logits, y)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            return torch.stack([loss * len(y), (logits.argmax(1) == y).sum()]).double()
+            return torch.stack([loss * len(y), (logits.argmax(1) == y).sum()])
 
     def choose(self, val: Evaluation, half_losses: tuple[float, float]) -> bool:
         """Keep the model as it is now wherever it has the lowest loss so far; return whether it is the best."""
@@ -183,6 +184,8 @@ class TrainingState:
         generators = {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            generators["mps"] = torch.mps.get_rng_state()
         snapshots = {
             each.epoch: {
                 "val": {**vars(each.val), "confusion": torch.from_numpy(each.val.confusion)},
@@ -201,6 +204,8 @@ class TrainingState:
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
+        elif self.device.type == "mps":
+            torch.mps.set_rng_state(state["mps"])
         snapshots = {}
         for epoch, kept in state["snapshots"].items():
             val = Evaluation(**{**kept["val"], "confusion": kept["val"]["confusion"].numpy()})

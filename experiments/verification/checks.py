@@ -319,7 +319,8 @@ def _predict(run: SplitRecord, material: Material) -> _Derived:
     try:
         if _has_threads(run.params["threads"]):
             torch.set_num_threads(run.params["threads"])
-        model.to(device=material.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout = hardware.layout_of(material.device)
+        model.to(device=material.device, memory_format=layout)  # type: ignore[call-overload]
         of_halves = [each and evaluate_on(run.split.val, each[1]) for each in checkpoint.of_halves]
         evaluations = {
             part: evaluate_on(indices, checkpoint.state_dict) if len(indices) else None
