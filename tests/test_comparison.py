@@ -404,8 +404,8 @@ def test_more_splits_are_only_asked_for_where_these_were_too_few(runs_of: Callab
 
 def a_pair(**other: Any) -> pd.Series:
     known = {
-        "model_a": "a", "model_b": "b", "difference": 0.02, "low": 0.01, "high": 0.03, "p_holm": 0.01, "problem": "",
-        "p_equivalent": 0.1, "verdict": "better", "splits_needed": pd.NA, "limit": "images",
+        "model_a": "a", "model_b": "b", "difference": 0.02, "low": 0.01, "high": 0.03, "p_holm": 0.01, "level": 0.05,
+        "problem": "", "p_equivalent": 0.1, "verdict": "better", "splits_needed": pd.NA, "limit": "images",
     }  # fmt: skip
     return pd.Series(known | other)
 

@@ -158,7 +158,7 @@ def test_all_keys_of_a_child_are_there(task: str, finished: Finished) -> None:
     assert set(run.data.params) == set(keys.PARAMS) - optional
     assert "auto" not in run.data.params.values()
     assert set(run.data.metrics) == set(keys.EPOCH_METRICS) | set(keys.FINAL_METRICS)
-    assert set(keys.TAGS) - {"superseded_by", "failure", "figures_of", keys.STOPPED} <= set(run.data.tags)
+    assert set(keys.TAGS) - {"superseded_by", "failure", "figures_of", keys.LOOKS, keys.STOPPED} <= set(run.data.tags)
     data = datasets.load(find(task).data, sample=True)
     assert run.data.tags["dataset_digest"] == data.digest
     assert run.inputs.dataset_inputs[0].dataset.digest == data.digest[:36]
