@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tracking import StoreError, UnknownTaskError, check_uri
+from tracking import StoreError, UnknownTaskError, check_uri, in_one_line, is_mlflow_error
 from tracking.commands import Tasks, Uri, print_in_any_encoding
 from tracking.store import without_password
 
@@ -312,9 +312,9 @@ def _one_sentence() -> Iterator[None]:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, UnknownTaskError) else 1) from None
     except Exception as error:
-        if not type(error).__module__.startswith("mlflow"):  # comparing names avoids importing mlflow
+        if not is_mlflow_error(error):
             raise
-        print(f"Error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        print(f"Error: {in_one_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 

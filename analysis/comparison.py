@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BETTER, WORSE = "better", "worse"
 SAME, OPEN, NONE = "practically the same", "not distinguishable", "no test"
+ROPE = 0.01  # a difference of shares within it does not matter, unless the user says otherwise
 ALPHA = 0.05  # adjusted p below this: a real difference, or practically the same
 NETWORKS, AGAINST_BASELINES = "pairs of networks", "networks against baselines"  # families of Holm's adjustment
 BELIEF = ("p_worse", "p_equivalent", "p_better")
@@ -92,7 +93,8 @@ class Evidence:
         self._predictions: dict[str, Predictions] = earlier._predictions if earlier else {}
         self._values: dict[tuple[str, str], np.ndarray] = {}
         self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
-        self._runs_of: dict[tuple[str, bool], pd.DataFrame] = {}  # by model, and whether of all replicates
+        self._runs_of: dict[str, pd.DataFrame] = {}  # see `of`
+        self._replicates: dict[str, pd.DataFrame] = {}
         self._rows_of: dict[str, dict[tuple[int, int], pd.Series]] = {}  # by model, split and replicate
 
     @property
@@ -102,21 +104,21 @@ class Evidence:
 
     def of(self, model: str) -> pd.DataFrame:
         """Return the runs of a model, indexed by split: of several replicates the first, with their mean metrics."""
-        if (model, False) not in self._runs_of:
+        if model not in self._runs_of:
             runs = self.replicates(model).droplevel("replicate")
             first = runs[~runs.index.duplicated()]
             if len(first) < len(runs):
                 metrics = [column for column in runs if column in FINAL_METRICS or str(column).partition("/")[2]]
                 first = first.assign(**runs[metrics].groupby(level=0).mean(skipna=False))
-            self._runs_of[model, False] = first
-        return self._runs_of[model, False]
+            self._runs_of[model] = first
+        return self._runs_of[model]
 
     def replicates(self, model: str) -> pd.DataFrame:
         """Return the runs of a model, indexed by split and replicate."""
-        if (model, True) not in self._runs_of:
+        if model not in self._replicates:
             of_model = self.runs[self.runs["model"] == model]
-            self._runs_of[model, True] = of_model.set_index(["split", "replicate"]).sort_index()
-        return self._runs_of[model, True]
+            self._replicates[model] = of_model.set_index(["split", "replicate"]).sort_index()
+        return self._replicates[model]
 
     def need(self, metric: str) -> None:
         """Make `runs` have this metric, which may be one that is derived from the predictions.
@@ -364,7 +366,7 @@ def tabulate(evidence: Evidence, metric: str) -> pd.DataFrame:
 
 
 def pairwise_tests(
-    runs: pd.DataFrame, metric: str = "test/accuracy", rope: float = 0.01, tracking_uri: str | None = None
+    runs: pd.DataFrame, metric: str = "test/accuracy", rope: float = ROPE, tracking_uri: str | None = None
 ) -> pd.DataFrame:
     """Test the differences between models, for the newest complete comparison group in `runs`.
 
@@ -411,7 +413,7 @@ def pairs_of_models(evidence: Evidence, metric: str) -> list[tuple[str, str, str
 def compare(
     evidence: Evidence,
     metric: str,
-    rope: float = 0.01,
+    rope: float = ROPE,
     alpha: float = ALPHA,
     pairs: Sequence[tuple[str, str, str]] | None = None,
 ) -> pd.DataFrame:

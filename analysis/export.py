@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.comparison import Evidence, default_metric
+from analysis.comparison import ROPE, Evidence, default_metric
 from analysis.figures import PAPER
 from analysis.formats import markdown_table, markdown_text, render
 from analysis.groups import ComparisonError, finished, group_id
@@ -204,5 +204,5 @@ def _command(task: str, evidence: Evidence, metric: str, rope: float) -> str:
     """Return the command that makes these files."""
     options = f" --group {group_id(evidence.group)}"  # explicit: the store may gain newer groups
     options += f" --metric {metric}" if metric != default_metric(evidence.group) else ""
-    options += f" --rope {100 * rope:g}" if rope != 0.01 else ""
+    options += f" --rope {100 * rope:g}" if rope != ROPE else ""
     return f".venv/bin/python -m analysis export {task}{options} --out DIR"

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator
 from PIL import Image
 
-from analysis.comparison import NETWORKS, Evidence, predicted_parts, tabulate
+from analysis.comparison import NETWORKS, ROPE, Evidence, predicted_parts, tabulate
 from analysis.fonts import font_families
 from analysis.formats import shortened, shortened_apart
 from analysis.looks import compare_as_planned
@@ -95,7 +95,7 @@ def file_name(name: str) -> str:
 
 
 def draw_figures(
-    evidence: Evidence, metric: str, rope: float = 0.01, thumbnails: bool = True
+    evidence: Evidence, metric: str, rope: float = ROPE, thumbnails: bool = True
 ) -> Iterator[tuple[str, str | None, Figure]]:
     """Draw all figures that the runs of a group allow; those with pictures of the data only with `thumbnails`.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.comparison import ALPHA, NONE, OPEN, Evidence, compare
+from analysis.comparison import ALPHA, NONE, OPEN, ROPE, Evidence, compare
 from analysis.groups import ComparisonError
 from analysis.statistics import MIN_SPLITS
 from tracking.keys import BASELINES, LOOKS, has_open_end
@@ -63,19 +63,20 @@ def levels(looks: Sequence[int]) -> list[float]:
     return [ALPHA * (n - before) / looks[-1] for before, n in itertools.pairwise([0, *looks])]
 
 
-def planned_looks(group: pd.DataFrame) -> tuple[int, ...]:
+def planned_looks(group: pd.DataFrame, also: Sequence[int] = ()) -> tuple[int, ...]:
     """Return the looks that the runs of a comparison group were planned with; empty if none were.
 
     Raises
     ------
     ComparisonError
-        If they were planned with several: a plan that changes after a look keeps no level.
+        If there are several plans, those that are `also` meant among them: a plan that changes after a look keeps no
+        level.
     """
-    plans = sorted(set(group[LOOKS].dropna()) - {""})
+    plans = sorted({*group[LOOKS].dropna(), ",".join(map(str, also))} - {""})
     if len(plans) > 1:
         raise ComparisonError(
             f"its looks were planned as {' and as '.join(plans)}, and a plan that changes after a look keeps no level; "
-            "name the first plan again, or other splits by --split-seed"
+            "name the earlier plan again, or other splits by --split-seed"
         )
     return parse_looks(plans[0]) if plans else ()
 
@@ -122,8 +123,10 @@ def look_by_look(evidence: Evidence, metric: str, rope: float, looks: Sequence[i
     return Outcome(pd.DataFrame(decided.values()).reset_index(drop=True), None)
 
 
-def compare_as_planned(evidence: Evidence, metric: str, rope: float = 0.01) -> tuple[pd.DataFrame, list[str]]:
-    """Compare models at the looks that their runs were planned with; without such a plan once, at `ALPHA`.
+def compare_as_planned(
+    evidence: Evidence, metric: str, rope: float = ROPE, looks: Sequence[int] = ()
+) -> tuple[pd.DataFrame, list[str]]:
+    """Compare models at `looks`, or at those that their runs were planned with; without any once, at `ALPHA`.
 
     Returns
     -------
@@ -132,12 +135,14 @@ def compare_as_planned(evidence: Evidence, metric: str, rope: float = 0.01) -> t
     about : list of str
         A sentence on the looks, if there are any.
     """
-    looks = planned_looks(evidence.group)
+    asked, looks = bool(looks), looks or planned_looks(evidence.group)
     if not looks:
         return compare(evidence, metric, rope).assign(level=ALPHA), []
     outcome = look_by_look(evidence, metric, rope, looks)
     about = [outcome.sentence(looks)]
     if outcome.tests.empty:
+        if asked:
+            raise ComparisonError(f"the first look is at {looks[0]} splits, which not all models have finished")
         first = levels(looks)[0]
         return compare(evidence, metric, rope, first).assign(level=first), about
     return outcome.tests, about

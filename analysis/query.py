@@ -48,6 +48,7 @@ from tracking.schema import why_unusable
 from tracking.settings import LATER, TYPES
 from tracking.store import (
     StoreAwayError,
+    all_pages,
     check_exists,
     deleted_sentence,
     in_one_line,
@@ -387,11 +388,9 @@ class _Client:
         return info.artifact_uri, _experiment(self.client.get_experiment(info.experiment_id))
 
     def _children(self, experiments: Sequence[_Experiment], condition: str = "") -> "Iterator[MlflowRun]":
-        ids, token = [experiment.id for experiment in experiments], None
-        while token != "":
-            page = self.client.search_runs(ids, condition, max_results=1000, page_token=token)
-            yield from (run for run in page if {PARENT, "fingerprint"} <= run.data.tags.keys())  # else a stranger's
-            token = page.token or ""
+        ids = [experiment.id for experiment in experiments]
+        runs = all_pages(lambda token: self.client.search_runs(ids, condition, max_results=1000, page_token=token))
+        return (run for run in runs if {PARENT, "fingerprint"} <= run.data.tags.keys())  # else a stranger's
 
 
 def _experiment(entity: "MlflowExperiment") -> _Experiment:

@@ -17,8 +17,8 @@ from analysis.comparison import (
     is_better,
     pairs_of_models,
 )
-from analysis.groups import ComparisonError, group_id, what_is_wrong
-from analysis.looks import compare_as_planned, look_by_look
+from analysis.groups import group_id, what_is_wrong
+from analysis.looks import compare_as_planned
 from analysis.tuning import chosen_sentence, is_tuned
 from tracking.keys import MEAN
 from tracking.scores import SCORES, score_of
@@ -91,12 +91,7 @@ def difference_table(
     if pairs:
         tests, about_looks = compare(evidence, metric, rope, pairs=pairs).assign(level=ALPHA), list[str]()
     else:
-        tests, about_looks = compare_as_planned(evidence, metric, rope)
-    if looks:
-        outcome = look_by_look(evidence, metric, rope, looks)
-        if outcome.tests.empty:
-            raise ComparisonError(f"the first look is at {looks[0]} splits, which not all models have finished")
-        tests, about_looks = outcome.tests, [outcome.sentence(looks)]
+        tests, about_looks = compare_as_planned(evidence, metric, rope, looks)
     part, score = metric.split("/")[0], score_of(metric)
     rows = []
     for _, row in tests.iterrows():

@@ -20,11 +20,11 @@ from tracking.runs import (
 )  # fmt: skip
 from tracking.scores import SCORES, Score, score_of
 from tracking.settings import SettingError, TrainingConfig
-from tracking.store import Store, StoreError, UnknownTaskError, check_uri, in_one_line, open_store
+from tracking.store import Store, StoreError, UnknownTaskError, check_uri, in_one_line, is_mlflow_error, open_store
 
 __all__ = [
     "SCORES", "SHORT", "Claim", "Parent", "Run", "Score", "SettingError", "Store", "StoreError", "TrainingConfig",
     "UnknownTaskError", "attempt", "begin_again", "check_uri", "child_run", "claim", "close_dead_runs", "impatient",
-    "in_one_line", "is_finished", "load_progress", "open_store", "parent_run", "passes", "persist", "save_progress",
-    "score_of", "wait_and_claim",
+    "in_one_line", "is_finished", "is_mlflow_error", "load_progress", "open_store", "parent_run", "passes", "persist",
+    "save_progress", "score_of", "wait_and_claim",
 ]  # fmt: skip

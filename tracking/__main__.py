@@ -26,7 +26,7 @@ from tracking.commands import (
     script_tasks,
 )
 from tracking.keys import TRIALS
-from tracking.store import in_one_line, readable, sqlite_path
+from tracking.store import in_one_line, is_mlflow_error, readable, sqlite_path
 
 if TYPE_CHECKING:
     from tracking.pruning import Removable
@@ -132,21 +132,8 @@ def copy(
     URI is sqlite:///path/to/mlflow.db, http://host:port or postgresql+psycopg://user:password@host/db.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
-    try:
+    with _in_one_sentence("the copy is incomplete"):
         differs = _copy(source, destination, tasks or [])
-    except KeyboardInterrupt:
-        print("Error: interrupted; repeat the command to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except StoreError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except Exception as error:
-        # a full disk, or a store that went away (told by the module, since importing MLflow is slow)
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("mlflow"):
-            raise
-        reason = in_one_line(error)
-        print(f"Error: the copy is incomplete ({reason}); fix this and repeat the command to go on", file=sys.stderr)
-        raise typer.Exit(1) from None
     raise typer.Exit(1 if differs else 0)
 
 
@@ -206,16 +193,8 @@ def prune(
     Superseded runs, runs on the sample, runs that failed or were interrupted, and state files of finished splits. The
     runs of registered models, those that somebody works on, and everything without a fingerprint of this program stay.
     """
-    try:
+    with _in_one_sentence("not all was removed"):
         _prune(open_store(tracking_uri), tasks or [], kind, yes)
-    except StoreError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except Exception as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("mlflow"):
-            raise
-        print(f"Error: not all was removed ({in_one_line(error)}); repeat the command to go on", file=sys.stderr)
-        raise typer.Exit(1) from None
 
 
 def _prune(store: Store, tasks: list[str], kinds: Sequence[str] | None, yes: bool) -> None:
@@ -256,6 +235,28 @@ def _amount(found: "Sequence[Removable]") -> str:
     runs = sum(each.run is not None for each in found)
     size = sum(each.size for each in found)
     return f"{runs:6,} runs  {len(found) - runs:6,} state files  {size:15,} bytes"
+
+
+@contextlib.contextmanager
+def _in_one_sentence(incomplete: str) -> Iterator[None]:
+    """Exit with one sentence on Ctrl-C, an error of the store, a full disk, or a server that goes away.
+
+    `incomplete` says how the last two leave the work, which repeating the command finishes.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("Error: interrupted; repeat the command to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except StoreError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_mlflow_error(error):
+            raise
+        reason = in_one_line(error)
+        print(f"Error: {incomplete} ({reason}); fix this and repeat the command to go on", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 @contextlib.contextmanager

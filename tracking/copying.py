@@ -18,7 +18,7 @@ from tracking import owners
 from tracking.artifacts import Artifacts, file_digests
 from tracking.keys import AGAIN, PARENT
 from tracking.outages import SHORT, persist
-from tracking.store import Store
+from tracking.store import Store, all_pages
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
@@ -87,13 +87,8 @@ class _Side:
 
     def runs(self, query: str = "") -> "list[MlflowRun]":
         """All runs that are not deleted."""
-        found: list[MlflowRun] = []
-        token = None
-        while token != "":
-            page = self.client.search_runs([self.experiment], query, max_results=1000, page_token=token)
-            found += page
-            token = page.token or ""
-        return found
+        search = self.client.search_runs
+        return list(all_pages(lambda token: search([self.experiment], query, max_results=1000, page_token=token)))
 
     def alike(self, run: "MlflowRun") -> "list[MlflowRun]":
         """Runs with the fingerprint of a run, or with its start if it was made by hand and has none."""

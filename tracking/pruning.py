@@ -8,14 +8,14 @@ in the journal.
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking import journal, keys, owners
 from tracking.artifacts import moves, own_folder
-from tracking.store import Store
+from tracking.store import Store, all_pages
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -84,33 +84,15 @@ def _files(store: Store, run: "MlflowRun") -> Any:
 
 def _find_in_task(store: Store, task: str, kinds: Collection[str], protected: set[str]) -> Iterator[Removable]:
     experiments = [found for name in (task, keys.trials_of(task)) if (found := store.experiment(name)) is not None]
-    everyone = {run.info.run_id: run for each in experiments for run in _runs(store, each.experiment_id)}
-    ours = {run_id: run for run_id, run in everyone.items() if "fingerprint" in run.data.tags}
+    everyones = {run.info.run_id: run for each in experiments for run in _runs(store, each.experiment_id)}
+    ours = {run_id: run for run_id, run in everyones.items() if "fingerprint" in run.data.tags}
     below = defaultdict(list)
-    for run_id, run in everyone.items():
+    for run_id, run in everyones.items():
         below[run.data.tags.get(keys.PARENT)].append(run_id)
-    kept = protected | _at_work(everyone)
-    kind_of: dict[str, str] = {}
-    finished = {run_id for run_id, run in ours.items() if run.info.status == "FINISHED"}
-    # trials follow their split, and a parent its last split
-    splits = [run_id for run_id, run in ours.items() if keys.PARENT in run.data.tags and not _is_trial(run, ours)]
-    whole = {everyone[run_id].data.tags.get(keys.PARENT) for run_id in protected & everyone.keys()}
-    for run_id in splits:
-        kind = _kind(ours[run_id], finished)
-        if kind == "sample" and run_id in finished and ours[run_id].data.tags[keys.PARENT] in whole:
-            continue  # the parent's summary is of it and of a registered run
-        family = [run_id, *below[run_id]]
-        if kind in kinds and not kept.intersection(family) and set(family) <= ours.keys():
-            kind_of |= dict.fromkeys(family, kind)
-    for run_id, run in ours.items():
-        if keys.PARENT in run.data.tags or run_id in kept:
-            continue
-        children = below[run_id]
-        if all(child in kind_of for child in children):
-            own = _kind(run, finished)
-            kind = own if own in ("sample", "abandoned") else kind_of[children[0]] if children else "superseded"
-            if kind in kinds:
-                kind_of[run_id] = kind
+    kept = protected | _at_work(everyones)
+    whole = {everyones[run_id].data.tags.get(keys.PARENT) for run_id in protected & everyones.keys()}
+    kind_of = dict(_splits_to_remove(ours, below, kinds, kept, whole))
+    kind_of |= dict(_parents_to_remove(ours, below, kinds, kept, kind_of))
     moved = moves({each.name: each.artifact_location for each in experiments}, store.database)
     for run_id, kind in kind_of.items():
         run = ours[run_id]
@@ -120,14 +102,58 @@ def _find_in_task(store: Store, task: str, kinds: Collection[str], protected: se
         size = _size(folder) if folder is not None else _size_there(store, run)
         yield Removable(kind, run_id, size, folder, run)
     if "state" in kinds:
-        yield from _state(store, ours, finished)
+        yield from _state(store, ours)
 
 
-def _kind(run: "MlflowRun", finished: Collection[str]) -> str:
+def _splits_to_remove(
+    ours: "dict[str, MlflowRun]",
+    below: Mapping[str | None, list[str]],
+    kinds: Collection[str],
+    kept: set[str],
+    whole: Collection[str | None],
+) -> Iterator[tuple[str, str]]:
+    """Yield the splits to remove, each with its trials, and their kind; parents in `whole` keep their finished splits.
+
+    Their summary is of a registered run, and of all the others.
+    """
+    for run_id, run in ours.items():
+        if keys.PARENT not in run.data.tags or _is_trial(run, ours):
+            continue
+        kind, family = _kind(run, ours), [run_id, *below[run_id]]
+        if kind == "sample" and run.info.status == "FINISHED" and run.data.tags[keys.PARENT] in whole:
+            continue
+        if kind in kinds and not kept.intersection(family) and set(family) <= ours.keys():
+            yield from ((member, kind) for member in family)
+
+
+def _parents_to_remove(
+    ours: "dict[str, MlflowRun]",
+    below: Mapping[str | None, list[str]],
+    kinds: Collection[str],
+    kept: set[str],
+    kind_of: Mapping[str, str],
+) -> Iterator[tuple[str, str]]:
+    """Yield the parents of which no split stays, and their kind; `kind_of` has the splits to remove."""
+    for run_id, run in ours.items():
+        splits = below[run_id]
+        if keys.PARENT in run.data.tags or run_id in kept or not all(split in kind_of for split in splits):
+            continue
+        kind = _kind(run, ours)
+        if kind not in ("sample", "abandoned"):
+            kind = kind_of[splits[0]] if splits else "superseded"
+        if kind in kinds:
+            yield run_id, kind
+
+
+def _is_finished(run_id: str | None, ours: "dict[str, MlflowRun]") -> bool:
+    return run_id in ours and ours[run_id].info.status == "FINISHED"
+
+
+def _kind(run: "MlflowRun", ours: "dict[str, MlflowRun]") -> str:
     """Return what a run is by itself; empty if it is to stay."""
     if run.info.status in UNFINISHED and owners.is_alive(run.data.tags):
         return ""
-    if run.info.status == "FINISHED" and run.data.tags.get("superseded_by") in finished:
+    if run.info.status == "FINISHED" and _is_finished(run.data.tags.get("superseded_by"), ours):
         return "superseded"
     if run.info.status in UNFINISHED:
         return "abandoned"
@@ -157,12 +183,8 @@ def _at_work(runs: "dict[str, MlflowRun]") -> set[str]:
 
 def _registered(store: Store) -> set[str]:
     """Return the runs that versions of registered models are of, with an alias or without."""
-    found, token = set[str](), None
-    while token != "":
-        page = store.client.search_model_versions(max_results=1000, page_token=token)
-        found |= {version.run_id for version in page if version.run_id}
-        token = page.token or ""
-    return found
+    versions = all_pages(lambda token: store.client.search_model_versions(max_results=1000, page_token=token))
+    return {version.run_id for version in versions if version.run_id}
 
 
 def _in_journal(store: Store) -> set[str]:
@@ -174,22 +196,17 @@ def _in_journal(store: Store) -> set[str]:
     return found
 
 
-def _state(store: Store, ours: "dict[str, MlflowRun]", finished: Collection[str]) -> Iterator[Removable]:
+def _state(store: Store, ours: "dict[str, MlflowRun]") -> Iterator[Removable]:
     """Find the resume files of splits that are finished, and of the trials of such splits."""
-    for run_id in finished:
-        run = ours[run_id]
-        is_over = not _is_trial(run, ours) or run.data.tags[keys.PARENT] in finished
+    for run in (run for run_id, run in ours.items() if _is_finished(run_id, ours)):
+        is_over = not _is_trial(run, ours) or _is_finished(run.data.tags[keys.PARENT], ours)
         path = store.state / f"{run.data.tags['fingerprint']}.resume"
         if is_over and run.data.tags.get("superseded_by") != keys.AGAIN and path.is_file():
             yield Removable("state", path.name, path.stat().st_size, path)
 
 
 def _runs(store: Store, experiment: str) -> "Iterator[MlflowRun]":
-    token = None
-    while token != "":
-        page = store.client.search_runs([experiment], max_results=1000, page_token=token)
-        yield from page
-        token = page.token or ""
+    return all_pages(lambda token: store.client.search_runs([experiment], max_results=1000, page_token=token))
 
 
 def _size(folder: Path) -> int:

@@ -13,10 +13,10 @@ import sqlite3
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 from filelock import FileLock
@@ -28,7 +28,9 @@ from tracking.view import shared_view
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment as MlflowExperiment
+    from mlflow.store.entities import PagedList
 
+T = TypeVar("T")
 MLRUNS = Path(__file__).resolve().parent.parent / "mlruns"
 SCRATCH = "scratch-"  # prefix of folders in a store's state folder; process id and host follow
 UI_ADDRESS = "http://127.0.0.1:5000"  # of `make ui` on the default store
@@ -150,7 +152,8 @@ class Store:
 
     def tasks(self) -> list[str]:
         """Sorted names of the tasks that have an active experiment."""
-        experiments = [e for e in self.client.search_experiments() if e.tags.get(PREFIX, "") == own_prefix()]
+        everyones = all_pages(lambda token: self.client.search_experiments(page_token=token))
+        experiments = [e for e in everyones if e.tags.get(PREFIX, "") == own_prefix()]
         owners = (e.tags.get(TASK) or UNTAGGED_EXPERIMENTS.get(e.name) for e in experiments)
         return sorted({owner for owner in owners if owner})
 
@@ -210,6 +213,15 @@ class Store:
     def _runs_page(self, experiment: "MlflowExperiment | None", address: str) -> str:
         base = self.label.rstrip("/") if self.uri.startswith("http") else address
         return f"{base}/#/experiments/{experiment and experiment.experiment_id}/runs"
+
+
+def all_pages(search: "Callable[[str | None], PagedList[T]]") -> "Iterator[T]":
+    """Yield what a search of MLflow's finds; `search` takes the token of a page, None for the first, and returns it."""
+    token: str | None = None
+    while token != "":
+        page = search(token)
+        yield from page
+        token = page.token or ""
 
 
 def deleted_sentence(name: str, experiment_id: object, label: str) -> str:
@@ -347,6 +359,11 @@ def without_password(text: str) -> str:
 def in_one_line(error: BaseException) -> str:
     """Return the text of an error without line breaks and passwords, at most 300 characters."""
     return without_password(" ".join(str(error).split()))[:300] or error.__class__.__name__
+
+
+def is_mlflow_error(error: BaseException) -> bool:
+    """Whether MLflow raised it, told by its module: importing MLflow takes seconds."""
+    return type(error).__module__.startswith("mlflow")
 
 
 def _client(uri: str) -> "MlflowClient":

@@ -10,6 +10,7 @@ import pandas as pd
 
 import analysis
 import tracking
+from analysis.comparison import ROPE
 from analysis.formats import markdown_text
 from analysis.groups import group_id, what_is_wrong
 from analysis.report import state_facts
@@ -192,7 +193,7 @@ def describe(
     networks = evidence.runs.loc[~evidence.runs["model"].isin(BASELINES), "model"].nunique()
     height, width, channels = data.images.shape[1:]
     classes = ", ".join(map(markdown_text, data.classes[:SHOWN_CLASSES]))
-    verdicts = [text for text in verdict_sentences(evidence, metric, 0.01) if _names(text, model)]
+    verdicts = [text for text in verdict_sentences(evidence, metric, ROPE) if _names(text, model)]
     verdicts += [text for name, text in baselines_not_beaten(evidence, metric).items() if name == model]
     facts = [f"- {name.capitalize()}: {markdown_text(fact)}." for name, fact in state_facts(evidence, store).items()]
     lines = [

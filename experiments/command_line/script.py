@@ -15,10 +15,9 @@ from experiments.jobs.processes import start_server
 from experiments.request import MOST_JOBS, Request
 from experiments.task import Task, TaskError, check_name
 from experiments.tuning.space import parse_space
-from tracking import StoreError
+from tracking import StoreError, in_one_line, is_mlflow_error
 from tracking.commands import SCRIPTS, Uri, print_in_any_encoding, script_tasks
 from tracking.settings import DEVICE_MEMORY, LARGEST_SEED, MEANINGS, Precision, SettingError, check_range
-from tracking.store import in_one_line
 
 Option = typer.Option
 
@@ -167,8 +166,6 @@ def _run(request: Request) -> int:
     if request.backend == "local" and request.jobs != 1:
         start_server()  # it imports beside this process
     try:
-        from mlflow.exceptions import MlflowException
-
         from experiments.run import run
 
         failures = run(request)
@@ -177,7 +174,10 @@ def _run(request: Request) -> int:
         return _fail(f"interrupted; the same command{how} goes on where this one stopped", 130)
     except (DatasetError, StoreError, EngineError, TaskError) as error:
         return _fail(str(error))
-    except (OSError, MlflowException) as error:  # a full disk or a store that went away, while results were written
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_mlflow_error(error):
+            raise
+        # a full disk or a store that went away, while results were written
         reason = in_one_line(error)
         return _fail(
             f"the results cannot be written ({reason}); repair that, and the same command goes on where this one "

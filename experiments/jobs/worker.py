@@ -132,7 +132,7 @@ class Worker:
         except (tracking.StoreError, OSError):
             raise
         except Exception as error:  # a model's own code may raise anything
-            if type(error).__module__.startswith("mlflow"):
+            if tracking.is_mlflow_error(error):
                 raise
             self._state = None  # recordings take room
             if isinstance(error, RuntimeError) and hardware.is_out_of_memory(error):

@@ -45,8 +45,7 @@ def announce(plan: Plan, store: str, seconds: float | None) -> None:
     lines = {
         "data": f"{data.name}: {len(data.labels):,} images of {len(data.classes)} classes, {size}x{size}x{channels}",
         "protocol": f"{task.protocol.name}, {len(chosen)} of {request.n_splits} splits"
-        f"{looks}; "
-        f"train {len(first.train):,}, validation {len(first.val):,}, test {len(first.test):,}",
+        f"{looks}; train {len(first.train):,}, validation {len(first.val):,}, test {len(first.test):,}",
         "models": ", ".join(model.card.name for model in networks)
         + (f"; baselines {', '.join(baselines)}, in seconds" if baselines else ""),
         "training": f"AdamW lr {config.lr:g}, weight decay {config.weight_decay:g}, batch {config.batch_size}, "
