@@ -87,15 +87,18 @@ class Evidence:
 
     def __init__(self, group: pd.DataFrame, tracking_uri: str | None = None, earlier: "Evidence | None" = None) -> None:
         self.group = group
-        self.runs = _with_all_images(finished(group))
+        self._set_runs(_with_all_images(finished(group)))
         self.tracking_uri = tracking_uri
         self.problems: dict[str, str] = {}  # a sentence for each model with unreadable predictions
         self._predictions: dict[str, Predictions] = earlier._predictions if earlier else {}
         self._values: dict[tuple[str, str], np.ndarray] = {}
         self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
-        self._runs_of: dict[str, pd.DataFrame] = {}  # see `of`
+
+    def _set_runs(self, runs: pd.DataFrame) -> None:
+        self.runs = runs
+        self._runs_of: dict[str, pd.DataFrame] = {}  # what the methods of these names have returned
         self._replicates: dict[str, pd.DataFrame] = {}
-        self._rows_of: dict[str, dict[tuple[int, int], pd.Series]] = {}  # by model, split and replicate
+        self._rows_of: dict[str, dict[tuple[int, int], pd.Series]] = {}
 
     @property
     def task(self) -> str:
@@ -142,9 +145,7 @@ class Evidence:
                 problems.append(str(error))
         if problems and len(problems) == len(scores):
             raise ComparisonError(f"{metric} cannot be derived: {problems[0]}")
-        self.runs = self.runs.assign(**{metric: scores})
-        self._runs_of.clear()
-        self._rows_of.clear()
+        self._set_runs(self.runs.assign(**{metric: scores}))
 
     def predictions(self, run: pd.Series, part: str) -> "PartPredictions":
         """Return the predictions of a run for `val`, `cross_val` or `test`; a `StoreError` if there are none."""
