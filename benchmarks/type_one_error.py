@@ -1,4 +1,4 @@
-"""How often the estimate of analysis/statistics.py finds a difference that is not there, and how often one that is.
+"""How often the estimate of analysis/statistics finds a difference that is not there, and how often one that is.
 
 What      models of equal expected accuracy on images drawn anew for each comparison; of 100 comparisons at a level of
           5 %, 5 should find a difference. An image is classified correctly if a sum of normal effects is positive: its

@@ -115,6 +115,8 @@ def test_a_tie_is_no_certainty(n: int) -> None:
         for test in (corrected_resampled_ttest, bayesian_correlated_ttest):
             with pytest.raises(ValueError, match=f"all {n} differences are equal"):
                 test(tied, 3, 2)
+    with pytest.raises(ValueError, match="certainty"):
+        ttest(0.1, 0, 4)
 
 
 def test_a_point_mass_on_the_border_is_equivalent() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import datasets
 from experiments.jobs.progress import console, count
+from experiments.request import Request
 from experiments.run.forecast import in_words
 from experiments.run.plan import Plan, space_of
 from experiments.tuning import halving
@@ -18,63 +19,118 @@ MOST_LINES = 12  # of the account of a folder; `python -m datasets info` prints 
 
 def announce(plan: Plan, store: str, seconds: float | None) -> None:
     """Print the task, the settings, the store's label, and how much work it is: `seconds` at most, if that is known."""
-    request, data, concurrency = plan.request, plan.data, plan.concurrency
-    config, task, chosen = request.config, request.task, request.splits
-    first = plan.splits[chosen[0]]
-    _, _, size, channels = data.images.shape
-    networks = [model for model in plan.models if model.card.name not in BASELINES]
-    baselines = [model.card.name for model in plan.models if model.card.name in BASELINES]
-    # forward and backward of a training image cost three times a forward pass
-    epochs = request.longest_epochs(config)
-    passes = (3 * len(first.train) + len(first.val)) * epochs * len(chosen)
-    macs = sum(model.card.macs for model in networks) * passes * request.seeds
-    seeds = sorted({config.split_seed, config.train_seed})
-    of_what = f"seed {seeds[0]}" if len(seeds) == 1 else f"split seed {config.split_seed}, seed {config.train_seed}"
-    tuning = {}
-    if request.tune:
-        rungs = halving.rungs(config.epochs, request.halving)[:-1]
-        stops = f"; the worse half stops after epoch {' and '.join(map(str, rungs))}" if rungs else ""
-        tuning["tuning"] = f"{request.tune} configurations of {space_text(space_of(request))}{stops}"
-    looks = f", looks after {', '.join(map(str, request.looks))}" if request.looks else ""
+    task = plan.request.task
     console.print(f"[bold]{task.name}[/bold]  {task.question}")
-    weights = [
-        f"{name}: {each.label}{f'; fresh: {each.left_out}' * bool(each.left_out)}"
-        for name, each in plan.weights.items()
-    ]
-    reason = kernels.why_not() if config.device == "cpu" and config.precision != "fp16" else ""
     lines = {
-        "data": f"{data.name}: {len(data.labels):,} images of {len(data.classes)} classes, {size}x{size}x{channels}",
-        "protocol": f"{task.protocol.name}, {len(chosen)} of {request.n_splits} splits"
-        f"{looks}; train {len(first.train):,}, validation {len(first.val):,}, test {len(first.test):,}",
-        "models": ", ".join(model.card.name for model in networks)
-        + (f"; baselines {', '.join(baselines)}, in seconds" if baselines else ""),
-        "training": f"AdamW lr {config.lr:g}, weight decay {config.weight_decay:g}, batch {config.batch_size}, "
-        f"up to {config.epochs} epochs, patience {config.patience}, "
-        f"{'augmented' if config.augment else 'not augmented'}{', heads only' * config.freeze}, {of_what}",
-        **({"weights": "; ".join(weights)} if weights else {}),
-        **tuning,
-        "hardware": f"{config.device}, {config.precision}, {count(concurrency.threads, 'thread')} a job"
-        + (f"; slower than it could be, since {reason} (models/kernels)" if reason else ""),
-        "jobs": concurrency.why or f"{concurrency.at_once} at once",
-        "work": f"{count(len(networks), 'model')} x {count(len(chosen), 'split')} x "
-        f"{f'{request.seeds} seeds x ' if request.seeds > 1 else ''}up to "
-        f"{count(epochs, 'epoch')}, at most {macs / 1e12:,.3g} T multiply-accumulates",
-        **({} if seconds is None else {"time": f"at most about {in_words(seconds)}, by one step of each model"}),
+        "data": _data(plan.data),
+        "protocol": _protocol(plan),
+        "models": _models(plan),
+        "training": _training(plan.request),
+        "weights": _weights(plan),
+        "tuning": _tuning(plan.request),
+        "hardware": _hardware(plan),
+        "jobs": plan.concurrency.why or f"{plan.concurrency.at_once} at once",
+        "work": _work(plan),
+        "time": "" if seconds is None else f"at most about {in_words(seconds)}, by one step of each model",
         "store": store,
     }
     for label, text in lines.items():
-        console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)
+        if text:
+            _print_line(label, text)
+    _print_account(plan.data)
+    for text in datasets.notes(plan.data, _first_split(plan)):
+        console.print(f"! {text}", markup=False, soft_wrap=True)
+    said = "; ".join(plan.unusable)
+    for sentence in [*plan.unusable, *(each for each in unusable_sentences() if each not in said)]:
+        print(f"! {sentence}", file=sys.stderr)
+
+
+def _data(data: datasets.ImageData) -> str:
+    _, _, size, channels = data.images.shape
+    return f"{data.name}: {len(data.labels):,} images of {len(data.classes)} classes, {size}x{size}x{channels}"
+
+
+def _protocol(plan: Plan) -> str:
+    request, first = plan.request, _first_split(plan)
+    looks = f", looks after {', '.join(map(str, request.looks))}" if request.looks else ""
+    return (
+        f"{request.task.protocol.name}, {len(request.splits)} of {request.n_splits} splits{looks}; "
+        f"train {len(first.train):,}, validation {len(first.val):,}, test {len(first.test):,}"
+    )
+
+
+def _models(plan: Plan) -> str:
+    names = [model.card.name for model in plan.models]
+    networks = ", ".join(name for name in names if name not in BASELINES)
+    baselines = ", ".join(name for name in names if name in BASELINES)
+    return networks + (f"; baselines {baselines}, in seconds" if baselines else "")
+
+
+def _training(request: Request) -> str:
+    config = request.config
+    seeds = (
+        f"seed {config.split_seed}"
+        if config.split_seed == config.train_seed
+        else f"split seed {config.split_seed}, seed {config.train_seed}"
+    )
+    return (
+        f"AdamW lr {config.lr:g}, weight decay {config.weight_decay:g}, batch {config.batch_size}, "
+        f"up to {config.epochs} epochs, patience {config.patience}, "
+        f"{'augmented' if config.augment else 'not augmented'}{', heads only' * config.freeze}, {seeds}"
+    )
+
+
+def _weights(plan: Plan) -> str:
+    return "; ".join(
+        f"{name}: {weights.label}{f'; fresh: {weights.left_out}' * bool(weights.left_out)}"
+        for name, weights in plan.weights.items()
+    )
+
+
+def _tuning(request: Request) -> str:
+    if not request.tune:
+        return ""
+    rungs = halving.rungs(request.config.epochs, request.halving)[:-1]
+    stops = f"; the worse half stops after epoch {' and '.join(map(str, rungs))}" if rungs else ""
+    return f"{request.tune} configurations of {space_text(space_of(request))}{stops}"
+
+
+def _hardware(plan: Plan) -> str:
+    config = plan.request.config
+    reason = kernels.why_not() if config.device == "cpu" and config.precision != "fp16" else ""
+    slower = f"; slower than it could be, since {reason} (models/kernels)" if reason else ""
+    return f"{config.device}, {config.precision}, {count(plan.concurrency.threads, 'thread')} a job{slower}"
+
+
+def _work(plan: Plan) -> str:
+    request, first = plan.request, _first_split(plan)
+    networks = [model for model in plan.models if model.card.name not in BASELINES]
+    epochs = request.longest_epochs(request.config)
+    # forward and backward of a training image cost three times a forward pass
+    passes = (3 * len(first.train) + len(first.val)) * epochs * len(request.splits) * request.seeds
+    macs = sum(model.card.macs for model in networks) * passes
+    seeds = f"{request.seeds} seeds x " if request.seeds > 1 else ""
+    return (
+        f"{count(len(networks), 'model')} x {count(len(request.splits), 'split')} x {seeds}"
+        f"up to {count(epochs, 'epoch')}, at most {macs / 1e12:,.3g} T multiply-accumulates"
+    )
+
+
+def _first_split(plan: Plan) -> datasets.Split:
+    return plan.splits[plan.request.splits[0]]
+
+
+def _print_line(label: str, text: str) -> None:
+    console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)
+
+
+def _print_account(data: datasets.ImageData) -> None:
     account = list(datasets.account(data))
     if len(account) > MOST_LINES:
         rest = count(len(account) - MOST_LINES, "more line")
         account[MOST_LINES:] = [f"{rest}: python -m datasets info, with the task or the folder"]
     for label, text in zip(["files", *[""] * MOST_LINES], account, strict=False):
-        console.print(f"  {label:9s} {text}", markup=False, soft_wrap=True)
-    for text in datasets.notes(data, first):
-        console.print(f"! {text}", markup=False, soft_wrap=True)
-    said = "; ".join(plan.unusable)
-    for sentence in [*plan.unusable, *(each for each in unusable_sentences() if each not in said)]:
-        print(f"! {sentence}", file=sys.stderr)
+        _print_line(label, text)
 
 
 def sent_later(sent: int, refused: Sequence[str]) -> None:
