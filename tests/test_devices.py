@@ -121,5 +121,5 @@ def test_nothing_needs_float64_or_channels_last(name: str, channels: int, monkey
     assert {each.partition(":")[0] for each in walk()} == {"float64", "channels_last"}  # as CUDA does
     monkeypatch.setattr(hardware, "exact_device", lambda device: torch.device("cpu"))
     monkeypatch.setattr(hardware, "layout_of", lambda device: torch.contiguous_format)
-    monkeypatch.setattr("models.execution.UNFUSED", ("cuda",))
+    monkeypatch.setattr("models.execution.walk.UNFUSED", ("cuda",))
     assert not walk()

@@ -9,7 +9,9 @@ from torch.nn.functional import cross_entropy
 
 import models
 from models.efficientnet import StochasticDepth
-from models.execution import Geometry, Inference, Training, convolution_gradients, convolve, pooled_weight
+from models.execution.convolutions import Geometry, convolution_gradients, convolve, pooled_weight
+from models.execution.inference import Inference
+from models.execution.training import Training
 from models.layers import ConvNorm, LayerStack
 
 INPUTS = [  # model, channels, classes, size

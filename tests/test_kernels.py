@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from models import kernels
 from models.efficientnet import MBConv
-from models.execution import CL, Training
+from models.execution.convolutions import CL
+from models.execution.training import Training
 from models.layers import ConvNorm, LayerStack, SqueezeExcitation
 from models.resnet import ResidualBlock
 
@@ -254,7 +255,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from models import kernels
-from models.execution import Training
+from models.execution.training import Training
 from models.layers import ConvNorm, LayerStack
 
 BROKEN = {

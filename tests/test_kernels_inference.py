@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import kernels
-from models.execution import CL, Geometry, Inference
+from models.execution.convolutions import CL, Geometry
+from models.execution.inference import Inference
 from models.layers import ConvNorm, LayerStack
 from models.resnet import ResidualBlock
 

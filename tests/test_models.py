@@ -15,7 +15,8 @@ import torchvision
 from torch import Tensor, nn
 
 import models
-from models.execution import Inference, Training
+from models.execution.inference import Inference
+from models.execution.training import Training
 from models.layers import WIDEST, Float32Linear, LayerStack, compute_wide_layers_in_fp32
 from models.registry import import_all
 from tests.conftest import ROOT

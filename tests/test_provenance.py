@@ -202,8 +202,8 @@ def test_what_some_models_use_changes_theirs_alone(
     (f"{TRAINING}/confusion.py", "true_positive + errors + errors", "true_positive + errors"),
     (f"{TRAINING}/hardware.py", '"DefaultCPUAllocator"', '"Allocator"'),
     (f"{TRAINING}/cuda_graphs.py", "torch.cuda.CUDAGraph()", "torch.cuda.CUDAGraph(True)"),
-    ("models/execution.py", "MAX_FOLDED = 4", "MAX_FOLDED = 3"),
-    ("models/execution.py", "return x.tanh_()", "return x.sigmoid_()"),
+    ("models/execution/convolutions.py", "MAX_FOLDED = 4", "MAX_FOLDED = 3"),
+    ("models/execution/convolutions.py", "return x.tanh_()", "return x.sigmoid_()"),
     ("models/kernels/normalisation.py", "rows = max(4, BLOCK // size // c)", "rows = max(8, BLOCK // size // c)"),
     ("models/kernels/depthwise.py", "border = (pad + stride - 1) // stride", "border = pad // stride + 1"),
     ("models/kernels/excitation.py", "inverse = splat(1 / pixels)", "inverse = splat(1.0 / pixels)"),
@@ -219,7 +219,7 @@ def test_what_all_models_use_changes_all(
 
 def test_the_files_of_a_model_are_those_that_decide_its_result(built: dict[str, nn.Module]) -> None:
     files = fingerprint.source_of(built["lenet5"]).files
-    assert {f"{TRAINING}/fit.py", f"{TRAINING}/state.py", "models/execution.py", "models/lenet.py"} <= files
+    assert {f"{TRAINING}/fit.py", f"{TRAINING}/state.py", "models/execution/training.py", "models/lenet.py"} <= files
     assert not {"models/vgg.py", f"{TRAINING}/baselines.py", "experiments/run/plan.py"} & files
     assert f"{TRAINING}/baselines.py" in fingerprint.source_of(built["linear"]).files
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from datasets import Split
 from experiments.training import confusion, hardware
 from experiments.training.images import DeviceImages, Part
-from models.execution import Inference, close_calls
+from models.execution.inference import Inference, close_calls
 from tracking.scores import SCORES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

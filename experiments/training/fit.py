@@ -2,7 +2,7 @@
 
 Images are on the device, normalised once a split; a batch is a gather by index. Per epoch the host plans the order (and
 the augmentation) with one generator, sends it in one copy, and reads loss and confusion matrix back once. How layers
-are computed is chosen in models/execution.py, by device and kind of layer.
+are computed is chosen in models/execution, by device and kind of layer.
 """
 
 import math

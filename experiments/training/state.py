@@ -17,7 +17,7 @@ from experiments.training.cross_fitting import SCORES_HALF, WHOLE, Snapshot, by_
 from experiments.training.cuda_graphs import RecordedGradients, RecordedValidation
 from experiments.training.evaluation import DTYPES, Evaluation, Pass, evaluate_on_device
 from experiments.training.images import DeviceImages, Part
-from models.execution import Training
+from models.execution.training import Training
 from tracking.settings import TrainingConfig
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from models.efficientnet import MBConv
-from models.execution import CL, Folding, Geometry, activation_of, convolution_gradients, convolve
+from models.execution.convolutions import CL, Folding, Geometry, activation_of, convolution_gradients, convolve
 from models.kernels import depthwise, excitation, normalisation
 from models.kernels import stem as stems
 from models.layers import ConvNorm, SqueezeExcitation
