@@ -30,7 +30,9 @@ def rows(text: str) -> list[dict[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "results/README.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "results/README.md", "benchmarks/README.md", "docs/elsewhere.md"]
+)
 def test_links_resolve(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
