@@ -4,13 +4,18 @@
 #     docker run --rm --gpus all -v ./data:/opt/classifiers/data -v ./mlruns:/opt/classifiers/mlruns classifiers \
 #         experiments/task3.py
 #
-# On another base with Python 3.11, such as one of NVIDIA's: --build-arg BASE=IMAGE
+# For a CPU alone, some GB smaller: --build-arg PIP_EXTRA_INDEX_URL=URL, PyTorch's index of builds for CPUs
+# On a base with a torch of its own, which stays: --build-arg BASE=IMAGE --build-arg REQUIREMENTS=requirements-ranges.txt
 ARG BASE=python:3.11-slim
 FROM ${BASE}
+ARG REQUIREMENTS=requirements.txt
+ARG PIP_EXTRA_INDEX_URL
+# the image is the environment, also where its Python belongs to the distribution
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
 
 WORKDIR /opt/classifiers
-COPY requirements.txt ./
-RUN pip install --no-cache-dir --requirement requirements.txt
+COPY requirements.txt requirements-ranges.txt ./
+RUN python -m pip install --no-cache-dir --requirement "${REQUIREMENTS}"
 COPY . .
 
 # volumes of the host belong to somebody there: --user "$(id -u)" lets the program write to them

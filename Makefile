@@ -3,7 +3,11 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO = --sample --n-splits 2
 
-.PHONY: demo test sweep lint task1 task2 task3 ui server notebook race clean
+# the core of the suite: data, models, training, statistics, store, figures, notebooks
+CORE = $(patsubst %,tests/test_%.py,layout datasets splits models library_models kernels training tracking statistics \
+         comparison figures notebook elsewhere)
+
+.PHONY: demo test sweep oldest lint task1 task2 task3 ui server notebook race clean
 
 demo: .venv/ready                ## all three tasks on generated images with two models each, 3 to 4 minutes on 2 cores
 	$(BIN)/python experiments/task1.py $(DEMO) -m lenet5 -m vggnet --epochs 2 --batch-size 16
@@ -18,6 +22,9 @@ test: .venv/ready-dev lint       ## lint, types, and the test suite
 
 sweep: .venv/ready-dev           ## every model of every task on generated images, end to end; part of CI
 	SWEEP=1 $(BIN)/python -m pytest tests/test_scripts.py -k trains_all_its_models
+
+oldest: .venv-oldest/ready        ## the core of the suite with the oldest versions that are promised; PYTHON names the Python
+	.venv-oldest/bin/python -m pytest $(CORE)
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
@@ -36,8 +43,8 @@ notebook: .venv/ready-notebook   ## comparison.ipynb on mlruns/, in a browser
 race: .venv/ready-benchmarks     ## the suite against other loops, some hours; DATA_DIR names the data
 	$(BIN)/python -m benchmarks.race
 
-clean:                           ## the virtual environment and caches; results and data stay
-	rm -rf .venv .mypy_cache .ruff_cache .hypothesis
+clean:                           ## the virtual environments and caches; results and data stay
+	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/ready: requirements.txt
@@ -59,4 +66,13 @@ clean:                           ## the virtual environment and caches; results 
 
 .venv/ready-dev: .venv/ready-cluster requirements-tuning.txt requirements-dev.txt
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+# the lower ends of requirements-ranges.txt, and what the tests need beside the program
+.venv-oldest/ready: requirements-ranges.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv-oldest
+	sed 's/>=/==/; s/,.*//' requirements-ranges.txt > .venv-oldest/requirements.txt
+	grep -E '^(baycomp|hypothesis|ipykernel|moto|nbclient|nbformat|pytest|ruff|seaborn|statsmodels)\b' \
+		requirements-dev.txt >> .venv-oldest/requirements.txt
+	.venv-oldest/bin/pip install --quiet --requirement .venv-oldest/requirements.txt
 	touch $@

@@ -259,6 +259,17 @@ def new_store(empty_database: Path, folder: Path) -> str:
     return f"sqlite:///{shutil.copy(empty_database, folder / 'mlflow.db')}"
 
 
+def copy_checkout(copy: Path, *patterns: str) -> None:
+    """Copy the files of the repository that fit a pattern; the copy shares `data/`, so the sample is drawn once."""
+    command = ["git", "ls-files", "-co", "--exclude-standard", *patterns]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    (ROOT / "data").mkdir(exist_ok=True)
+    (copy / "data").symlink_to(ROOT / "data")
+
+
 def run_task3(folder: Path, *options: str, code: int = 0) -> None:
     """Run two splits of task 3 on the sample, with one thread, in the store of a folder and from there."""
     store = ("--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}")

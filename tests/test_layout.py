@@ -8,6 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import datasets
 from tests.conftest import ROOT
@@ -135,6 +136,18 @@ def test_every_requirement_is_imported_and_every_import_required() -> None:
     third_party = found - {"decoding"} - set(PACKAGES) - set(sys.stdlib_module_names)
     assert third_party - required <= (cluster & {"ray"}) | (tuning & {"optuna"})  # without which everything else works
     assert required - third_party <= {"six"}  # kaggle imports it and does not say so
+
+
+def test_pins_are_in_the_promised_ranges() -> None:
+    pins, ranges = (
+        {each.name: each.specifier for each in map(Requirement, re.findall(r"^\w.*$", (ROOT / file).read_text(), re.M))}
+        for file in ("requirements.txt", "requirements-ranges.txt")
+    )
+    assert pins.keys() == ranges.keys()
+    for name, specifier in ranges.items():
+        (pin,) = pins[name]
+        assert specifier.contains(pin.version), name
+        assert [each.operator for each in specifier if each.operator != "<"] == [">="], name  # its end is tested
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import matplotlib
 import pytest
 
 from analysis.statistics import MIN_SPLITS
-from tests.conftest import ROOT, new_store
+from tests.conftest import ROOT, copy_checkout, new_store
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PUBLISHED = sorted((ROOT / "results").glob("task*"))
@@ -31,7 +30,9 @@ def rows(text: str) -> list[dict[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "results/README.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "results/README.md", "benchmarks/README.md", "docs/elsewhere.md"]
+)
 def test_links_resolve(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
@@ -94,20 +95,13 @@ def test_a_model_and_a_task_are_one_file_each(empty_database: Path, image_folder
     (task,) = (block for block in blocks if "TASK =" in block)
     assert max(len(re.findall(r"^.*\S", block, re.MULTILINE)) for block in (model, task)) <= 18
     copy = tmp_path / "copy"
-    tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in tracked.stdout.split():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_bytes((ROOT / name).read_bytes())
+    copy_checkout(copy, "*.py", "pyproject.toml")
     for file, block in (("models/twoconvolutions.py", model), ("experiments/task4.py", task)):
         assert f"`{file}`" in README and not (copy / file).exists()
         (copy / file).write_text(block)  # and no other file
-    shutil.copy(ROOT / "pyproject.toml", copy)
     for arguments in (["check"], ["format", "--check"]):  # as `make test` does
         subprocess.run([sys.executable, "-m", "ruff", *arguments, "."], cwd=copy, check=True)
     new_store(empty_database, copy / "mlruns")
-    (copy / "data").symlink_to(ROOT / "data")  # the sample is drawn once for all tests
     image_folder.rename(tmp_path / "flowers")
     commands = [
         "experiments/task4.py -m twoconvolutions -m lenet5 --epochs 1 --n-splits 2 --no-baselines",
