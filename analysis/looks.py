@@ -7,12 +7,21 @@ that no earlier one could spend. By the union bound the probability of any false
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.comparison import ALPHA, NONE, OPEN, Evidence, compare
+from analysis.comparison import (
+    AGAINST_BASELINES,
+    ALPHA,
+    NETWORKS,
+    NONE,
+    OPEN,
+    Evidence,
+    compare,
+    pairs_of_models,
+)
 from analysis.groups import ComparisonError
 from analysis.statistics import MIN_SPLITS
 from tracking.keys import BASELINES, LOOKS, has_open_end
@@ -122,8 +131,13 @@ def look_by_look(evidence: Evidence, metric: str, rope: float, looks: Sequence[i
     return Outcome(pd.DataFrame(decided.values()).reset_index(drop=True), None)
 
 
-def compare_as_planned(evidence: Evidence, metric: str, rope: float = 0.01) -> tuple[pd.DataFrame, list[str]]:
+def compare_as_planned(
+    evidence: Evidence, metric: str, rope: float = 0.01, families: Collection[str] = (NETWORKS, AGAINST_BASELINES)
+) -> tuple[pd.DataFrame, list[str]]:
     """Compare models at the looks that their runs were planned with; without such a plan once, at `ALPHA`.
+
+    Only pairs of the `families` are returned, whose results do not depend on other pairs. Errors are those of
+    `compare`.
 
     Returns
     -------
@@ -132,15 +146,16 @@ def compare_as_planned(evidence: Evidence, metric: str, rope: float = 0.01) -> t
     about : list of str
         A sentence on the looks, if there are any.
     """
+    pairs = [pair for pair in pairs_of_models(evidence, metric) if pair[0] in families]
     looks = planned_looks(evidence.group)
     if not looks:
-        return compare(evidence, metric, rope).assign(level=ALPHA), []
+        return compare(evidence, metric, rope, pairs=pairs).assign(level=ALPHA), []
     outcome = look_by_look(evidence, metric, rope, looks)
     about = [outcome.sentence(looks)]
     if outcome.tests.empty:
         first = levels(looks)[0]
-        return compare(evidence, metric, rope, first).assign(level=first), about
-    return outcome.tests, about
+        return compare(evidence, metric, rope, first, pairs).assign(level=first), about
+    return outcome.tests[outcome.tests["family"].isin(families)], about
 
 
 def _is_decided(row: pd.Series) -> bool:
