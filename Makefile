@@ -17,11 +17,11 @@ demo: .venv/ready                ## all three tasks on generated images with two
 task1 task2 task3: .venv/ready   ## the real thing; downloads the data where they are not there
 	$(BIN)/python experiments/$@.py
 
-test: .venv/ready-dev lint       ## lint, types, and the test suite
-	$(BIN)/python -m pytest
+test: .venv/ready-dev lint       ## lint, types, and the tests but for those of `make sweep`
+	$(BIN)/python -m pytest -m "not slow"
 
-sweep: .venv/ready-dev           ## every model of every task on generated images, end to end; part of CI
-	SWEEP=1 $(BIN)/python -m pytest tests/test_scripts.py -k trains_all_its_models
+sweep: .venv/ready-dev           ## the slow tests: all models of all tasks, kills, clusters, servers; part of CI
+	$(BIN)/python -m pytest -m slow
 
 oldest: .venv-oldest/ready        ## the core of the suite with the oldest versions that are promised; PYTHON names the Python
 	.venv-oldest/bin/python -m pytest $(CORE)

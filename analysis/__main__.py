@@ -48,7 +48,10 @@ def table(
     """One row a model: splits done, scores with interval, cost; and the baselines."""
     from analysis.tables import score_table
 
-    _write(tasks, metric, group, form, out, tracking_uri, score_table)
+    def build(evidence: "Evidence", chosen: str) -> "ResultTable":
+        return score_table(evidence, chosen, intervals=_form(form, out) in ("csv", "json"))
+
+    _write(tasks, metric, group, form, out, tracking_uri, build)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +90,11 @@ class Evidence:
         self._set_runs(_with_all_images(finished(group)))
         self.tracking_uri = tracking_uri
         self.problems: dict[str, str] = {}  # a sentence for each model with unreadable predictions
-        self._predictions: dict[str, Predictions] = earlier._predictions if earlier else {}
+        # by run, and whether with the probabilities of all classes, which take most of the memory
+        self._predictions: dict[tuple[str, bool], Predictions] = earlier._predictions if earlier else {}
         self._values: dict[tuple[str, str], np.ndarray] = {}
         self._estimates: dict[tuple[str, str, str | None], Estimate] = {}
+        self._arrangements: dict[Hashable, statistics.Arrangement] = {}  # by splits, and parts of the predictions
 
     def _set_runs(self, runs: pd.DataFrame) -> None:
         self.runs = runs
@@ -147,12 +149,13 @@ class Evidence:
             raise ComparisonError(f"{metric} cannot be derived: {problems[0]}")
         self._set_runs(self.runs.assign(**{metric: scores}))
 
-    def predictions(self, run: pd.Series, part: str) -> "PartPredictions":
+    def predictions(self, run: pd.Series, part: str, probabilities: bool = False) -> "PartPredictions":
         """Return the predictions of a run for `val`, `cross_val` or `test`; a `StoreError` if there are none."""
         run_id = run["run_id"]
-        if run_id not in self._predictions:
-            self._predictions[run_id] = read_predictions(run, self.tracking_uri)
-        found = self._predictions[run_id].part(part)
+        key = (run_id, probabilities or (run_id, True) in self._predictions)
+        if key not in self._predictions:
+            self._predictions[key] = read_predictions(run, self.tracking_uri, probabilities)
+        found = self._predictions[key].part(part)
         if found is None:
             raise StoreError(f"run {run_id} is of an earlier version, which kept no {part} predictions")
         return found
@@ -234,24 +237,29 @@ class Evidence:
         hashes = [[str(run["split_hash"]) for run in side] for side in sides]
         if any(other != hashes[0] for other in hashes[1:]):
             raise ValueError("the models were not trained and scored on the same images")
-        scores, images, counts = [], [], []
+        scores = []
         for runs in zip(*sides, strict=True):
             ours, *theirs = [self._values_of(run, metric) for run in runs]
             scores.append(ours - theirs[0] if theirs else ours)
-            images += [self.predictions(runs[0], part).index for part in predicted_parts(metric)]
-            counts.append(len(ours))
-        splits, replicates = np.array(numbers, np.int64).T
         first = sides[0]
         n_train, n_val, n_test = (
             float(np.mean([0 if pd.isna(run[key]) else run[key] for run in first]))
             for key in ("n_train", "n_val", "n_test")
         )
         pool = n_train + n_val + (0 if self._have_one_test_part(first) else n_test)
-        seeds = np.repeat(replicates, counts) if len(set(replicates)) > 1 else None
-        repeated = np.repeat(splits, counts)
-        return statistics.score_estimate(
-            np.concatenate(scores), repeated, np.concatenate(images), n_train, max(n_train, pool), seeds
-        )
+        key = (*zip(numbers, hashes[0], strict=True), predicted_parts(metric))
+        if key not in self._arrangements:
+            self._arrangements[key] = self._arrange(numbers, first, predicted_parts(metric))
+        return statistics.estimate(np.concatenate(scores), self._arrangements[key], n_train, max(n_train, pool))
+
+    def _arrange(
+        self, numbers: Sequence[tuple[int, int]], runs: Sequence[pd.Series], parts: Sequence[str]
+    ) -> statistics.Arrangement:
+        """Arrange the scores of single images in these parts of runs, whose splits and replicates are `numbers`."""
+        images = [np.concatenate([self.predictions(run, part).index for part in parts]) for run in runs]
+        splits, replicates = (np.repeat(side, [*map(len, images)]) for side in np.array(numbers, np.int64).T)
+        seeds = replicates if len({replicate for _, replicate in numbers}) > 1 else None
+        return statistics.arrange(splits, np.concatenate(images), seeds)
 
     def _have_one_test_part(self, runs: Sequence[pd.Series]) -> bool:
         """Whether all splits have the same test part."""
@@ -266,7 +274,8 @@ class Evidence:
             if metric.startswith("last_val/"):
                 raise ValueError(f"the interval of {metric} needs scores of single images, which are not stored")
             values = []
-            for predictions in (self.predictions(run, part) for part in predicted_parts(metric)):
+            needs_all = score.per_image is None
+            for predictions in (self.predictions(run, part, needs_all) for part in predicted_parts(metric)):
                 if not len(predictions):
                     continue
                 if score.per_image is not None:
@@ -297,16 +306,17 @@ def _with_all_images(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(**scores)
 
 
-def summarise(evidence: Evidence, model: str) -> dict[str, float]:
+def summarise(evidence: Evidence, model: str, intervals: bool = True) -> dict[str, float]:
     """Return mean, sd and interval of every final metric over a model's finished splits, and the number of splits.
 
-    The keys are those of `tracking.keys.SUMMARY_METRICS`. A missing score makes its mean missing.
+    The keys are those of `tracking.keys.SUMMARY_METRICS`. A missing score makes its mean missing. The intervals, which
+    take much longer than the rest, are optional.
     """
     runs = evidence.of(model)
     summary: dict[str, float] = {"n_splits": len(runs)}
     for key in FINAL_METRICS:
         summary |= {MEAN + key: runs[key].mean(skipna=False), SD + key: runs[key].std(skipna=False)}
-        if key in METRICS:
+        if intervals and key in METRICS:
             estimate = evidence.estimate(key, model)
             summary |= {LOW + key: estimate.low, HIGH + key: estimate.high}
     return summary
@@ -343,14 +353,14 @@ def comparison_table(
     return tabulate(Evidence(choose_group(runs), tracking_uri), metric)
 
 
-def tabulate(evidence: Evidence, metric: str) -> pd.DataFrame:
-    """Return the `comparison_table` of evidence."""
+def tabulate(evidence: Evidence, metric: str, intervals: bool = True) -> pd.DataFrame:
+    """Return the `comparison_table` of evidence; without `intervals`, only that of the metric is there."""
     evidence.need(metric)
     if evidence.runs[metric].isna().all():
         raise ComparisonError(f"no run of this comparison group has {metric}; try best_val/accuracy")
     rows = {}
     for model, splits in evidence.runs.groupby("model"):
-        summary = summarise(evidence, str(model))
+        summary = summarise(evidence, str(model), intervals)
         scores, estimate = evidence.of(str(model))[metric], evidence.estimate(metric, str(model))
         chosen = {"mean": estimate.mean, "sd": scores.std(skipna=False), "low": estimate.low, "high": estimate.high}
         rows[model] = {
@@ -403,9 +413,10 @@ def pairs_of_models(evidence: Evidence, metric: str) -> list[tuple[str, str, str
     evidence.need(metric)
     means = evidence.runs.groupby("model")[metric].mean().sort_values(ascending=not score_of(metric).higher_is_better)
     networks = [str(name) for name in means.index if name not in BASELINES]
+    scores = pd.DataFrame({name: evidence.of(name)[metric] for name in networks})  # by split
     pairs = []
     for pair in itertools.combinations(networks, 2):
-        swap = is_better(-evidence.differences(metric, *pair).mean(), metric)
+        swap = is_better((scores[pair[1]] - scores[pair[0]]).mean(), metric)
         pairs.append((NETWORKS, *(reversed(pair) if swap else pair)))
     against = [(AGAINST_BASELINES, name, str(base)) for name in networks for base in means.index if base in BASELINES]
     return pairs + against

@@ -107,7 +107,7 @@ def draw_figures(
         The only model in the figure; None if the figure compares models.
     figure : matplotlib.figure.Figure
     """
-    table = tabulate(evidence, metric)
+    table = tabulate(evidence, metric, intervals=False)
     networks = [str(model) for model in table.index if model not in BASELINES]
     curves = load_curves([evidence.task], evidence.tracking_uri)
     curves = curves.merge(evidence.runs[["run_id", "best_epoch"]], on="run_id")
@@ -243,8 +243,7 @@ def differences_figure(evidence: Evidence, metric: str, rope: float) -> Figure:
 
     If there are more than `SHOWN_ROWS` pairs, only those of the best network are drawn.
     """
-    tests, _ = compare_as_planned(evidence, metric, rope)
-    tests = tests[tests["family"] == NETWORKS]
+    tests, _ = compare_as_planned(evidence, metric, rope, families=(NETWORKS,))
     some = ""
     if len(tests) > SHOWN_ROWS:
         some = f"\nthe best network and others: {{}} of {len(tests):,} pairs"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from rich import box
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 
@@ -184,11 +184,15 @@ def terminal_width() -> int | None:
 
 
 def shortened(name: str, width: int) -> str:
-    """Shorten a name to a width by an ellipsis in its middle: versions and sizes stand at the end."""
-    if len(name) <= width:
+    """Shorten a name to a width by an ellipsis in its middle: versions and sizes stand at the end.
+
+    A character of Korean, Chinese or Japanese is two wide.
+    """
+    if cell_len(name) <= width:
         return name
     tail = (width - 1) // 3
-    return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
+    start, end = set_cell_size(name, width - 1 - tail), set_cell_size(name[::-1], tail)[::-1]
+    return f"{start.rstrip()}…{end.lstrip()}"
 
 
 def shortened_apart(names: Sequence[str], width: int) -> dict[str, str]:

@@ -7,12 +7,22 @@ that no earlier one could spend. By the union bound the probability of any false
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.comparison import ALPHA, NONE, OPEN, ROPE, Evidence, compare
+from analysis.comparison import (
+    AGAINST_BASELINES,
+    ALPHA,
+    NETWORKS,
+    NONE,
+    OPEN,
+    ROPE,
+    Evidence,
+    compare,
+    pairs_of_models,
+)
 from analysis.groups import ComparisonError
 from analysis.statistics import MIN_SPLITS
 from tracking.keys import BASELINES, LOOKS, has_open_end
@@ -124,9 +134,16 @@ def look_by_look(evidence: Evidence, metric: str, rope: float, looks: Sequence[i
 
 
 def compare_as_planned(
-    evidence: Evidence, metric: str, rope: float = ROPE, looks: Sequence[int] = ()
+    evidence: Evidence,
+    metric: str,
+    rope: float = ROPE,
+    looks: Sequence[int] = (),
+    families: Collection[str] = (NETWORKS, AGAINST_BASELINES),
 ) -> tuple[pd.DataFrame, list[str]]:
     """Compare models at `looks`, or at those that their runs were planned with; without any once, at `ALPHA`.
+
+    Only pairs of the `families` are returned, whose results do not depend on other pairs. Errors are those of
+    `compare`.
 
     Returns
     -------
@@ -135,17 +152,18 @@ def compare_as_planned(
     about : list of str
         A sentence on the looks, if there are any.
     """
+    pairs = [pair for pair in pairs_of_models(evidence, metric) if pair[0] in families]
     asked, looks = bool(looks), looks or planned_looks(evidence.group)
     if not looks:
-        return compare(evidence, metric, rope).assign(level=ALPHA), []
+        return compare(evidence, metric, rope, pairs=pairs).assign(level=ALPHA), []
     outcome = look_by_look(evidence, metric, rope, looks)
     about = [outcome.sentence(looks)]
     if outcome.tests.empty:
         if asked:
             raise ComparisonError(f"the first look is at {looks[0]} splits, which not all models have finished")
         first = levels(looks)[0]
-        return compare(evidence, metric, rope, first).assign(level=first), about
-    return outcome.tests, about
+        return compare(evidence, metric, rope, first, pairs).assign(level=first), about
+    return outcome.tests[outcome.tests["family"].isin(families)], about
 
 
 def _is_decided(row: pd.Series) -> bool:

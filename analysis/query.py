@@ -193,7 +193,7 @@ def load_predictions(run: "str | pd.Series[Any]", tracking_uri: str | None = Non
     StoreError
         If the run does not exist, has no predictions, or the file is damaged.
     """
-    read = read_predictions(run, tracking_uri)
+    read = read_predictions(run, tracking_uri, probabilities=False)
     parts = [predictions_frame(each) for each in (read.val, read.test)]
     predictions = pd.concat(parts, ignore_index=True)
     names = np.repeat(PREDICTED_PARTS, [len(part) for part in parts])
@@ -206,11 +206,13 @@ def predictions_frame(part: PartPredictions) -> pd.DataFrame:
     return pd.DataFrame({"index": part.index, "true": part.true, "pred": part.predicted, "prob": part.probability})
 
 
-def read_predictions(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> Predictions:
-    """Read all that is kept of a run's predictions; parameters and errors as for `load_predictions`."""
+def read_predictions(
+    run: "str | pd.Series[Any]", tracking_uri: str | None = None, probabilities: bool = True
+) -> Predictions:
+    """Read what is kept of a run's predictions, as `Predictions.read`; errors are those of `load_predictions`."""
     path = local_artifact(run, PREDICTIONS, tracking_uri)
     with _undamaged(path):
-        return Predictions.read(path)
+        return Predictions.read(path, probabilities)
 
 
 def load_thumbnails(run: "str | pd.Series[Any]", tracking_uri: str | None = None) -> dict[int, np.ndarray]:

@@ -147,7 +147,7 @@ def describe(
     With `public` there are no links to a UI and no paths of this machine.
     """
     runs, task = evidence.runs, evidence.task
-    scores = score_table(evidence, metric)
+    scores = score_table(evidence, metric, intervals=public)
     models = list(scores.data["model"])
     differences = None
     if pairs_of_models(evidence, metric):

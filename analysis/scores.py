@@ -26,7 +26,7 @@ def whole_table(evidence: Evidence, part: str) -> ResultTable:
 
     Runs of earlier versions have accuracy and F1 only. Errors are those of `comparison_table`.
     """
-    models = [str(model) for model in tabulate(evidence, f"{part}/accuracy").index]
+    models = [str(model) for model in tabulate(evidence, f"{part}/accuracy", intervals=False).index]
     cells, data, notes = [], [], []
     for name in WHOLE:
         metric = f"{part}/{name}"
@@ -59,7 +59,7 @@ def whole_table(evidence: Evidence, part: str) -> ResultTable:
 def class_table(evidence: Evidence, part: str) -> ResultTable:
     """Make the table of precision, recall and F1, a row a model and class; errors are those of `whole_table`."""
     cells, data = [], []
-    for model in tabulate(evidence, f"{part}/accuracy").index:
+    for model in tabulate(evidence, f"{part}/accuracy", intervals=False).index:
         for label, name in enumerate(evidence.classes):
             row = {"model": str(model), "class": name}
             for kind, shown in OF_CLASSES.items():
@@ -106,7 +106,8 @@ def calibrated(evidence: Evidence, part: str, model: str) -> float:
     rng = np.random.default_rng(0)
     errors = []
     for _, run in evidence.of(model).iterrows():
-        of_parts = [evidence.predictions(run, name) for name in predicted_parts(f"{part}/accuracy")]
+        parts = predicted_parts(f"{part}/accuracy")
+        of_parts = [evidence.predictions(run, name, probabilities=True) for name in parts]
         total = sum(map(len, of_parts))
         for predictions in filter(len, of_parts):
             probs = predictions.probs

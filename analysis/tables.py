@@ -18,7 +18,7 @@ from analysis.comparison import (
     pairs_of_models,
 )
 from analysis.groups import group_id, what_is_wrong
-from analysis.looks import compare_as_planned
+from analysis.looks import compare_as_planned, planned_looks
 from analysis.tuning import chosen_sentence, is_tuned
 from tracking.keys import MEAN
 from tracking.scores import SCORES, score_of
@@ -45,9 +45,12 @@ class ResultTable:
     runs: pd.DataFrame  # source of each number: `model`, `split`, the score, `run_id`
 
 
-def score_table(evidence: Evidence, metric: str) -> ResultTable:
-    """Make the table of models, best first: scores with interval, and costs. Errors are those of `comparison_table`."""
-    frame = comparison.tabulate(evidence, metric)
+def score_table(evidence: Evidence, metric: str, intervals: bool = False) -> ResultTable:
+    """Make the table of models, best first: scores with interval, and costs. Errors are those of `comparison_table`.
+
+    With `intervals` its `data` have those of all scores.
+    """
+    frame = comparison.tabulate(evidence, metric, intervals)
     part, score = metric.split("/")[0], score_of(metric)
     beside = [other for other in SCORES.values() if other.is_share and other != score]
     not_beaten = baselines_not_beaten(evidence, metric)
@@ -66,7 +69,7 @@ def score_table(evidence: Evidence, metric: str) -> ResultTable:
             "s per split": seconds(row[MEAN + "train_seconds"]),
         })  # fmt: skip
     notes = [chosen_sentence(evidence)] if is_tuned(evidence.group) else []
-    if pairs_of_models(evidence, metric):
+    if planned_looks(evidence.group) and pairs_of_models(evidence, metric):
         notes += compare_as_planned(evidence, metric)[1]
     notes += [*what_is_wrong(evidence.group), *earlier_version(evidence), *not_beaten.values()]
     if problem := next((e.problem for m in frame.index if (e := evidence.estimate(metric, str(m))).problem), ""):
@@ -168,14 +171,14 @@ def baselines_not_beaten(evidence: Evidence, metric: str) -> dict[str, str]:
     """Return a sentence for each network that does not beat every baseline, with the size of the differences."""
     if not any(family == AGAINST_BASELINES for family, _, _ in pairs_of_models(evidence, metric)):
         return {}
-    tests, _ = compare_as_planned(evidence, metric)
+    tests, _ = compare_as_planned(evidence, metric, families=(AGAINST_BASELINES,))
     beaten = tests["p_holm"].lt(tests["level"]) & tests["difference"].map(
         lambda difference: is_better(difference, metric)
     )
     unit = f" {score_of(metric).difference_unit}"
     found: dict[str, dict[str, list[str]]] = {}  # baselines by network and relation
     enough = tests["n"] >= statistics.MIN_SPLITS
-    for _, row in tests[tests["family"].eq(AGAINST_BASELINES) & ~beaten & enough].iterrows():
+    for _, row in tests[~beaten & enough].iterrows():
         size = f"{number(row['difference'], metric, signed=True)}{unit}"
         if not row["problem"]:
             size += f", 95 % interval {interval(row['low'], row['high'], metric, ' to ')}, {holm_p(row['p_holm'])}"
@@ -189,8 +192,8 @@ def verdict_sentences(evidence: Evidence, metric: str, rope: float) -> list[str]
     """Return a sentence for each pair of networks: the verdict and, if there is none, how many splits it takes."""
     if not any(family == NETWORKS for family, _, _ in pairs_of_models(evidence, metric)):
         return []
-    tests, _ = compare_as_planned(evidence, metric, rope)
-    return [_sentence(row, metric, rope) for _, row in tests[tests["family"] == NETWORKS].iterrows()]
+    tests, _ = compare_as_planned(evidence, metric, rope, families=(NETWORKS,))
+    return [_sentence(row, metric, rope) for _, row in tests.iterrows()]
 
 
 def _sentence(row: pd.Series, metric: str, rope: float) -> str:

@@ -1,12 +1,13 @@
 """The account of a folder: by part and class, files found = used + set aside, with the reasons."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from datasets.folder import PARTS, nested, some
 from datasets.images import ImageData
+from datasets.names import looks_like
 from datasets.splits import Split
 
 EXAMPLES = 3  # of the files of a reason
@@ -43,7 +44,7 @@ def account(data: ImageData, examples: int = EXAMPLES) -> Iterator[str]:
         where = "/".join(filter(None, (part, label))) or "elsewhere"
         yield f"{where}: found {kept + len(own):,} = used {kept:,} + set aside {len(own):,}"
         for reason, count in Counter(each.reason for each in own).items():
-            alike = [each for each in own if each.reason == reason][:shown]
+            alike = sorted((each for each in own if each.reason == reason), key=lambda each: each.file)[:shown]
             named = "; ".join(f"{each.file} ({each.detail})" if each.detail else each.file for each in alike)
             more = f"; and {count - shown:,} more" if count > shown else ""
             yield f"  {count:,} {reason}: {named}{more}"
@@ -60,6 +61,11 @@ def notes(data: ImageData, split: Split | None = None) -> Iterator[str]:
             f"the pictures of class {name!r} lie in {len(inner)} folders ({some(inner)}), which are one class{others}; "
             "if each is a class, name the folder that holds them"
         )
+    for names in _alike(data.classes):
+        yield (
+            f"the names of the classes {' and '.join(map(repr, names))} look alike; if they are one class, merge their "
+            "folders"
+        )
     plain = (data.images == data.images[:, :1, :1]).all((1, 2, 3))
     for label, name in enumerate(data.classes):
         if count := int(plain[data.labels == label].sum()):
@@ -71,6 +77,14 @@ def notes(data: ImageData, split: Split | None = None) -> Iterator[str]:
             yield f"the test part has no image of class {name!r}: its score there is not known"
         elif count < FEW:
             yield f"the test part has only {count} of class {name!r}: one image is {100 / count:.0f} % of it"
+
+
+def _alike(classes: Sequence[str]) -> list[list[str]]:
+    """Return the names that people may take for one, such as cat and Cat."""
+    found: dict[str, list[str]] = {}
+    for name in classes:
+        found.setdefault(looks_like(name), []).append(name)
+    return [names for names in found.values() if len(names) > 1]
 
 
 def _classes_of_folders(data: ImageData) -> dict[str, list[str]]:

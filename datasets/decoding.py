@@ -4,6 +4,7 @@ A copy of this file goes with each champion, for MLflow to serve it; so NumPy an
 """
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -28,6 +29,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 ORIENTATION = 0x0112
+PNG = b"\x89PNG\r\n\x1a\n"  # begins such files
 # of files that are pictures to their owner, whether Pillow opens them or not
 FOREIGN_SUFFIXES = {".heic", ".heif", ".jxl", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"}
 
@@ -94,6 +96,36 @@ def _to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def _open(source: Path | BinaryIO, least: int) -> Image.Image:
+    """Read and turn the first frame, of a PNG also if its metadata are damaged; for `least` see `_read`."""
+    try:
+        return _read(source, least)
+    except Exception:
+        if (pixels := _without_metadata(source)) is not None:
+            with contextlib.suppress(Exception):
+                return _read(pixels, least)
+        raise
+
+
+def _without_metadata(source: Path | BinaryIO) -> BinaryIO | None:
+    """Return the chunks of a PNG file that decide its pixels; None for other files."""
+    if isinstance(source, Path):
+        content = source.read_bytes()
+    else:
+        source.seek(0)
+        content = source.read()
+    if not content.startswith(PNG):
+        return None
+    kept, place = PNG, len(PNG)
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")  # length, name, data, checksum
+        name = content[place + 4 : place + 8]
+        if name[:1].isupper() or name == b"tRNS":  # a capital marks what a decoder needs; tRNS is the transparency
+            kept += content[place:end]
+        place = end
+    return io.BytesIO(kept)
+
+
+def _read(source: Path | BinaryIO, least: int) -> Image.Image:
     """Read and turn the first frame; a JPEG may be reduced to at least `least` pixels a side."""
     try:
         file = Image.open(source)

@@ -10,7 +10,7 @@ SYSTEM_NAMES = {
     "system volume information", "lost+found",
 }  # fmt: skip
 CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of characters that a terminal executes or cannot show
-DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F}  # let a name read as another
+DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x061C, 0x200E, 0x200F}  # let a name read as another
 
 
 def readable_name(name: str) -> str:
@@ -20,6 +20,14 @@ def readable_name(name: str) -> str:
     """
     text = unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
     return "".join(_escaped(character) for character in text)
+
+
+def looks_like(name: str) -> str:
+    """Return what equal-looking names have in common: case, spaces and invisible characters aside."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(
+        character for character in text if not character.isspace() and unicodedata.category(character) != "Cf"
+    )
 
 
 def _escaped(character: str) -> str:

@@ -222,7 +222,7 @@ def draw_splits(protocol: Protocol, data: ImageData, seed: int, groups: np.ndarr
     """Split all images of a data set if the protocol draws a test part, otherwise the published training part.
 
     With `groups` (see `duplicate_groups`) near duplicates stay together, and training excludes near duplicates of the
-    published test part. Errors are those of the protocol.
+    published test part. Errors are those of the protocol, or that this leaves a class without training images.
     """
     published_test = np.arange(data.n_pool, len(data.labels))
     if isinstance(protocol, PublishedValidation):
@@ -241,7 +241,14 @@ def draw_splits(protocol: Protocol, data: ImageData, seed: int, groups: np.ndarr
     published = isinstance(protocol, PublishedValidation)
     held_out = [np.concatenate([split.val, split.test]) if published else split.test for split in splits]
     leaked = [leaking(groups, held, split.train) for held, split in zip(held_out, splits, strict=True)]
-    return [split._replace(train=np.setdiff1d(split.train, own)) for split, own in zip(splits, leaked, strict=True)]
+    splits = [split._replace(train=np.setdiff1d(split.train, own)) for split, own in zip(splits, leaked, strict=True)]
+    for number, split in enumerate(splits):
+        if (trained := np.bincount(data.labels[split.train], minlength=len(data.classes))).min() == 0:
+            raise DatasetError(
+                f"without near duplicates of test images, split {number} of {protocol.name} has no training image of "
+                f"{_name(data.classes, int(trained.argmin()))}; {APART}"
+            )
+    return splits
 
 
 def halve(images: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:

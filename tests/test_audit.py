@@ -208,6 +208,7 @@ def test_contact_sheet_shows_the_worst_groups_and_says_what_is_missing(folder: P
 @pytest.mark.parametrize(
     ("task", "also", "near", "pictures", "images"), [("task1", 7, 11, 35, 70), ("task2", 78, 128, 393, 792)]
 )
+@pytest.mark.slow
 def test_real_pictures_that_are_in_train_and_test(task: str, also: int, near: int, pictures: int, images: int) -> None:
     report, _ = audit(task, DATA[task], REAL_DATA)
     assert report["test_images_also_in_train"] == also

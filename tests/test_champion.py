@@ -85,6 +85,7 @@ def test_the_best_split_of_the_best_network_is_registered(store: tracking.Store,
     assert headings == ["Use", "Data and training", "Scores", "Limits"]
 
 
+@pytest.mark.slow
 def test_the_program_needs_no_source_and_gives_what_the_run_predicted(
     store: tracking.Store, registered: Champion, tmp_path: Path
 ) -> None:
@@ -325,6 +326,7 @@ def test_a_moved_store_keeps_its_champion(store: tracking.Store, tmp_path: Path)
         moved.rename(place)
 
 
+@pytest.mark.slow
 def test_mlflow_serves_it(store: tracking.Store, registered: Champion, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/task3@champion"]

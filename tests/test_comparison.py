@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.cells import cell_len
 from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
@@ -739,7 +740,7 @@ def test_reading_and_tables_do_not_load_mlflow_or_torch(store_of_four: str) -> N
 @pytest.mark.parametrize("kind", ["scores", "pairs"])
 def test_no_number_is_cut_however_narrow_the_terminal(width: int, kind: str) -> None:
     rng = np.random.default_rng(width)
-    names = ["lenet5", "a_model_with_a_name_of_thirty_eight_chr", "a_model_with_a_name_of_thirty_nine_chrs"]
+    names = ["모델" * 18, "a_model_with_a_name_of_thirty_eight_chr", "a_model_with_a_name_of_thirty_nine_chrs"]
     numbers = {
         "splits": [f"{n}/10" for n in (3, 9, 10)], "accuracy": ["85.6±0.3", "84.9±10.3", "7,850"],
         "95 % interval": ["84.6–85.2", "-100 to 77.1", ""], "micro-F1": ["85.6", "7.1", "100"],
@@ -761,7 +762,7 @@ def test_no_number_is_cut_however_narrow_the_terminal(width: int, kind: str) -> 
     drawn = lines[2 : next((i for i, line in enumerate(lines) if line.startswith("!")), None)]
     assert len({tuple(line.split()[:1]) for line in drawn if line}) >= 3
     if width >= 60:
-        assert max(map(len, drawn)) <= width
+        assert max(map(cell_len, drawn)) <= width
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])

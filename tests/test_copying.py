@@ -25,6 +25,8 @@ from tracking.__main__ import app
 from tracking.artifacts import file_digests
 from tracking.copying import Report, copy_task
 
+pytestmark = pytest.mark.slow
+
 try:
     import resource
 except ImportError:  # Windows

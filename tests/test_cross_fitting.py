@@ -40,6 +40,7 @@ def scores_of(runs: pd.DataFrame) -> dict[tuple[str, int, int], tuple[str, float
     return {row[:3]: row[3:] for row in runs[columns].itertuples(index=False, name=None)}
 
 
+@pytest.mark.slow
 def test_more_seeds_and_splits_extend_a_table_and_everything_can_be_derived(
     hard_folder: Path, store_uri: str, run_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

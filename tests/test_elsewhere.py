@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import ROOT
 from tracking import open_store, store
 
+pytestmark = pytest.mark.slow
+
 ON_WINDOWS = {"PLATFORM": "win32", "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "LC_ALL": "C"}
 
 

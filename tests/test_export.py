@@ -94,6 +94,7 @@ def test_readme_says_what_was_found_and_how_it_was_made(exported: Path, finished
     assert len(re.findall(r"!\[", readme)) == 3
 
 
+@pytest.mark.slow
 def test_made_again_it_is_the_same(exported: Path, finished_task3: str, run_command, tmp_path: Path) -> None:
     options = ("--out", str(tmp_path / "again"), "--tracking-uri", finished_task3)
     result = run_command("-m", "analysis", "export", "task3", *options, PYTHONHASHSEED="1")
@@ -169,6 +170,7 @@ def test_an_error_in_the_middle_leaves_nothing_that_looks_whole(
     assert contents(tmp_path / "out") == new
 
 
+@pytest.mark.slow
 def test_one_network_is_compared_with_nothing(store_uri: str, tmp_path: Path, run_analysis) -> None:
     log_model(store_uri, "vggnet", 0.9, tmp=tmp_path)
     options = ("--out", str(tmp_path / "out"), "--tracking-uri", store_uri)

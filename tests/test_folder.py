@@ -200,6 +200,16 @@ def test_names_that_are_equal_in_unicode_are_one_class_and_others_stay_apart(tmp
     assert len(data.labels) == 15
 
 
+def test_classes_whose_names_look_alike_stay_apart_and_are_named(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", "cat", "cat ", "Cat", "c\u200bat", "dog")
+    data = read(tmp_path / "photos")
+    assert count_classes(data)["train"] == {"Cat": 3, "cat": 3, "cat ": 3, "c\u200bat": 3, "dog": 3}
+    note = (
+        "the names of the classes 'Cat' and 'cat' and 'cat ' and 'c\\u200bat' look alike; if they are one class, merge"
+    )
+    assert any(each.startswith(note) for each in datasets.notes(data))
+
+
 def test_no_name_reaches_a_terminal_raw(tmp_path: Path) -> None:
     assert readable_name("a\x1b[31m\nb\u202ec") == "a\\x1b[31m\\nb\\u202ec"
     fill(tmp_path / "photos" / "train", "red\x1b[31m", "b")
@@ -279,6 +289,21 @@ def test_damaged_metadata_are_no_damaged_picture(suffix: str, tmp_path: Path) ->
     image.save(tmp_path / f"a.{suffix}", exif=broken, **options)
     image.save(tmp_path / f"b.{suffix}", **options)
     assert np.array_equal(decode(tmp_path / f"a.{suffix}", 16, 3), decode(tmp_path / f"b.{suffix}", 16, 3))
+
+
+@pytest.mark.parametrize("name", [b"tEXt", b"zTXt", b"eXIf", b"cHRM", b"gAMA", b"pHYs"])
+def test_damaged_chunks_beside_the_pixels_are_no_damaged_picture(name: bytes, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    chunk = struct.pack(">I", 3) + name + b"no\0" + b"sums"
+    (tmp_path / "b.png").write_bytes(content[:33] + chunk + content[33:])
+    expected = decode(tmp_path / "a.png", 12, 1)
+    assert np.array_equal(decode(tmp_path / "b.png", 12, 1), expected)
+    with (tmp_path / "b.png").open("rb") as file:
+        assert np.array_equal(decode(file, 12, 1), expected)
+    (tmp_path / "b.png").write_bytes(content[:33] + chunk + content[33:50])
+    with pytest.raises((OSError, ValueError), match="cannot identify|[Tt]runcated|checksum"):
+        decode(tmp_path / "b.png", 12, 1)
 
 
 def test_libraries_print_nothing(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_a_folder_is_run_shown_verified_and_used(with_validation: Path, store_ur
     assert without.returncode == 1 and "is a folder of yours; name it in --data-dir" in without.stderr
 
 
+@pytest.mark.slow
 def test_two_folders_of_one_name_stay_apart(image_folder: Path, store_uri: str, run_here: Run, tmp_path: Path) -> None:
     other = shutil.copytree(image_folder, tmp_path / "elsewhere" / "photos")
     command = ("--no-baselines", *QUICK, "--n-splits", "1", "--tracking-uri", store_uri)

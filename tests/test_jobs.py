@@ -222,6 +222,7 @@ def work(shared: tuple[np.ndarray, str], job: Job) -> Result:
     return Result("trained", f"{array.sum()} {type(array).__name__} {torch.get_num_threads()} {os.getpid()}")
 
 
+@pytest.mark.slow
 def test_processes_share_arrays_and_a_killed_one_takes_no_other_along(tmp_path: Path) -> None:
     array = np.arange(2_000_000)
     shared, seen = tmp_path / "shared", tmp_path / "seen"
@@ -236,6 +237,7 @@ def test_processes_share_arrays_and_a_killed_one_takes_no_other_along(tmp_path: 
     assert len(list(shared.iterdir())) == 1  # the array, once
 
 
+@pytest.mark.slow
 def test_several_jobs_at_once_give_the_numbers_of_one_and_a_rerun_does_nothing(
     three_splits: str, tmp_path: Path, run_command, run_here
 ) -> None:
@@ -251,6 +253,7 @@ def test_several_jobs_at_once_give_the_numbers_of_one_and_a_rerun_does_nothing(
     assert [path.name for path in (tmp_path / "two.state").iterdir()] == ["store.lock"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(three_splits: str, store_uri: str, gate: Gate) -> None:
     process = start("task3", store_uri, *SPLITS, "--jobs", "2", **gate.environment)
     os.kill(gate.wait_for(2, process)[0], signal.SIGKILL)
@@ -262,6 +265,7 @@ def test_a_killed_worker_costs_nothing_but_time(three_splits: str, store_uri: st
     assert same_numbers(three_splits, store_uri)
 
 
+@pytest.mark.slow
 def test_the_workers_end_with_their_command_and_it_goes_on(
     three_splits: str, store_uri: str, gate: Gate, run_here
 ) -> None:
@@ -286,6 +290,7 @@ def test_the_workers_end_with_their_command_and_it_goes_on(
     assert same_numbers(three_splits, store_uri)  # each epoch once
 
 
+@pytest.mark.slow
 def test_a_split_that_fails_does_not_stop_the_others(store_uri: str, run_here) -> None:
     options = ("--sample", "--no-baselines", "-m", "lenet5", "-m", "vggnet", "--n-splits", "2", "--epochs", "2")
     done = run_here("experiments/task3.py", *options, "--lr", "1e9", "--jobs", "2", "--tracking-uri", store_uri)
@@ -296,6 +301,7 @@ def test_a_split_that_fails_does_not_stop_the_others(store_uri: str, run_here) -
     assert len(runs) == 4 and not (runs["status"] == "RUNNING").any()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_of_a_signal_is_named_with_it_and_the_others_go_on(
     store_uri: str, tmp_path: Path, run_here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +324,7 @@ def test_a_worker_that_dies_of_a_signal_is_named_with_it_and_the_others_go_on(
     assert dict(zip(runs["split"], runs["status"], strict=True)) == {**dict.fromkeys(range(3), "KILLED"), 3: "FINISHED"}
 
 
+@pytest.mark.slow
 def test_source_that_is_edited_after_the_start_is_not_trained_under_the_old_digest(
     store_uri: str, tmp_path: Path
 ) -> None:

@@ -298,6 +298,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_kernels_are_compiled_once_and_missed_by_nobody(tmp_path: Path) -> None:
     """Four processes on a cold cache; on a warm one; on one that cannot be written; without numba, or a broken one."""
     command = [sys.executable, "-c", STARTS, str(tmp_path)]

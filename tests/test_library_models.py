@@ -337,6 +337,7 @@ def trained(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     return uri, folder
 
 
+@pytest.mark.slow
 def test_runs_of_a_library_are_runs_like_others(trained: tuple[str, Path]) -> None:
     uri, folder = trained
     runs = analysis.load_runs(["photos"], uri)
@@ -359,6 +360,7 @@ def test_runs_of_a_library_are_runs_like_others(trained: tuple[str, Path]) -> No
         assert key in head or torch.equal(value, first[key.removeprefix("network.")]), key
 
 
+@pytest.mark.slow
 def test_every_command_knows_them(trained: tuple[str, Path], tmp_path: Path) -> None:
     uri, folder = trained
     photo = folder / "photos" / "light" / "00.png"

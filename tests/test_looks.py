@@ -84,6 +84,7 @@ def test_folds_have_no_looks(eight_splits: str) -> None:
         look_by_look(analysis.Evidence(folds), "test/accuracy", 0.01, (4, 8))
 
 
+@pytest.mark.slow
 def test_a_run_stops_at_the_look_where_all_is_decided(store_uri: str, run_here, run_analysis) -> None:
     command = ("experiments/task3.py", "--sample", "-m", "lenet5", "-m", "vggnet", "--no-baselines", "--epochs", "2",
                "--batch-size", "8", "--tracking-uri", store_uri)  # fmt: skip
@@ -127,6 +128,7 @@ def test_the_command_looks(eight_splits: str, run_analysis) -> None:
     assert result.exit_code == 1 and "the first look is at 20 splits" in result.stderr
 
 
+@pytest.mark.slow
 def test_no_more_false_findings_than_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a fresh uniform p at each look, the most that several looks can find by chance, the error is 5 %."""
     rng = np.random.default_rng(0)

@@ -8,6 +8,8 @@ from nbclient import NotebookClient
 
 from tests.conftest import ROOT, copy_checkout
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = ROOT / "analysis" / "comparison.ipynb"
 COLAB = ROOT / "docs" / "colab.ipynb"
 

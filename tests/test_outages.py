@@ -28,6 +28,8 @@ from tests.test_tracking import HISTORY, TAGS, claim, do, open_parent, scores
 from tracking import StoreError, TrainingConfig, journal, keys, outages
 from tracking.store import host
 
+pytestmark = pytest.mark.slow
+
 
 class Line:
     """A TCP connection to a server, which can be cut and mended."""

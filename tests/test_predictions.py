@@ -62,6 +62,16 @@ def test_scores_follow_from_the_file(tmp_path: Path) -> None:
         assert part.probability == pytest.approx(part.probs.max(1), rel=1e-5)
 
 
+def test_predictions_alone_are_those_of_the_whole_file(tmp_path: Path) -> None:
+    of_a_split(3, 400, 3, (True, False)).write(tmp_path / "predictions.npz")
+    whole, alone = (Predictions.read(tmp_path / "predictions.npz", probabilities) for probabilities in (True, False))
+    for name in PARTS:
+        part, same = alone.part(name), whole.part(name)
+        assert part is not None and same is not None and part.log_probs is None
+        for key in ("index", "true", "predicted", "probability"):
+            assert np.array_equal(getattr(part, key), getattr(same, key))
+
+
 def test_a_probability_too_small_for_float32_keeps_the_loss_finite() -> None:
     part = of_classes(np.arange(2), np.array([1, 0]), np.array([[0, -400], [-1e-9, -21]], np.float32))
     assert (

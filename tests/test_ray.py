@@ -20,6 +20,8 @@ from tests.servers import free_port
 from tests.test_jobs import SPLITS, same_numbers
 from tests.test_resume import start
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="Ray is not installed (requirements-cluster.txt)")
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"
 

@@ -89,6 +89,7 @@ for command in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_model_and_a_task_are_one_file_each(empty_database: Path, image_folder: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (model,) = (block for block in blocks if "class TwoConvolutions(nn.Module)" in block)

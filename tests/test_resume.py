@@ -22,6 +22,7 @@ def start(task: str, uri: str, *options: str, **environment: str) -> StartedComm
     return StartedCommand(arguments, Path.cwd(), os.environ | environment)
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(campaign: Campaign, store: Path) -> StartedCommand:
         script = (str(ROOT / "experiments" / "task3.py"), *campaign.options, "--tracking-uri", uri(store))
@@ -59,6 +60,7 @@ def test_interrupt_ends_the_run_in_order_and_the_same_command_goes_on(
     assert analysis.load_curves(["task1"], store_uri)["epoch"].tolist() == list(range(1, 7))
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_nothing_and_fresh_does_all(store_uri: str, run_here) -> None:
     command = ("experiments/task3.py", *QUICK, "--tracking-uri", store_uri)
     first = run_here(*command)
@@ -90,6 +92,7 @@ def test_a_parent_gets_its_files_also_if_the_last_split_was_done_before_a_kill(s
     assert store.client.get_run(run.parent_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_task_and_double_nothing(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     both = [start("task3", uri, *QUICK, "--n-splits", "4") for _ in range(2)]
@@ -104,6 +107,7 @@ def test_two_processes_share_a_task_and_double_nothing(tmp_path: Path) -> None:
     assert strays(tmp_path / "mlflow.db") == []
 
 
+@pytest.mark.slow
 def test_different_tasks_at_once_on_a_fresh_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     cache = tmp_path / "cache"  # all of them decode, too

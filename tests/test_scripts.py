@@ -207,7 +207,7 @@ def test_numbers_follow_from_the_files_beside_them(task: str, finished: Finished
         assert (folder / keys.CONFUSION_FIGURE).stat().st_size > 5_000
 
 
-@pytest.mark.skipif("SWEEP" not in os.environ, reason="trains all models of all tasks for minutes; set SWEEP=1")
+@pytest.mark.slow
 def test_every_script_trains_all_its_models(empty_database: Path, tmp_path: Path) -> None:
     finished = run_scripts(empty_database, tmp_path / "finished", SCRIPTS)
     for task in SCRIPTS:
@@ -219,6 +219,7 @@ def test_every_script_trains_all_its_models(empty_database: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("scores_only")
+@pytest.mark.slow
 def test_a_diverging_split_fails_and_the_protocol_goes_on(store_uri: str, run_here: Run) -> None:
     options = (*SMALL[:-2], "--lr", "1e30", "-m", "resnetcnn", "-m", "lenet5", "--no-baselines")
     result = run_here("experiments/task3.py", *options, "--tracking-uri", store_uri)
@@ -267,6 +268,7 @@ def test_a_model_that_cannot_be_built_is_named_and_the_others_are_trained(
     assert runs["model"].tolist() == ["lenet5"] and runs["status"].tolist() == ["FINISHED"]
 
 
+@pytest.mark.slow
 def test_seeds_of_splits_and_of_trainings(store_uri: str, requested: Callable[..., Request]) -> None:
     def plan(*options: str) -> Plan:
         one_split = ("--sample", "--epochs", "1", "--n-splits", "1", "--no-baselines", "-m", "lenet5", "--threads", "1")
@@ -317,6 +319,7 @@ def test_every_setting_of_a_training_is_an_option(requested: Callable[..., Reque
     assert request.training == dict.fromkeys(SCRIPTS["task3"], TrainingConfig(**changed))
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_without_test_part_and_read_only(
     image_folder: Path, store_uri: str, run_here: Run
 ) -> None:
@@ -416,6 +419,7 @@ def test_k_fold_takes_two_splits(run_here: Run) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
+@pytest.mark.slow
 def test_full_disk_is_one_sentence_and_the_run_has_failed(store_uri: str, tmp_path: Path) -> None:
     # A limit on file sizes stands in for the full disk: the checkpoint is the first file that exceeds it.
     script = f"{sys.executable} {ROOT / 'experiments' / 'task1.py'} --sample --epochs 1 --n-splits 1 --no-baselines"

@@ -176,6 +176,7 @@ def answers(host: str, port: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a second address of this machine, which Linux has")
+@pytest.mark.slow
 def test_the_ui_is_served_on_loopback_alone(store_uri: str) -> None:
     # A server on all addresses would answer on 127.0.0.2, too.
     with socket.create_server(("", 0)) as everywhere:
@@ -208,6 +209,7 @@ def files_that_hold(text: str, folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_no_credential_gets_into_the_store(run_command, store_uri: str, tmp_path: Path) -> None:
     options = ("--sample", "--epochs", "1", "--n-splits", "2", "-m", "lenet5", "--no-baselines")
     result = run_command("experiments/task1.py", *options, "--tracking-uri", store_uri, **SECRETS)

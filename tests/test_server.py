@@ -24,6 +24,8 @@ from tests.conftest import HANGS, ROOT, call_command
 from tests.servers import BUCKET, TrackingServer, clean_environment, make_bucket, tracking_server
 from tests.test_security import answers
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = ROOT / "deploy"
 TASK = ("experiments/task3.py", "--sample", "--epochs", "1", "--n-splits", "2", "-m", "lenet5")
 RUNS = 6  # lenet5 and two baselines, on two splits

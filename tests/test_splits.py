@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from datasets import DatasetError, RepeatedHoldout, Split, StratifiedKFold
-from datasets.splits import controlled_rounding, halve
+from datasets import DatasetError, ImageData, RepeatedHoldout, Split, StratifiedKFold
+from datasets.splits import controlled_rounding, draw_splits, halve
 from tracking.keys import has_open_end
 
 LABELS = st.lists(st.integers(6, 60), min_size=2, max_size=8).flatmap(
@@ -331,3 +331,12 @@ def test_the_first_of_more_holdouts_are_the_same(
     assert has_open_end(RepeatedHoldout(n, shares).name)
     for split, same in zip(first, more[:n], strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(split, same, strict=True))
+
+
+def test_no_class_is_trained_on_without_images_that_leak() -> None:
+    labels = np.array([0, 1] * 20 + [0, 1])
+    groups = np.arange(42)
+    groups[1:40:2] = 41  # all of class 1 in training look like the test image
+    data = ImageData("photos", np.zeros((42, 4, 4, 1), np.uint8), labels, ("cat", "dog"), 40)
+    with pytest.raises(DatasetError, match=r"split 0 of .* has no training image of class 'dog'; add images, or leave"):
+        draw_splits(RepeatedHoldout(2, (1, 1)), data, 0, groups)

@@ -308,6 +308,7 @@ WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.get
 
 
 @pytest.mark.skipif(bool(WITHOUT_RIGHTS) and not shutil.which("setpriv"), reason="root may write everywhere")
+@pytest.mark.slow
 def test_a_write_protected_store_is_readable(finished_task3: str, tmp_path: Path) -> None:
     original = sqlite_path(finished_task3)
     assert original is not None

@@ -29,6 +29,8 @@ from tracking import TrainingConfig, keys
 from tracking.keys import STOPPED, trials_of
 from tracking.store import sqlite_path
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("--sample", "--n-splits", "2", "-m", "lenet5", "--epochs", "4", "--batch-size", "8")
 TUNE = (*OPTIONS, "--tune", "4")
 

@@ -148,6 +148,7 @@ def test_a_split_has_its_curves_and_files(page: Page, link: str) -> None:
     page.wait_for_function(f"document.querySelector('img[alt=\"{keys.CONFUSION_FIGURE}\"]').naturalWidth > 100")
 
 
+@pytest.mark.slow
 def test_nothing_is_told_about_the_user(link: str) -> None:
     with urlopen(f"{link.partition('/#')[0]}/ajax-api/3.0/mlflow/ui-telemetry") as answer:
         assert json.load(answer)["disable_ui_telemetry"] is True

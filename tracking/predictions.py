@@ -37,14 +37,15 @@ class PartPredictions:
     true: np.ndarray  # int64, shape (n,): labels
     predicted: np.ndarray  # int64, shape (n,)
     probability: np.ndarray  # float32, shape (n,): of the predicted class
-    log_probs: np.ndarray | None  # float32, shape (n, K); None in files of earlier versions
+    # float32, shape (n, K); None in files of earlier versions, or if they are not asked for
+    log_probs: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
     def probs(self) -> np.ndarray | None:
-        """Probabilities of all classes: float64, shape (n, K), rows sum to 1; None in files of earlier versions."""
+        """Probabilities of all classes: float64, shape (n, K), rows sum to 1; None without `log_probs`."""
         if self.log_probs is None:
             return None
         exponentials = np.exp(self.log_probs.astype(np.float64))
@@ -96,29 +97,34 @@ class Predictions:
         np.savez_compressed(path, **self.arrays())  # type: ignore[arg-type]
 
     @classmethod
-    def read(cls, path: Path) -> "Predictions":
-        """Read a file of this or an earlier version.
+    def read(cls, path: Path, probabilities: bool = True) -> "Predictions":
+        """Read a file of this or an earlier version; without the probabilities of all classes in a tenth of the time.
 
         A `KeyError`, `TypeError` or `ValueError` says that it lacks an array, or that one has another type or shape; a
         damaged file raises whatever its reader trips over.
         """
         with np.load(path, allow_pickle=False) as arrays:
-            return cls.of(dict(arrays))
+            return cls.of(arrays, probabilities)
 
     @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Predictions":
-        """Predictions from the arrays of a file; errors are those of `read`."""
-        val, test = (_part(arrays, name) for name in ("val", "test"))
-        if val.log_probs is None or "val_half" not in arrays:
+    def of(cls, arrays: Mapping[str, np.ndarray], probabilities: bool = True) -> "Predictions":
+        """Predictions from the arrays of a file; parameters and errors are those of `read`."""
+        val, test = (_part(arrays, name, probabilities) for name in ("val", "test"))
+        if "val_probs" not in arrays or "val_half" not in arrays:
             return cls(val, test)
-        half, other, log_probs = arrays["val_half"], arrays["cross_val_other"], val.log_probs.copy()
+        half, other = arrays["val_half"], arrays["cross_val_other"]
         if half.dtype != np.uint8 or half.shape != val.index.shape or (half > 1).any():
             raise ValueError("each validation image is in half 0 or 1")
         if other.dtype != np.bool_ or other.shape != (2,):
             raise ValueError("each half is scored at the best epoch or at another")
-        rows = other[half]
-        log_probs[rows] = _log_probs(arrays["cross_val_probs"], int(rows.sum()))
-        return cls(val, test, of_classes(val.index, val.true, log_probs), half, other)
+        rows = np.flatnonzero(other[half])
+        crossed = of_classes(val.index[rows], val.true[rows], _log_probs(arrays["cross_val_probs"], len(rows)))
+        predicted, probability = val.predicted.copy(), val.probability.copy()
+        predicted[rows], probability[rows] = crossed.predicted, crossed.probability
+        log_probs = None if val.log_probs is None else val.log_probs.copy()
+        if log_probs is not None:
+            log_probs[rows] = crossed.log_probs
+        return cls(val, test, PartPredictions(val.index, val.true, predicted, probability, log_probs), half, other)
 
 
 def of_classes(index: np.ndarray, true: np.ndarray, log_probs: np.ndarray) -> PartPredictions:
@@ -135,16 +141,16 @@ _TYPES: dict[str, tuple[str, type]] = {  # of the arrays of a part: their attrib
 }
 
 
-def _part(arrays: Mapping[str, np.ndarray], name: str) -> PartPredictions:
+def _part(arrays: Mapping[str, np.ndarray], name: str, probabilities: bool) -> PartPredictions:
     values: dict[str, np.ndarray] = {}
     for key, (attribute, dtype) in _TYPES.items():
         array = arrays[f"{name}_{key}"]
         if array.dtype.kind not in ("f" if dtype is np.float32 else "iu"):
             raise TypeError(f"{name}_{key} is {array.dtype}, not {np.dtype(dtype)}")
         values[attribute] = array.astype(dtype)
-        if array.ndim != 1 or len(array) != len(arrays[f"{name}_index"]):
+        if array.ndim != 1 or len(array) != len(values["index"]):
             raise ValueError("an image has one of each")
-    log_probs = arrays.get(f"{name}_probs")
+    log_probs = arrays.get(f"{name}_probs") if probabilities else None  # a file's arrays are unpacked when asked for
     return PartPredictions(**values, log_probs=log_probs if log_probs is None else _log_probs(log_probs, len(array)))
 
 

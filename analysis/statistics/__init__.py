@@ -9,7 +9,15 @@ takes a tie for certainty: equal differences other than 0 have no spread to test
 
 from analysis.statistics.checks import MIN_SPLITS, check_splits
 from analysis.statistics.decisions import MAX_SPLITS, McNemar, holm, mcnemar, splits_needed
-from analysis.statistics.estimate import ScoreEstimate, VarianceParts, score_estimate, variance_parts
+from analysis.statistics.estimate import (
+    Arrangement,
+    ScoreEstimate,
+    VarianceParts,
+    arrange,
+    estimate,
+    score_estimate,
+    variance_parts,
+)
 from analysis.statistics.resampled import (
     Posterior,
     TTest,
@@ -24,8 +32,8 @@ from analysis.statistics.resampled import (
 )
 
 __all__ = [
-    "MAX_SPLITS", "MIN_SPLITS", "McNemar", "Posterior", "ScoreEstimate", "TTest", "VarianceParts",
-    "bayesian_correlated_ttest", "check_splits", "component_standard_error", "corrected_resampled_ttest",
-    "fixed_test_standard_error", "holm", "image_variance", "mcnemar", "posterior", "satterthwaite_df",
+    "MAX_SPLITS", "MIN_SPLITS", "Arrangement", "McNemar", "Posterior", "ScoreEstimate", "TTest", "VarianceParts",
+    "arrange", "bayesian_correlated_ttest", "check_splits", "component_standard_error", "corrected_resampled_ttest",
+    "estimate", "fixed_test_standard_error", "holm", "image_variance", "mcnemar", "posterior", "satterthwaite_df",
     "score_estimate", "splits_needed", "ttest", "variance_parts",
 ]  # fmt: skip
