@@ -321,7 +321,7 @@ def cost_figure(table: pd.DataFrame, metric: str) -> Figure:
             log_axis(axes, "{x:g}" if key.endswith("seconds") else EngFormatter(sep=""))
             axes.margins(x=0.15)
             axes.set_xlabel(label)
-            axes.set_ylabel(_axis_name(metric))
+        figure.supylabel(_axis_name(metric), fontsize=mpl.rcParams["axes.labelsize"])  # one: panels may be low
         panels[0].margins(y=0.15)
         bottom, top = panels[0].get_ylim()
         baselines = table.loc[table["baseline"], "mean"] * _scale(metric)

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 NEEDED = "needs Optuna: .venv/bin/pip install -r requirements-tuning.txt"
-# Of a setting that decides and one that hardly does, fANOVA took the wrong one in a third of 12 simulations with 8
-# configurations on 5 splits, in 1 with 12, and in none with 16; on a single split still in 1 of 12 with 32
+# With fewer, fANOVA takes a setting that hardly matters for the one that decides (benchmarks/importance.py)
 FEWEST_CONFIGURATIONS, FEWEST_SPLITS = 16, 5
 
 

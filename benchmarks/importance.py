@@ -3,7 +3,7 @@
 What      the score of a configuration falls with the squared distance of the learning rate from its best value, and by
           a tenth of that with the weight decay; splits shift it, and noise has a sd of one point. The table has the
           share of simulations in which the weight decay is said to matter more
-Time      some minutes on 1 CPU core; needs requirements-tuning.txt
+Time      about 10 minutes on 1 CPU core; needs requirements-tuning.txt
 
     python benchmarks/importance.py
 
