@@ -131,11 +131,7 @@ def draw_figures(
         confusion = confusion_counts(predictions["true"].to_numpy(), predictions["pred"].to_numpy(), len(classes))
         title = f"{model}, {_part_name(metric)} images, {len(runs)} splits pooled"
         yield file_name(f"confusion_{model}"), model, confusion_figure(confusion, classes, title)
-        if not thumbnails:
-            continue
-        title = f"{model}: its most confident mistakes"
-        sheet = mistakes_figure(predictions, _thumbnails(evidence, runs), classes, title)
-        if sheet is not None:
+        if thumbnails and (sheet := _sheet_of_mistakes(evidence, model)) is not None:
             yield file_name(f"most_confused_{model}"), model, sheet
 
 
@@ -155,12 +151,22 @@ def most_confused(predictions: pd.DataFrame, count: int = SHOWN_MISTAKES) -> pd.
     return wrong.drop_duplicates("index").head(count)
 
 
-def _thumbnails(evidence: Evidence, runs: pd.DataFrame) -> dict[int, np.ndarray]:
+def _sheet_of_mistakes(evidence: Evidence, model: str) -> Figure | None:
+    """Draw the mistakes of the part whose pictures the runs keep: the test part or, without one, the validation part.
+
+    It is the same for all metrics.
+    """
+    runs = evidence.of(model)
+    part = "test" if runs["test/accuracy"].notna().any() else "val"
+    predictions = evidence.pooled(model, (part,))
+    if predictions is None:
+        return None
     pictures: dict[int, np.ndarray] = {}
     for _, run in runs.iterrows():
         with contextlib.suppress(StoreError):
             pictures |= load_thumbnails(run, evidence.tracking_uri)
-    return pictures
+    title = f"{model}: its most confident mistakes, {'test' if part == 'test' else 'validation'} images"
+    return mistakes_figure(predictions, pictures, evidence.classes, title)
 
 
 def curves_figure(curves: pd.DataFrame, models: Sequence[str]) -> Figure:

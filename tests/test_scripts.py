@@ -25,6 +25,7 @@ import datasets
 import models
 import tracking
 from analysis.__main__ import app
+from analysis.figures import draw_figures
 from experiments import TrainingConfig, task1, task3
 from experiments.jobs import progress, worker
 from experiments.request import Request
@@ -151,6 +152,17 @@ def test_parents_hold_what_the_table_says(task: str, finished: Finished) -> None
 
 
 @pytest.mark.parametrize("task", SCRIPTS)
+def test_the_sheet_of_mistakes_shows_the_worst_test_images(task: str, finished: Finished) -> None:
+    evidence = analysis.Evidence(analysis.choose_group(analysis.load_runs([task], finished.uri)), finished.uri)
+    figures = {(name, model): figure for name, model, figure in draw_figures(evidence, "all/accuracy")}
+    for model in finished.models[task]:
+        tested = evidence.pooled(model, ("test",))
+        wrong = tested.loc[tested["true"] != tested["pred"], "index"].nunique()
+        sheet = figures.get((f"most_confused_{model}", model))
+        assert (sum(bool(axes.images) for axes in sheet.axes) if sheet else 0) == min(20, wrong)
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
 def test_all_keys_of_a_child_are_there(task: str, finished: Finished) -> None:
     uri = finished.uri
     store = tracking.open_store(uri)
@@ -213,6 +225,7 @@ def test_every_script_trains_all_its_models(empty_database: Path, tmp_path: Path
     for task in SCRIPTS:
         test_every_model_has_every_split(task, finished)
         test_parents_hold_what_the_table_says(task, finished)
+        test_the_sheet_of_mistakes_shows_the_worst_test_images(task, finished)
         test_all_keys_of_a_child_are_there(task, finished)
         test_numbers_follow_from_the_files_beside_them(task, finished, tmp_path)
     test_analysis_prints_the_same_table_from_the_store_alone(finished)
