@@ -299,13 +299,18 @@ def _print_problems(evidence: "Evidence") -> None:
         print(f"! {problem}", file=sys.stderr)
 
 
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Show a warning as a sentence, without a line of source code; those for developers of libraries are no news."""
+    if not issubclass(category, DeprecationWarning):
+        print(f"! {message}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _one_sentence() -> Iterator[None]:
     """Print an expected error as one sentence; the exit code is 2 for an unknown task, else 1."""
     from analysis.groups import ComparisonError
 
-    # show a warning as a sentence as well, without a line of source code
-    warnings.showwarning = lambda message, *_: print(f"! {message}", file=sys.stderr)
+    warnings.showwarning = _warn
     try:
         yield
     except OSError as error:
