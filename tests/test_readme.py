@@ -67,9 +67,9 @@ def test_the_readme_shows_published_verdicts() -> None:
 def test_what_is_published_holds_no_photograph() -> None:
     assert PUBLISHED
     for path in (ROOT / "results").rglob("*"):
-        assert path.is_dir() or path.suffix in {".md", ".csv", ".svg", ".png", ".html"}
+        assert path.is_dir() or path.suffix in {".md", ".csv", ".tex", ".cff", ".svg", ".png", ".pdf", ".html"}
         assert "most_confused" not in path.name
-        if path.suffix in {".md", ".html", ".svg", ".csv"}:
+        if path.suffix in {".md", ".html", ".svg", ".csv", ".tex", ".cff"}:
             assert "most_confused" not in path.read_text(encoding="utf-8")
 
 
