@@ -647,7 +647,7 @@ def test_direction_unit_and_variance_of_a_further_score_come_from_the_registry(
     axes = {name: figure.axes[0] for name, _, figure in draw_figures(evidence, "test/error_rate", thumbnails=False)}
     assert axes["scores_by_split"].get_xlabel().startswith("test error rate (%)\n")
     assert axes["paired_differences"].get_xlabel().startswith("difference of test error rate (points)\n")
-    assert axes["accuracy_against_cost"].get_ylabel() == "test error rate (%)"
+    assert axes["accuracy_against_cost"].figure.get_supylabel() == "test error rate (%)"
 
 
 def test_figures_of_many_models_show_the_best_and_say_so(store_of_four: str, runs_of, monkeypatch) -> None:
