@@ -153,7 +153,8 @@ def compare_as_planned(
         A sentence on the looks, if there are any.
     """
     pairs = [pair for pair in pairs_of_models(evidence, metric) if pair[0] in families]
-    asked, looks = bool(looks), looks or planned_looks(evidence.group)
+    planned = planned_looks(evidence.group)  # refuses several plans, also if looks are named
+    asked, looks = bool(looks), looks or planned
     if not looks:
         return compare(evidence, metric, rope, pairs=pairs).assign(level=ALPHA), []
     outcome = look_by_look(evidence, metric, rope, looks)
