@@ -5,7 +5,7 @@ What      images of three classes, of which one is rare, predicted rightly with 
           value that of 5 million images. The interval of accuracy stands beside it
 Time      a minute on 1 CPU core
 
-    python benchmarks/coverage.py
+    python benchmarks/interval_coverage.py
 
 docs/statistics.md has its result.
 """
