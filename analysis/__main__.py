@@ -124,7 +124,7 @@ def tuning(
     out: Annotated[Path | None, typer.Option(file_okay=False, help="folder for the figures and tables")] = None,
     tracking_uri: Uri = None,
 ) -> None:  # fmt: skip
-    """Show the tuned models of a task: what was chosen, and the expected score of the best of k configurations."""
+    """Show the tuned models of a task: chosen values, and the expected score of the best of k configurations."""
     from analysis.formats import render, terminal_width
     from analysis.tuning import is_tuned, settings_of
     from analysis.tuning_tables import chosen_table, curve_table

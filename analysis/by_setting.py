@@ -147,7 +147,7 @@ def _text(value: Any) -> str:
 
 
 def _order(value: Any) -> tuple[bool, float, str]:
-    """Sort key: what is missing, then numbers, then texts."""
+    """Sort key: missing values, then numbers, then texts."""
     missing = bool(pd.isna(value))
     number = isinstance(value, int | float | np.number | np.bool_)
     return not missing, float(value) if number and not missing else 0.0, "" if number or missing else str(value)

@@ -30,7 +30,7 @@ from tracking.keys import BASELINES, LOOKS, has_open_end
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the looks have shown so far."""
+    """The result of the looks so far."""
 
     tests: pd.DataFrame  # see `look_by_look`
     next_look: int | None  # splits that are to be finished for the next look; None if there is nothing to look for
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def parse_looks(text: str) -> tuple[int, ...]:
-    """Read numbers of splits such as 5,10,20; a `ValueError` says what is wrong with them."""
+    """Parse numbers of splits such as 5,10,20; a `ValueError` names the mistake."""
     numbers = text.replace(" ", "").split(",")
     if not all(number.isdecimal() for number in numbers):
         raise ValueError(f"looks are increasing numbers of splits, such as 5,10,20, not {text}")

@@ -209,7 +209,7 @@ def predictions_frame(part: PartPredictions) -> pd.DataFrame:
 def read_predictions(
     run: "str | pd.Series[Any]", tracking_uri: str | None = None, probabilities: bool = True
 ) -> Predictions:
-    """Read what is kept of a run's predictions, as `Predictions.read`; errors are those of `load_predictions`."""
+    """Read a run's predictions, as `Predictions.read`; errors are those of `load_predictions`."""
     path = local_artifact(run, PREDICTIONS, tracking_uri)
     with _undamaged(path):
         return Predictions.read(path, probabilities)

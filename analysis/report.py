@@ -102,7 +102,7 @@ class Section:
     scores: ResultTable
     differences: ResultTable | None
     verdicts: list[str]
-    tuning: list[ResultTable]  # what was chosen, and the tuning curves; empty if nothing was tuned
+    tuning: list[ResultTable]  # choices and tuning curves; empty if nothing was tuned
     figures: list[Drawing]
     problems: list[str]
     further: list[ResultTable]

@@ -161,7 +161,7 @@ def _spread(tests: pd.DataFrame) -> list[str]:
 
 
 def earlier_version(evidence: Evidence) -> list[str]:
-    """Name the models whose runs lack what this version keeps, in one sentence if there are any."""
+    """Name the models whose runs lack data that this version keeps, in one sentence if there are any."""
     without = sorted(set(evidence.runs.loc[evidence.runs[CROSS_FITTED].isna(), "model"]))
     return [f"Runs of an earlier version ({', '.join(without)}) kept no cross-fitted validation scores, which would "
             "make intervals narrower; --fresh trains them again."] if without else []  # fmt: skip
@@ -235,7 +235,7 @@ def title(evidence: Evidence) -> str:
 
 
 def identity(evidence: Evidence, metric: str) -> dict[str, str]:
-    """Return what tells the numbers of a table from those of others: task, group and metric."""
+    """Return the identity of a table's numbers: task, group and metric."""
     return {"task": evidence.runs["task"].iloc[0], "group": group_id(evidence.group), "metric": metric}
 
 

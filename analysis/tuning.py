@@ -1,4 +1,4 @@
-"""Tuned models: what was chosen on each split, and what the best of k configurations is expected to score."""
+"""Tuned models: the choice on each split, and the expected score of the best of k configurations."""
 
 import functools
 import itertools
@@ -65,7 +65,7 @@ def chosen_configurations(evidence: Evidence) -> pd.DataFrame:
 
 
 def how_tuned(group: pd.DataFrame) -> str:
-    """Describe the tuning of a group in a clause: number, space, and what stopped early."""
+    """Describe the tuning of a group in a clause: number of trials, space, and the trials that stopped early."""
     stops = ", the worse ones stopped early" if group["halving"].eq(True).any() else ""
     return f"{group['tune'].max()} configurations of {space_of(group)}{stops}"
 
@@ -184,7 +184,7 @@ def expected_best(losses: ArrayLike, scores: ArrayLike) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TuningCurve:
-    """What a model is expected to score after k configurations, by split."""
+    """The expected score of a model after k configurations, by split."""
 
     model: str
     scores: pd.DataFrame  # splits in rows, k = 1, 2, ... in columns; the mean over the replicates of a split
@@ -223,7 +223,7 @@ def tuning_curves(trials: pd.DataFrame) -> list[TuningCurve]:
 
 
 def budgets(curve: TuningCurve, by_compute: bool) -> np.ndarray:
-    """What k = 1, 2, ... configurations of a model cost: their number, or their multiply-accumulates."""
+    """Return the cost of k = 1, 2, ... configurations of a model: their number, or their multiply-accumulates."""
     return curve.numbers * curve.spent if by_compute else curve.numbers.astype(float)
 
 

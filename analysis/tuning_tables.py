@@ -1,4 +1,4 @@
-"""Tables and sentences about tuning: what was chosen, what the best of k scores, and where models change places."""
+"""Tables and sentences about tuning: the chosen values, the best of k, and where models change places."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ def chosen_table(evidence: Evidence) -> ResultTable:
 
 
 def curve_table(evidence: Evidence) -> tuple[ResultTable, list[TuningCurve], pd.DataFrame]:
-    """Make the table of tuning curves, with what is said of them; return the curves and trials, too.
+    """Make the table of tuning curves and its notes; return the curves and trials, too.
 
     Errors are those of `load_trials`.
     """

@@ -1,4 +1,4 @@
-"""How close training and evaluation come to what this machine can do, and where the rest of the time goes.
+"""How close training and evaluation come to the limits of this machine, and where the rest of the time goes.
 
 What      The ceilings: a 3x3 convolution of 128 channels (32x32 pixels, 64 images), in bf16 and fp32, and a copy of
           400 MB. Then one training step and the evaluation of each model, on random images: its multiply-accumulates

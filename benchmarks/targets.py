@@ -113,7 +113,7 @@ def _finder(*modules: str) -> Callable[[str], Any]:
 
 
 class Answer(NamedTuple):
-    """What an epoch or a command took."""
+    """The cost of an epoch or a command."""
 
     seconds: float
     processor: float  # seconds of the processor, by all threads: what other programs on a busy machine do not add to

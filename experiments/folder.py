@@ -60,7 +60,7 @@ def make_task(
     image_size: int | None = None,
     channels: int | None = None,
 ) -> Task:
-    """Return the task of a folder; what is None follows from its pictures."""
+    """Return the task of a folder; an option that is None follows from the pictures."""
     folder = folder.expanduser().resolve()
     with one_sentence():
         if not folder.is_dir():

@@ -245,7 +245,7 @@ def _hub_offline(offline: bool) -> Iterator[None]:
 
 
 def _normalisation(name: str, in_channels: int) -> str:
-    """What the weights of a library's architecture expect; for gray the mean over the three channels; else empty."""
+    """Return the mean and std that a library's weights expect, as text; empty if none are stated."""
     library_name, _, architecture = name.partition(":")
     if library_name == "timm":
         from timm.models import get_pretrained_cfg

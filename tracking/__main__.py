@@ -188,7 +188,7 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="remove it without asking")] = False,
     tracking_uri: Uri = None,
 ) -> None:
-    """Say what a result database need not keep, and remove it, with its files and for good.
+    """List the runs that a result database need not keep, then remove them and their files for good.
 
     Superseded runs, runs on the sample, runs that failed or were interrupted, and state files of finished splits. The
     runs of registered models, those that somebody works on, and everything without a fingerprint of this program stay.
@@ -224,7 +224,7 @@ def _prune(store: Store, tasks: list[str], kinds: Sequence[str] | None, yes: boo
 
 
 def _print_removable(what: str, found: "Sequence[Removable]", kinds: Mapping[str, str]) -> None:
-    """Print the number and size of what is found, by kind and together."""
+    """Print the number and size of the runs found, by kind and in total."""
     for kind, meaning in kinds.items():
         if of_kind := [each for each in found if each.kind == kind]:
             print(f"{kind:10}  {_amount(of_kind)}  {meaning}")

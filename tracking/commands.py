@@ -20,7 +20,7 @@ SHOWN = 50  # differences that are printed
 
 
 def print_in_any_encoding() -> None:
-    """Let what is printed fall back on plain signs where the encoding of the output lacks ours, as on Windows."""
+    """Print plain signs in place of those that the encoding of the output lacks, as on Windows."""
 
     def plain(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)
@@ -44,7 +44,7 @@ def script_tasks() -> list[str]:
 
 
 def script_of(task: str) -> str:
-    """Return the script of a task with what it needs to be told: a task without one is a folder's."""
+    """Return the command that runs a task: its own script, or that of folders with the folder."""
     return f"experiments/{task}.py" if task in script_tasks() else "experiments/folder.py DIR"
 
 

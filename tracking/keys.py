@@ -146,7 +146,7 @@ CHAMPION = "champion"  # alias in the model registry, where each task has a mode
 REASON = "reason"  # tag of a version: why it replaced the one before
 
 CHECKPOINT = "checkpoint/best.pt"  # weights of the best epoch, and of those that cross_val needs (tracking.checkpoints)
-PREDICTIONS = "predictions.npz"  # what the model says of each validation and test image (tracking.predictions)
+PREDICTIONS = "predictions.npz"  # predictions for each validation and test image (tracking.predictions)
 SPLIT = "split.npz"  # train, val, test: sorted indices
 HISTORY = "history.json"  # the metrics of each epoch, with the time of their logging
 CONFUSION = "confusion.json"  # classes; counts (rows: true classes) and mean loss of val and test

@@ -1,4 +1,4 @@
-"""Finding and removing what a result database need not keep.
+"""Finding and removing runs that a result database need not keep.
 
 Only this program's own runs are looked at, which have a fingerprint. Always kept are the runs that a registered model
 points to, those that a living process works on with all that belongs to the same parent, and those whose results wait
@@ -41,13 +41,13 @@ class Removable:
 
 
 def find(store: Store, tasks: Sequence[str], kinds: Collection[str] = tuple(KINDS)) -> list[Removable]:
-    """Find what can be removed from some tasks; each run is of one kind, the first of KINDS that it is of."""
+    """Find the runs of some tasks that can be removed; a run that is of several KINDS counts as the first."""
     protected = _registered(store) | _in_journal(store)
     return [found for task in tasks for found in _find_in_task(store, task, kinds, protected)]
 
 
 def remove(store: Store, found: Sequence[Removable], tasks: Sequence[str]) -> list[Removable]:
-    """Remove what was found and is still removable, for good, and return it.
+    """Remove, for good, the found runs that are still removable, and return them.
 
     A tracking server removes the files, and marks runs as deleted until `mlflow gc` is run there.
     """
@@ -150,7 +150,7 @@ def _is_finished(run_id: str | None, ours: "dict[str, MlflowRun]") -> bool:
 
 
 def _kind(run: "MlflowRun", ours: "dict[str, MlflowRun]") -> str:
-    """Return what a run is by itself; empty if it is to stay."""
+    """Return the kind of a run that its own tags decide; empty if it is to stay."""
     if run.info.status in UNFINISHED and owners.is_alive(run.data.tags):
         return ""
     if run.info.status == "FINISHED" and _is_finished(run.data.tags.get("superseded_by"), ours):

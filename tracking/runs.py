@@ -336,7 +336,7 @@ def begin_again(store: Store, task: str, tags: Mapping[str, str]) -> None:
 
 
 def load_progress(store: Store, tags: Mapping[str, str]) -> dict[str, Any] | None:
-    """Read what `save_progress` wrote, if this hardware and these versions can go on from it."""
+    """Read the progress that `save_progress` wrote, if this hardware and these versions can go on from it."""
     return _usable(_load(resume_path(store, tags)), tags)
 
 

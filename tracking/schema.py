@@ -55,7 +55,7 @@ def installed() -> tuple[str, frozenset[str]]:
 
 
 def why_unusable(schema: str | None, place: str) -> str:
-    """Say what is wrong with a database of this schema, and the two ways on; empty if nothing is."""
+    """Describe the problem with a database of this schema, and the two ways on; empty if there is none."""
     head, known = installed()
     version = importlib.metadata.version("mlflow")
     if schema == head:

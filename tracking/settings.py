@@ -139,5 +139,5 @@ def logged_settings(config: TrainingConfig) -> dict[str, Any]:
 
 
 def kind_of(value: Any) -> str:
-    """What groups compare of a device and of pretrained weights: the text before a colon, which one it was."""
+    """Return the part before the colon of a device or of pretrained weights, which groups compare."""
     return str(value).split(":")[0]

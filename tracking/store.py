@@ -216,7 +216,7 @@ class Store:
 
 
 def all_pages(search: "Callable[[str | None], PagedList[T]]") -> "Iterator[T]":
-    """Yield what a search of MLflow's finds; `search` takes the token of a page, None for the first, and returns it."""
+    """Yield all results of a paged search of MLflow; `search` returns the page of a token, None for the first."""
     token: str | None = None
     while token != "":
         page = search(token)

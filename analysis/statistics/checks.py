@@ -1,4 +1,4 @@
-"""What arguments must be, and what counts as equal but for rounding."""
+"""Checks of arguments, and equality up to rounding."""
 
 import math
 

@@ -17,7 +17,7 @@ TINY = float(np.finfo(np.float64).tiny)  # a p of 0 would claim certainty
 
 @dataclass(frozen=True)
 class ScoreEstimate:
-    """A mean score or difference over splits, and what is known of its expected value, in the units of the scores."""
+    """A mean score or difference over splits and the uncertainty of its expected value, in the units of the scores."""
 
     mean: float
     se: float  # standard deviation of the posterior
@@ -119,7 +119,7 @@ class Arrangement:
 
 
 def arrange(splits: ArrayLike, images: ArrayLike, seeds: ArrayLike | None = None) -> Arrangement:
-    """Check and number what `score_estimate` is given beside the scores; models scored on the same images share it."""
+    """Check and number the labels of `score_estimate`; models scored on the same images share them."""
     labels = [np.asarray(label) for label in ((splits, images) if seeds is None else (splits, images, seeds))]
     if any(label.ndim != 1 or label.shape != labels[0].shape for label in labels):
         raise ValueError("scores, splits, images and seeds must be equally long arrays of one dimension")

@@ -1,4 +1,4 @@
-"""What a network looks at: Grad-CAM [1]_ overlays of photographs.
+"""Grad-CAM [1]_ overlays: which places of a photograph a network looks at.
 
 .. [1] R. R. Selvaraju et al. Grad-CAM: Visual explanations from deep networks via gradient-based localization, 2017.
 """

@@ -97,7 +97,7 @@ def save(folder: Path, rebuilt: Rebuilt, data: ImageData, run_id: str) -> None:
 
 
 def _requirements() -> list[str]:
-    """What serving needs; MLflow adds its own, which bring NumPy and pandas."""
+    """Return the requirements of serving; MLflow adds its own, which bring NumPy and pandas."""
     return [f"torch=={torch.__version__.partition('+')[0]}", f"pillow=={PIL.__version__}"]
 
 

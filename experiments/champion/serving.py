@@ -1,4 +1,4 @@
-"""What MLflow runs to serve a champion.
+"""The Python model with which MLflow serves a champion.
 
 A copy of this file goes with each champion, beside `decoding.py`; so it imports nothing else of this program.
 

@@ -23,7 +23,7 @@ DIVERGED = (math.inf, math.inf, math.inf)
 
 @dataclass(frozen=True)
 class Tuned:
-    """What the validation part and its halves chose among the trials of a split."""
+    """The trials of a split that the validation part and its halves chose."""
 
     chosen: "Job"  # the trial whose model is the split's
     of_halves: tuple["Job", "Job"]  # the trials that score half 0 and half 1

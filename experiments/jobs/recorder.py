@@ -35,7 +35,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class TrialOver:
-    """What became of a trial that ends, be it for good or because it is among the worse ones."""
+    """The outcome of a trial that is finished or stopped early."""
 
     history: History
     stopped: str  # see `tracking.keys.TAGS`
@@ -98,7 +98,7 @@ class Recorder:
         return self._send(job, trained.scores, entry, child)
 
     def record_trial(self, job: Job, claimed: Claim, child: Run, over: "TrialOver") -> Result:
-        """Put what became of a trial into the journal, likewise."""
+        """Write the outcome of a trial to the journal."""
         metrics = results.final_metrics(over.history, None, {}, job.split, {})
         write_files = functools.partial(results.write_history, history=over.history)
         entry = self._enter(claimed, over.history, metrics, write_files, {keys.STOPPED: over.stopped})

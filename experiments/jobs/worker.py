@@ -229,7 +229,7 @@ class Worker:
         return state
 
     def _fit_baseline(self, name: str, model: LayerStack, opened: Opened) -> tuple[History, list[Snapshot]]:
-        """Fit a baseline; return its history of one epoch, and what the validation part and its halves chose."""
+        """Fit a baseline; return its history of one epoch, and the choices of the validation part and its halves."""
         job = opened.job
         record, chosen = fit_baseline(name, model, opened.images, job.split, job.config.precision, job.half)
         history = [results.epoch_entry(record)]
@@ -265,7 +265,7 @@ class Worker:
     def _cross_fitted(
         self, chosen: list[Snapshot], tuned: Tuned, opened: Opened, build: Callable[[], nn.Module], seed: int
     ) -> list[Snapshot]:
-        """Replace what the halves chose among the epochs of one trial by what they chose among those of all."""
+        """Replace the choices of the halves among the epochs of one trial by those among the epochs of all trials."""
         chosen = list(chosen)
         for place, trial in zip(SCORES_HALF, tuned.of_halves, strict=True):
             if trial.trial != tuned.chosen.trial:
@@ -280,7 +280,7 @@ class Worker:
     def _fit(
         self, state: TrainingState, opened: Opened, saved: Mapping[str, Any] | None, history: History
     ) -> list[Snapshot]:
-        """Train a network to its end, or a trial to its rung; return what the validation part and its halves chose.
+        """Train a network to its end, or a trial to its rung; return the choices of the validation part and its halves.
 
         The state is saved and epochs are logged as they end; short epochs several at once. After a kill the training
         goes on from the last save. Epochs are appended to `history`, which outlives a divergence.

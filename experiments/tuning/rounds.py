@@ -1,4 +1,4 @@
-"""The rounds of a tuned split: its trials from rung to rung, and then the split's own job with what they chose."""
+"""The rounds of a tuned split: its trials, rung by rung, then the split's own job with the chosen trial."""
 
 import dataclasses
 import math

@@ -121,12 +121,12 @@ def with_start(space: Space, usual: TrainingConfig) -> str:
 
 
 def tuned_text(usual: Any, values: Between | OneOf) -> str:
-    """Return what a parent run has as the param of a tuned setting: the usual value and the others."""
+    """Return a parent run's param of a tuned setting: its usual value and its range."""
     return f"tuned: {_as_text(usual)}; {values}"
 
 
 def parse_tuned(name: str, text: str) -> tuple[Any, Between | OneOf]:
-    """Read what `tuned_text` returns."""
+    """Parse the text of `tuned_text`."""
     usual, _, values = text.removeprefix("tuned: ").partition("; ")
     return _value(name, usual), parse_space([f"{name}={values}"])[name]
 

@@ -300,7 +300,7 @@ def _check_model(run: SplitRecord, material: Material) -> None:
 
 
 class _Derived(NamedTuple):
-    """What the models of a checkpoint say of a run's images."""
+    """The predictions of the models of a checkpoint for a run's images."""
 
     evaluations: dict[str, Evaluation | None]  # of the parts in `SCORED`
     predictions: Predictions

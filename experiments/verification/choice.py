@@ -1,4 +1,4 @@
-"""The check of a tuned split: what was chosen follows from its trials, which had no test image to choose by."""
+"""Verifying the choice of a tuned split: derive it again from the trials, which must not have seen a test image."""
 
 import json
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def check_choice(run: SplitRecord, parent: Record, trials: pd.DataFrame) -> None
 
 
 def _configurations(run: SplitRecord, parent: Record) -> list[TrainingConfig]:
-    """What the trials had to try, after the first of them, which has the usual settings."""
+    """Return the configurations that trials 1, 2, ... had to have; trial 0 has the usual settings."""
     tuned = {key: parse_tuned(key, parent.texts[key]) for key in sorted(keys.tuned_settings(run.params))}
     usual = TrainingConfig(**{**_untuned(run.params), **{key: value for key, (value, _) in tuned.items()}})
     space = {key: values for key, (_, values) in tuned.items()}
