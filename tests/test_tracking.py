@@ -22,7 +22,7 @@ import pytest
 import analysis
 import tracking
 from tests.conftest import ROOT
-from tracking import StoreError, keys, owners, runs
+from tracking import StoreError, claims, keys, owners
 from tracking.store import StoreAwayError, in_one_line
 
 PARAMS = {"model": "lenet5", "dataset": "d", "device": "cpu", "seed": 1, **dict.fromkeys(keys.GROUP_PARAMS, 1)}
@@ -275,14 +275,14 @@ def test_what_other_versions_or_hardware_began_is_begun_anew(store_uri: str) -> 
 
 def test_a_claim_that_is_interrupted_or_repeated_leaves_one_run(store_uri: str, monkeypatch) -> None:
     store = tracking.open_store(store_uri)
-    complete, errors = runs._complete, [StoreAwayError("for a moment"), KeyboardInterrupt()]
+    complete, errors = claims.log_missing_params, [StoreAwayError("for a moment"), KeyboardInterrupt()]
 
     def fail_first(*arguments: object) -> None:
         if arguments[2].get("split") == 0 and errors:
             raise errors.pop(0)
         complete(*arguments)
 
-    monkeypatch.setattr(runs, "_complete", fail_first)
+    monkeypatch.setattr(claims, "log_missing_params", fail_first)
     with open_parent(store) as parent:
         with pytest.raises(KeyboardInterrupt):
             claim(parent, 0)

@@ -3,21 +3,18 @@
 `keys` names and explains everything that is stored. mlflow and torch are imported only when they are needed.
 """
 
-from tracking.outages import SHORT, attempt, impatient, passes, persist
-from tracking.runs import (
+from tracking.claims import (
     Claim,
-    Parent,
-    Run,
     begin_again,
     child_run,
     claim,
-    close_dead_runs,
     is_finished,
     load_progress,
-    parent_run,
     save_progress,
     wait_and_claim,
 )  # fmt: skip
+from tracking.outages import SHORT, attempt, impatient, passes, persist
+from tracking.runs import Parent, Run, close_dead_runs, parent_run
 from tracking.scores import SCORES, Score, score_of
 from tracking.settings import SettingError, TrainingConfig
 from tracking.store import Store, StoreError, UnknownTaskError, check_uri, in_one_line, is_mlflow_error, open_store

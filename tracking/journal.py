@@ -15,17 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tracking import owners
+from tracking.claims import Claim, NewRun, finished_among, forget_progress, stopped_before, take_or_make
 from tracking.outages import attempt, passes, persist
-from tracking.runs import (
-    Claim,
-    NewRun,
-    Run,
-    finished_among,
-    forget_progress,
-    stopped_before,
-    take_or_make,
-    with_fingerprint,
-)
+from tracking.runs import Run, with_fingerprint
 from tracking.store import Store, in_one_line
 
 ENTRY, RECORD, FILES = ".journal", "record.json", "files"
