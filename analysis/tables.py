@@ -279,10 +279,10 @@ def holm_p(p: float) -> str:
 
 
 def probability(p: float) -> str:
-    """Format with two digits, but never round to 0 or 1."""
+    """Format with two digits, but never as 0 or 1: of a posterior no share is certain."""
     if pd.isna(p):
         return ""
-    return "<0.01" if 0 < p < 0.005 else ">0.99" if 0.995 <= p < 1 else f"{p:.2f}"
+    return "<0.01" if p < 0.005 else ">0.99" if p >= 0.995 else f"{p:.2f}"
 
 
 def share(value: float) -> str:

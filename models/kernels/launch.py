@@ -94,9 +94,9 @@ def _cache_folder() -> Path | None:
 
 @functools.cache
 def _announce(kept: bool) -> None:
-    """Say that kernels are compiled: those of the models that are trained; at most once in a process."""
-    how = "and keeping them" if kept else "in every process, since no folder of a cache can be written"
-    print(f"compiling kernels for this processor {how}; this takes up to 10 s", file=sys.stderr, flush=True)
+    """Say that something is compiled, once in a process."""
+    how = "once" if kept else "in every process, since no folder of a cache can be written"
+    print(f"compiling kernels for this processor, {how}; this takes about 10 s", file=sys.stderr, flush=True)
 
 
 def _compile(make: Callable[..., Any], constants: tuple[int, ...]) -> Any:
