@@ -11,7 +11,7 @@ import typer
 
 from tracking import StoreError, UnknownTaskError, check_uri, in_one_line, is_mlflow_error
 from tracking.commands import Tasks, Uri, print_in_any_encoding
-from tracking.store import without_password
+from tracking.errors import without_password
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,9 +14,9 @@ from analysis.tables import ResultTable, difference_table
 from analysis.tuning import is_tuned, start_of
 from tracking import StoreError
 from tracking.commands import not_one_of
+from tracking.errors import StoreAwayError
 from tracking.keys import BASELINES, GROUP_PARAMS, TUNING
 from tracking.settings import kind_of
-from tracking.store import StoreAwayError
 
 FIELDS = (*GROUP_PARAMS, "device")
 NONE = "none"  # shown for a run that lacks the param, such as `tune` of one that is not tuned

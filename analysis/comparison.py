@@ -15,10 +15,10 @@ from analysis.groups import ComparisonError, choose_group, finished
 from analysis.query import load_classes, predictions_frame, read_predictions
 from analysis.statistics import ScoreEstimate
 from tracking import StoreError
+from tracking.errors import StoreAwayError
 from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, SD
 from tracking.predictions import PARTS
 from tracking.scores import ALL, METRICS, SCORES, UnknownScoreError, correct, score_of
-from tracking.store import StoreAwayError
 
 if TYPE_CHECKING:
     from tracking.predictions import PartPredictions, Predictions

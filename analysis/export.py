@@ -18,8 +18,8 @@ from analysis.groups import ComparisonError, finished, group_id
 from analysis.report import ABOUT_SCORES, CAPTIONS, NO_COMPARISON, Drawing, Section, describe, render_page
 from analysis.scores import class_table
 from tracking import Store, StoreError
+from tracking.errors import StoreAwayError
 from tracking.keys import FINAL_METRICS, IDENTITY, PARAMS
-from tracking.store import StoreAwayError
 
 README, FIGURES = "README.md", "figures"
 SHOWN_WITH_SCORES = ("scores_by_split",)

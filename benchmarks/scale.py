@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tracking
 from benchmarks.overhead import watch_client
+from tracking.errors import without_password
 from tracking.keys import EPOCH_METRICS
-from tracking.store import without_password
 
 SECONDS = 10.0  # of each measurement of `writes`
 WRITERS = (1, 2, 4)

@@ -39,7 +39,7 @@ from tests.test_comparison import TAGS, log_model
 from tests.test_verify import copy_store
 from tracking import keys, registry
 from tracking.registry import Champion
-from tracking.store import sqlite_path
+from tracking.sqlite import sqlite_path
 
 WHOLE = {"n_splits": 4, "epochs": 2, "patience": 7}  # as test_comparison's settings
 

@@ -30,7 +30,7 @@ from experiments.jobs.sequential import Sequential
 from tests.conftest import HANGS, ROOT, THREE_SPLITS, Gate, disturbed
 from tests.test_resume import start
 from tracking import StoreError, TrainingConfig, persist
-from tracking.store import StoreAwayError
+from tracking.errors import StoreAwayError
 
 SPLITS = ("--sample", *THREE_SPLITS)
 TIMES = ["start_time", "end_time", "train_seconds", "images_per_second", "heartbeat", "owner", "command"]

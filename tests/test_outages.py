@@ -26,7 +26,7 @@ from tests.conftest import new_store
 from tests.servers import answers, clean_environment, free_port, running, wait_until
 from tests.test_tracking import HISTORY, TAGS, claim, do, open_parent, scores
 from tracking import StoreError, TrainingConfig, journal, keys, outages
-from tracking.store import host
+from tracking.process import host
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import tracking
-from analysis import query
+from analysis import query, readers
 from tests.conftest import ROOT, new_store
 from tracking import StoreError, UnknownTaskError, keys
 
@@ -106,7 +106,7 @@ def uri(folder: Path) -> str:
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run the test in SQL and through the client."""
     if request.param == "client":
-        monkeypatch.setattr(query, "SCHEMA", "another")
+        monkeypatch.setattr(readers, "SCHEMA", "another")
         warnings.filterwarnings("ignore", "the result database")
     return request.param
 
@@ -118,7 +118,7 @@ def test_both_paths_give_the_same_frame(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frame = load(TASKS, uri(filled))
-    monkeypatch.setattr(query, "SCHEMA", "another")
+    monkeypatch.setattr(readers, "SCHEMA", "another")
     with pytest.warns(UserWarning, match=r"has schema dc11669786a5, which is not known here; it is read") as caught:
         slower = load(TASKS, uri(filled))
     assert [warning.filename for warning in caught] == [__file__]
@@ -307,7 +307,7 @@ def test_nothing_is_written(copy_of: Path) -> None:
     query.load_curves(TASKS, uri(copy_of))
     query.load_predictions(runs["run_id"][0], uri(copy_of))
     assert (database.read_bytes(), database.stat().st_mtime_ns) == before
-    with query._sqlite(database) as execute, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with readers._sqlite(database) as execute, pytest.raises(sqlite3.OperationalError, match="readonly"):
         execute("DELETE FROM runs", {})
 
 

@@ -34,7 +34,8 @@ from tests.servers import free_port
 from tracking import StoreError, owners, registry, schema
 from tracking.artifacts import Artifacts
 from tracking.keys import CHAMPION, PARENT, REASON
-from tracking.store import deleted_sentence, readable, sqlite_path
+from tracking.sqlite import readable, sqlite_path
+from tracking.store import deleted_sentence
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 READING = [

@@ -23,7 +23,7 @@ import analysis
 import tracking
 from tests.conftest import ROOT
 from tracking import StoreError, claims, keys, owners
-from tracking.store import StoreAwayError, in_one_line
+from tracking.errors import StoreAwayError, in_one_line
 
 PARAMS = {"model": "lenet5", "dataset": "d", "device": "cpu", "seed": 1, **dict.fromkeys(keys.GROUP_PARAMS, 1)}
 TAGS = {"task": "task3", "fingerprint": "f" * 64, "dataset_digest": "0" * 64, "source_digest": "s", "git_commit": "c"}

@@ -27,7 +27,7 @@ from tests.commands import StartedCommand
 from tests.conftest import HANGS, ROOT, new_store
 from tracking import TrainingConfig, keys
 from tracking.keys import STOPPED, trials_of
-from tracking.store import sqlite_path
+from tracking.sqlite import sqlite_path
 
 pytestmark = pytest.mark.slow
 

@@ -13,11 +13,12 @@ from tracking.claims import (
     save_progress,
     wait_and_claim,
 )  # fmt: skip
+from tracking.errors import StoreError, UnknownTaskError, in_one_line, is_mlflow_error
 from tracking.outages import SHORT, attempt, impatient, passes, persist
 from tracking.runs import Parent, Run, close_dead_runs, parent_run
 from tracking.scores import SCORES, Score, score_of
 from tracking.settings import SettingError, TrainingConfig
-from tracking.store import Store, StoreError, UnknownTaskError, check_uri, in_one_line, is_mlflow_error, open_store
+from tracking.store import Store, check_uri, open_store
 
 __all__ = [
     "SCORES", "SHORT", "Claim", "Parent", "Run", "Score", "SettingError", "Store", "StoreError", "TrainingConfig",

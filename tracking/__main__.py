@@ -25,8 +25,9 @@ from tracking.commands import (
     script_of,
     script_tasks,
 )
+from tracking.errors import in_one_line, is_mlflow_error
 from tracking.keys import TRIALS
-from tracking.store import in_one_line, is_mlflow_error, readable, sqlite_path
+from tracking.sqlite import readable, sqlite_path
 
 if TYPE_CHECKING:
     from tracking.pruning import Removable

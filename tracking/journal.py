@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from tracking import owners
 from tracking.claims import Claim, NewRun, finished_among, forget_progress, stopped_before, take_or_make
+from tracking.errors import in_one_line
 from tracking.outages import attempt, passes, persist
 from tracking.runs import Run, with_fingerprint
-from tracking.store import Store, in_one_line
+from tracking.store import Store
 
 ENTRY, RECORD, FILES = ".journal", "record.json", "files"
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from tracking.store import StoreAwayError, in_one_line
+from tracking.errors import StoreAwayError, in_one_line
 
 T = TypeVar("T")
 PATIENCE = 300.0  # seconds to wait for a store if there is nothing else to do

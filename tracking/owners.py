@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 
 import psutil
 
-from tracking.store import Store, host, start_of, this_process
+from tracking.process import host, start_of, this_process
+from tracking.store import Store
 
 HEARTBEAT = 30.0  # seconds between two heartbeats
 SILENCE = 300.0  # seconds without one after which a process on another machine counts as dead

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tracking.artifacts import Artifacts
 from tracking.commands import script_of
+from tracking.errors import StoreError
 from tracking.keys import CHAMPION, REASON, TASK
-from tracking.store import Store, StoreError, prefixed
+from tracking.store import Store, prefixed
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment

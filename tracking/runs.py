@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tracking import keys, owners
 from tracking.artifacts import Artifacts
+from tracking.errors import StoreError, in_one_line
 from tracking.outages import impatient, passes, persist
+from tracking.process import host
 from tracking.settings import LATER, kind_of
-from tracking.store import SCRATCH, Store, StoreError, host, in_one_line
+from tracking.store import SCRATCH, Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun

@@ -1,16 +1,11 @@
 """Opening the result database: SQLite beside its artifacts by default, or any MLflow tracking URI."""
 
-import atexit
 import contextlib
-import functools
 import logging
 import os
 import re
 import shlex
-import shutil
-import socket
 import sqlite3
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import psutil
 from filelock import FileLock
 
 from tracking import schema
+from tracking.errors import StoreAwayError, StoreError, in_one_line, innermost, without_password
 from tracking.keys import NOTE, PREFIX, TASK, UNTAGGED_EXPERIMENTS, VIEW, VIEWS
+from tracking.process import host, this_process
+from tracking.sqlite import check_exists, check_sqlite, readable, sqlite_path, state_folder
 from tracking.view import shared_view
 
 if TYPE_CHECKING:
@@ -54,18 +51,6 @@ def prepare_environment() -> None:
 
 
 prepare_environment()  # before anything imports MLflow, also in worker processes
-
-
-class StoreError(Exception):
-    """The result database cannot be used; the message is one sentence for the user."""
-
-
-class UnknownTaskError(StoreError):
-    """A task has neither a script nor an experiment; the message lists those that have."""
-
-
-class StoreAwayError(StoreError):
-    """The server does not answer or the database is locked; both may be temporary."""
 
 
 def own_prefix() -> str:
@@ -243,7 +228,7 @@ def check_uri(uri: str | None = None) -> str:
         path = sqlite_path(uri)
         if path is None or not uri.removeprefix("sqlite:///").partition("?")[0]:
             raise StoreError(f"--tracking-uri {uri} names no file; write sqlite:///path/to/mlflow.db")
-        _check_sqlite(path)
+        check_sqlite(path)
         return f"sqlite:///{path}{''.join(uri.partition('?')[1:])}"
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
@@ -318,54 +303,6 @@ def _usable_state(state: Path | None, uri: str) -> Path:
     return MLRUNS / f"{re.sub(r'[^A-Za-z0-9]+', '-', without_password(uri)).strip('-')[-80:]}.state" / own
 
 
-@functools.cache
-def readable(database: Path) -> Path:
-    """Return a SQLite file, or a copy of it if its folder is write-protected: MLflow needs files beside it to read.
-
-    The copy is a consistent snapshot even while somebody else writes.
-    """
-    if os.access(database.parent, os.W_OK) or not database.exists():
-        return database
-    folder = Path(tempfile.mkdtemp(prefix="read-only-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    copy = folder / database.name
-    try:
-        schema.back_up(database, copy)
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            raise
-        # SQLite would have to make the index of the log here, or roll an interrupted write back. Nobody has the file
-        # open, since the index would be there, so a copy of the files is a snapshot, too
-        copy.unlink(missing_ok=True)
-        for path in (database, *(database.with_name(database.name + log) for log in ("-wal", "-journal"))):
-            if path.exists():
-                shutil.copyfile(path, folder / path.name)
-    return copy
-
-
-def check_exists(database: Path) -> None:
-    """Raise a `StoreError` if the SQLite file is missing."""
-    if not database.exists():
-        raise StoreError(f"there is no result database at {database}; run a task first, or name one in --tracking-uri")
-
-
-def without_password(text: str) -> str:
-    """Hide the passwords of URIs in a text."""
-    return re.sub(
-        r"(://[^:/@\s]*):[^@\s]*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}:***@" if m[1] else f"{m[2]}***", text
-    )
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return the text of an error without line breaks and passwords, at most 300 characters."""
-    return without_password(" ".join(str(error).split()))[:300] or error.__class__.__name__
-
-
-def is_mlflow_error(error: BaseException) -> bool:
-    """Whether MLflow raised it, told by its module: importing MLflow takes seconds."""
-    return type(error).__module__.startswith("mlflow")
-
-
 def _client(uri: str) -> "MlflowClient":
     prepare_environment()
     from mlflow import MlflowClient
@@ -376,44 +313,6 @@ def _client(uri: str) -> "MlflowClient":
     if (database := sqlite_path(uri)) is not None:
         uri = uri.replace(str(database), str(readable(database)))
     return MlflowClient(uri, registry_uri=uri)
-
-
-def host() -> str:
-    """Name this machine; a container with process numbers of its own counts as a machine."""
-    name = socket.gethostname()
-    with contextlib.suppress(OSError):
-        namespace = str(Path("/proc/self/ns/pid").readlink())  # Linux: "pid:[4026531836]" outside of containers
-        return name if "4026531836" in namespace else f"{name}.{re.sub(r'[^0-9]', '', namespace)}"
-    return name
-
-
-def this_process() -> str:
-    """Name this process by machine, number and start (`start_of`)."""
-    return f"{host()} {os.getpid()} {start_of(os.getpid())}"
-
-
-def start_of(pid: int) -> str:
-    """Return when a process started: on Linux in ticks since the machine did, such as t123, else in Unix time.
-
-    Ticks do not change if the clock is set. A `psutil.NoSuchProcess` says that the process has ended.
-    """
-    if sys.platform == "linux":
-        try:
-            return f"t{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
-        except (FileNotFoundError, ProcessLookupError):
-            raise psutil.NoSuchProcess(pid) from None
-    return f"{psutil.Process(pid).create_time():.0f}"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """Return the file of a SQLite URI, else None."""
-    name = uri.removeprefix("sqlite:///").partition("?")[0]  # options of the connection, such as ?timeout=60, follow
-    return Path(name).resolve() if uri.startswith("sqlite:///") else None
-
-
-def state_folder(database: Path) -> Path:
-    """Return the folder of locks and other local state beside a SQLite database."""
-    return database.parent / f"{database.stem}.state"
 
 
 def _lock(state: Path) -> FileLock:
@@ -458,23 +357,6 @@ def _create_sqlite(path: Path) -> None:
         partial.rename(path)
 
 
-def _check_sqlite(path: Path) -> None:
-    """Look at an existing file before MLflow does, which would retry for minutes, or change another version's file."""
-    if path.is_dir():
-        raise StoreError(f"cannot open the result database {path}: it is a folder; write sqlite:///{path}/mlflow.db")
-    try:
-        problem = schema.why_unusable(schema.schema_of(readable(path)), f"sqlite:///{path}") if path.exists() else ""
-    except (OSError, sqlite3.Error) as error:
-        raise sqlite_error(error)(f"cannot open the result database {path}: {error}") from None
-    if problem:
-        raise StoreError(problem)
-
-
-def sqlite_error(error: Exception) -> type[StoreError]:
-    """Return the class for an error of SQLite; a lock is temporary."""
-    return StoreAwayError if "locked" in str(error) else StoreError
-
-
 def _check_server(uri: str) -> None:
     """Ask the server once, as MLflow's client asks: with its certificates and its user. MLflow itself would retry."""
     import requests
@@ -487,15 +369,8 @@ def _check_server(uri: str) -> None:
             client = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
             requests.get(f"{uri.rstrip('/')}/health", timeout=10, verify=verify, cert=client)
     except OSError as error:  # requests'; with any status it answers, and the first call shows what is allowed
-        why = f"the tracking server {without_password(uri)} does not answer ({_innermost(error)})"
+        why = f"the tracking server {without_password(uri)} does not answer ({innermost(error)})"
         if isinstance(error, requests.exceptions.SSLError) or not isinstance(error, requests.RequestException):
             remedy = "name its certificate in MLFLOW_TRACKING_SERVER_CERT_PATH"  # or another file: this one is missing
             raise StoreError(f"{why}; {remedy}") from None
         raise StoreAwayError(f"{why}; start it or name another") from None
-
-
-def _innermost(error: BaseException) -> str:
-    """Return the words of the error that caused an error of requests, without the objects that urllib3 names."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return in_one_line(error)

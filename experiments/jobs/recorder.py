@@ -17,7 +17,7 @@ from tracking import Claim, Parent, Run, Store, journal, keys
 from tracking.artifacts import file_digests
 from tracking.checkpoints import Checkpoint
 from tracking.predictions import Predictions
-from tracking.store import host
+from tracking.process import host
 
 History = list[dict[str, Any]]
 

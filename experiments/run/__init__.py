@@ -15,7 +15,7 @@ from experiments.run.execute import execute, open_store
 from experiments.run.forecast import in_words, longest_seconds
 from experiments.run.plan import Plan, make_plan
 from experiments.task import TaskError
-from tracking.store import without_password
+from tracking.errors import without_password
 
 LONG = 4 * 3600.0  # seconds of a tuned run above which `--yes` is needed
 

@@ -25,8 +25,8 @@ from models import BASELINES, ModelCard, ModelError
 from models.weights import InitialWeights, from_file, from_library, why_unavailable
 from tracking import Store, TrainingConfig
 from tracking.keys import CHILD_PARAMS, LOOKS, trials_of
+from tracking.process import host
 from tracking.settings import kind_of, logged_settings
-from tracking.store import host
 
 OF_THE_CLIENT = ("MLFLOW_", "AWS_", "PG", "EXPERIMENT_PREFIX")  # variables that tell the store's client how to get in
 

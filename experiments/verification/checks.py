@@ -31,10 +31,10 @@ from experiments.verification.material import Material
 from experiments.verification.stored_run import Record, SplitRecord
 from models.weights import parse_normalisation
 from tracking import StoreError, keys
+from tracking.errors import StoreAwayError
 from tracking.predictions import PartPredictions, Predictions
 from tracking.scores import SCORES
 from tracking.settings import LATER
-from tracking.store import StoreAwayError
 
 ROUNDING = 1e-6  # nats, of a loss that was summed up on a device, and from the stored probabilities
 NO_FILE = f"since {keys.PREDICTIONS} has no probabilities"
