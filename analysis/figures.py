@@ -127,7 +127,7 @@ def draw_figures(
         if predictions is None:
             continue
         confusion = confusion_counts(predictions["true"].to_numpy(), predictions["pred"].to_numpy(), len(classes))
-        title = f"{model}, {_part_name(metric)} images, {len(runs)} splits pooled"
+        title = f"{model}, {_part_name(metric)} images, {f'{len(runs)} splits pooled' if len(runs) > 1 else '1 split'}"
         yield file_name(f"confusion_{model}"), model, confusion_figure(confusion, classes, title)
         if thumbnails and (sheet := _sheet_of_mistakes(evidence, model)) is not None:
             yield file_name(f"most_confused_{model}"), model, sheet
@@ -384,7 +384,8 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
         axes.set_yticks(ticks, names, rotation=0, **text)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        axes.set_title(title, **text)
+        # over the whole figure: over axes beside long names its end would be cut off
+        figure.suptitle(title, fontsize=STYLE["axes.titlesize"], **text)
     return figure
 
 
