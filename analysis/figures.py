@@ -5,7 +5,6 @@ import hashlib
 import io
 import itertools
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator
 from PIL import Image
 
 from analysis.comparison import NETWORKS, ROPE, Evidence, predicted_parts, tabulate
-from analysis.fonts import font_families
+from analysis.fonts import font_families, quiet_about_glyphs
 from analysis.formats import shortened, shortened_apart
 from analysis.looks import compare_as_planned
 from analysis.query import load_curves, load_thumbnails
@@ -64,8 +63,7 @@ def colour(model: str) -> str:
 
 def encode(figure: Figure, form: str) -> bytes:
     """Return the bytes of a figure as a `png`, `svg` or `pdf` file, identical for identical figures."""
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph ")  # `font_families` says so once
+    with mpl.rc_context(STYLE), quiet_about_glyphs():
         figure.savefig(buffer := io.BytesIO(), format=form, **(FORMS | PDF)[form])
     # a palette takes a third of the size without a visible difference, except for photographs
     few_colours = form == "png" and not any(axes.images for axes in figure.axes)
@@ -129,7 +127,7 @@ def draw_figures(
         if predictions is None:
             continue
         confusion = confusion_counts(predictions["true"].to_numpy(), predictions["pred"].to_numpy(), len(classes))
-        title = f"{model}, {_part_name(metric)} images, {len(runs)} splits pooled"
+        title = f"{model}, {_part_name(metric)} images, {f'{len(runs)} splits pooled' if len(runs) > 1 else '1 split'}"
         yield file_name(f"confusion_{model}"), model, confusion_figure(confusion, classes, title)
         if thumbnails and (sheet := _sheet_of_mistakes(evidence, model)) is not None:
             yield file_name(f"most_confused_{model}"), model, sheet
@@ -386,7 +384,8 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str], title: str) 
         axes.set_yticks(ticks, names, rotation=0, **text)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        axes.set_title(title, **text)
+        # over the whole figure: over axes beside long names its end would be cut off
+        figure.suptitle(title, fontsize=STYLE["axes.titlesize"], **text)
     return figure
 
 

@@ -1,8 +1,10 @@
 """Fonts for the text of a figure: class names may be in any script."""
 
+import contextlib
 import sys
 import unicodedata
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +38,14 @@ def font_families(texts: Iterable[str]) -> list[str]:
     if needed:
         _say_what_is_missing("".join(sorted(map(chr, needed))))
     return families
+
+
+@contextlib.contextmanager
+def quiet_about_glyphs() -> Iterator[None]:
+    """Keep a warning for each missing character off the screen: `font_families` names them once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")
+        yield
 
 
 @cache

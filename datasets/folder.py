@@ -77,7 +77,7 @@ def list_folder(root: Path) -> Listing:
 
 def find_parts(root: Path) -> dict[str, list[Path]]:
     """Return the folders of each part; without one for `train` if `root` has no layout that is known."""
-    inside = _folders(root)
+    inside = folders_in(root)
     found: dict[str, list[Path]] = {}
     for folder in inside:
         if part := part_of(folder.name):
@@ -87,7 +87,7 @@ def find_parts(root: Path) -> dict[str, list[Path]]:
     if len(inside) == 1 and not found and (deeper := find_parts(inside[0])):
         return deeper
     classes = [folder for folder in inside if not part_of(folder.name)]
-    if any(part_of(inner.name) == "train" for folder in classes for inner in _folders(folder)):
+    if any(part_of(inner.name) == "train" for folder in classes for inner in folders_in(folder)):
         return {}  # a folder of data sets
     if sum(_holds_pictures(folder) for folder in classes) > 1:
         found["train"] = [root]
@@ -100,13 +100,14 @@ def part_of(name: str) -> str:
     return next((part for part, names in PARTS.items() if re.fullmatch(f"({names}){ends}", name, re.IGNORECASE)), "")
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """List the folders in a folder, but for hidden ones, in order."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
 
 
 def _innermost(folder: Path, part: str) -> Path:
     """Return the `train/` in a `train/` that holds no other folder."""
-    inside = _folders(folder)
+    inside = folders_in(folder)
     if len(inside) == 1 and part_of(inside[0].name) == part:
         return _innermost(inside[0], part)
     return folder
@@ -223,7 +224,7 @@ def _check(listing: Listing, folders: Mapping[str, Sequence[Path]]) -> None:
     where = readable_name(str(folders["train"][0]))
     if len(train) < 2:
         if loose:
-            raise DatasetError(_no_class(folders["train"][0], Path(loose[0]).name, len(loose)))
+            raise DatasetError(no_class(folders["train"][0], Path(loose[0]).name, len(loose)))
         found = f"only the class {next(iter(train))!r}" if train else "no class"
         for label, files in train.items():
             if inner := nested(label, map(listing.name, files)):
@@ -249,26 +250,28 @@ def _no_layout(root: Path) -> str:
     below = [root]
     for folder in below:
         if len(folder.relative_to(root).parts) < DEEPEST:
-            below += _folders(folder)
+            below += folders_in(folder)
     if other := next((folder for folder in below[1:] if find_parts(folder)), None):
         return (
             f"{name} holds neither train/<class>/ nor two or more folders of pictures, but {readable_name(str(other))} "
             "does; name that one"
         )
-    pictures = [sorted(path for path in folder.iterdir() if _is_loose_picture(path)) for folder in below]
-    if most := max(pictures, key=len):
-        return _no_class(most[0].parent, readable_name(most[0].name), len(most))
+    if most := max(map(loose_pictures, below), key=len):
+        return no_class(most[0].parent, readable_name(most[0].name), len(most))
     return (
         f"{name} holds neither train/<class>/ nor two or more folders of pictures; put each class into a folder of its "
         f"own ({ARRANGE} does so by file names or a table)"
     )
 
 
-def _is_loose_picture(path: Path) -> bool:
-    return is_picture_by_name(path) and not is_hidden(path) and path.is_file()
+def loose_pictures(folder: Path) -> list[Path]:
+    """List the pictures in a folder itself, by their names, in order."""
+    return sorted(
+        path for path in folder.iterdir() if is_picture_by_name(path) and not is_hidden(path) and path.is_file()
+    )
 
 
-def _no_class(folder: Path, example: str, count: int) -> str:
+def no_class(folder: Path, example: str, count: int) -> str:
     """Say that pictures lie in no class folder, and which command puts them there."""
     place = readable_name(str(folder))
     return (

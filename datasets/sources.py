@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.folder import Listing, decode_listed, find_parts, list_folder
+from datasets.folder import Listing, decode_listed, find_parts, folders_in, list_folder, loose_pictures, no_class
 from datasets.images import DATA_DIR, DatasetError, ImageData, cache_dir, cached, one_sentence
 from datasets.names import readable_name
 
@@ -209,6 +209,8 @@ def _find_in(folder: Path, source: Source) -> Path:
     for root in (folder / source.name, folder):
         if source.is_in(root):
             return root
+    if (loose := loose_pictures(folder)) and not folders_in(folder):
+        raise DatasetError(no_class(folder, readable_name(loose[0].name), len(loose)))
     raise DatasetError(
         f"--data-dir {folder} holds neither {source.name}/ nor train/<class>/; name the folder that does, omit "
         "--data-dir to download, or use --sample for generated images"

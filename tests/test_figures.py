@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 
 from analysis.figures import (
@@ -36,6 +37,15 @@ def test_confusion_figure_takes_any_class_name_and_many_classes(tmp_path: Path) 
     confusion_figure(np.eye(2, dtype=int), ["a$\\b$c", "$_$"], "$").savefig(tmp_path / "a.png")
     confusion_figure(np.eye(61, dtype=int), [f"class {i}" for i in range(61)], "many").savefig(tmp_path / "b.png")
     assert max(Image.open(tmp_path / "b.png").size) <= 1200
+
+
+def test_the_title_beside_long_class_names_is_whole() -> None:
+    title = "lenet5, validation and test images, 5 splits pooled"
+    figure = confusion_figure(np.eye(2, dtype=int), ["x" * 61, "y" * 200], title)
+    figure.draw_without_rendering()
+    (drawn,) = figure.findobj(lambda artist: isinstance(artist, Text) and artist.get_text() == title)
+    box = drawn.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
 
 def test_plain_text_needs_no_other_font() -> None:

@@ -143,8 +143,11 @@ def test_pictures_in_no_folder_get_the_command_that_arranges_them(tmp_path: Path
         root = tmp_path / part.replace(".", "flat")
         for name in ("cat.0.png", "cat.1.png", "dog.0.png"):
             picture(root / (part if part == "train" else "") / name)
-        with pytest.raises(DatasetError, match=r"holds 3 pictures in no class folder, such as cat\.0\.png; .*arrange"):
+        sentence = r"holds 3 pictures in no class folder, such as cat\.0\.png; .*arrange"
+        with pytest.raises(DatasetError, match=sentence):
             read(root)
+    with pytest.raises(DatasetError, match=sentence):  # and as the folder of a task's own data set
+        datasets.load(Kaggle("somebody/photos", 8, 1), tmp_path / "flat")
 
 
 @pytest.mark.parametrize(("place", "sentence"), [

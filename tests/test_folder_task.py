@@ -18,8 +18,10 @@ QUICK = ("-m", "lenet5", "--epochs", "2")
 
 @pytest.fixture
 def with_validation(image_folder: Path) -> Path:
-    """The folder with a published validation part, under a Korean name with a space."""
+    """The folder with a published validation part, a Korean name with a space, and a class that few fonts can write."""
     shutil.copytree(image_folder / "test", image_folder / "val")
+    for part in ("train", "val", "test"):
+        (image_folder / part / "light").rename(image_folder / part / "𓃠")
     return image_folder.rename(image_folder.parent / "내 사진")
 
 
@@ -28,6 +30,7 @@ def test_a_folder_is_run_shown_verified_and_used(with_validation: Path, store_ur
     done = run_here("experiments/folder.py", str(with_validation), *QUICK, *store, DATA_DIR="/nonexistent")
     assert done.returncode == 0, done.stderr
     assert "found 64 = used 64 + set aside 0" in done.stdout and "Which class of 내-사진?" in done.stdout
+    assert "Warning" not in done.stderr
     smaller = ("--folds", "2", "--image-size", "28", "--channels", "1")
     again = run_here("experiments/folder.py", str(with_validation), *smaller, *QUICK, *store)
     assert again.returncode == 0, again.stderr
@@ -39,7 +42,7 @@ def test_a_folder_is_run_shown_verified_and_used(with_validation: Path, store_ur
     assert verified.returncode == 0 and " 0 differences (" in verified.stdout, verified.stdout + verified.stderr
     photo = with_validation / "test" / "dark" / "00.png"
     predicted = run_here("-m", "experiments", "predict", "내-사진", str(photo), *store)
-    assert predicted.returncode == 0 and predicted.stdout.splitlines()[-1].split()[-1] in ("dark", "light")
+    assert predicted.returncode == 0 and predicted.stdout.splitlines()[-1].split()[-1] in ("dark", "𓃠")
     assert run_here("-m", "analysis", "table", "내-사진", *store).returncode == 0
     without = run_here("-m", "experiments", "verify", "내-사진", *store)
     assert without.returncode == 1 and "is a folder of yours; name it in --data-dir" in without.stderr

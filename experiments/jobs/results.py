@@ -177,7 +177,7 @@ def write_files(
     predictions: Predictions,
 ) -> None:
     """Write checkpoint, history, split, predictions, confusion matrices and the worst mistakes to a folder."""
-    from analysis import figures  # late: matplotlib takes half a second, and the first epoch comes first
+    from analysis import figures, fonts  # late: matplotlib takes half a second, and the first epoch comes first
 
     confusions = {part: result.confusion for part, result in results.items() if result}
     checkpoint.save(folder / keys.CHECKPOINT)
@@ -197,7 +197,8 @@ def write_files(
     np.savez_compressed(folder / keys.THUMBNAILS, index=worst, pixels=thumbnails(data, worst))
     title = f"{checkpoint.model}, {'test' if part == 'test' else 'validation'} part, epoch {checkpoint.epoch}"
     figure = figures.confusion_figure(confusions[part], data.classes, title)
-    figure.savefig(folder / keys.CONFUSION_FIGURE)
+    with fonts.quiet_about_glyphs():
+        figure.savefig(folder / keys.CONFUSION_FIGURE)
 
 
 def thumbnails(data: ImageData, indices: np.ndarray) -> np.ndarray:
