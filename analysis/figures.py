@@ -5,7 +5,6 @@ import hashlib
 import io
 import itertools
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +63,7 @@ def colour(model: str) -> str:
 
 def encode(figure: Figure, form: str) -> bytes:
     """Return the bytes of a figure as a `png`, `svg` or `pdf` file, identical for identical figures."""
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph ")  # `font_families` says so once
+    with mpl.rc_context(STYLE):
         figure.savefig(buffer := io.BytesIO(), format=form, **(FORMS | PDF)[form])
     # a palette takes a third of the size without a visible difference, except for photographs
     few_colours = form == "png" and not any(axes.images for axes in figure.axes)

@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ PREFERRED_FONTS = (  # tried in this order, then all others, for characters that
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Microsoft YaHei", "Noto Sans",
 )  # fmt: skip
 SHOWN = 10  # characters that no font has, in a message
+warnings.filterwarnings("ignore", "Glyph ")  # wherever a figure is saved: `font_families` says it once
 
 
 def font_families(texts: Iterable[str]) -> list[str]:

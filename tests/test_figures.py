@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from analysis.figures import (
     most_confused,
 )
 from analysis.fonts import _installed_fonts, font_families
+from tests.conftest import ROOT
 
 
 def test_confusion_figure_is_drawn(tmp_path: Path) -> None:
@@ -56,6 +59,17 @@ def test_korean_class_names_are_drawn() -> None:
             figure.savefig(buffer := io.BytesIO())
             drawn.append(buffer.getvalue())
     assert drawn[0] != drawn[1]  # boxes would look alike
+
+
+def test_a_glyph_that_no_font_has_is_said_once_however_the_figure_is_saved() -> None:
+    code = """import io, numpy as np
+from analysis.figures import confusion_figure, encode
+for _ in range(2):
+    figure = confusion_figure(np.eye(2, dtype=int), ["\\U000F1234", "b"], "title")
+    figure.savefig(io.BytesIO())
+    encode(figure, "png")"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("! no installed font has") and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_most_confident_mistakes_of_all_splits_are_among_those_of_each() -> None:
