@@ -15,15 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from datasets.decoding import (
-    FOREIGN_SUFFIXES,
     NoImageError,
     decode_files,
     is_picture_by_name,
     opens,
     quiet_libraries,
+    why_undecoded,
 )
 from datasets.images import DatasetError, ImageData, SetAside
 from datasets.names import is_hidden, readable_name
@@ -334,7 +334,7 @@ def decode_listed(
         if isinstance(failure, NoImageError):
             listing.set_aside(path, "is no image", part, label)
         elif failure is not None:
-            listing.set_aside(path, "does not decode", part, label, _detail(path, failure))
+            listing.set_aside(path, "does not decode", part, label, why_undecoded(path, failure))
     good = np.array([failure is None for failure in failures], dtype=bool)
     kept = [row for row, is_good in zip(rows, good, strict=True) if is_good]
     classes = tuple(listing.parts["train"])
@@ -366,18 +366,6 @@ def decode_listed(
         tuple(listing.name(path) for _, _, path in kept),
         tuple(listing.aside),
     )
-
-
-def _detail(path: Path, failure: Exception) -> str:
-    """Say why a picture does not decode."""
-    if not isinstance(failure, UnidentifiedImageError):
-        words = " ".join(str(failure).replace(str(path), "the file").split())
-        return f"{type(failure).__name__}: {words}"
-    if not path.stat().st_size:
-        return "it is empty"
-    if path.suffix.lower() in FOREIGN_SUFFIXES:
-        return f"Pillow reads no {path.suffix.lower()} files; convert it to PNG or JPEG"
-    return "its content is that of no image"
 
 
 def usual_shape(listing: Listing) -> tuple[int, int]:
