@@ -36,10 +36,11 @@ HEADERS = {  # short, so that a table fits 80 characters
 MARKUP = re.compile(r"[\\`*\[\]]|<(?=[A-Za-z/!?])|&(?=[#\w])|\b_|_\b")
 MINUS = re.compile(r"(?<![\w.)-])-(?=[\d.])")  # a hyphen that is the sign of a number
 MOST = 10_000  # characters: a table is fitted by `_fitted`, and by nothing else
+NAMES = ("class", "model")  # columns of names that are shortened, in this order
 SHORTEST_NAME = 16
 DISPENSABLE = (  # columns, in the order in which they are left out of a narrow table
     "s per split", "MACs", "parameters", "best epoch", "McNemar p", "if calibrated", "P(same)", "P(better)",
-    "micro-F1", "macro-F1", "p",
+    "micro-F1", "macro-F1", "precision", "recall", "p",
     "Holm p", "95 % interval",
 )  # fmt: skip
 TEXT_COLUMNS = ("score", "class", "model", "against", "verdict", "run_id")  # left-aligned, the others right-aligned
@@ -162,14 +163,15 @@ def _fitted(cells: pd.DataFrame, width: int) -> tuple[pd.DataFrame, list[str]]:
     shown = cells.copy()
     if "verdict" in shown and _total(shown) > width:
         shown["verdict"] = shown["verdict"].str.replace(" ", "\n", n=1)
-    longest = _width(shown["model"])
-    while _total(shown) > width and longest > SHORTEST_NAME:
-        longest -= 1
-        parts = cells["model"].str.split("\n")
-        shorter = parts.map(lambda names, length=longest: "\n".join(shortened(name, length) for name in names))
-        if shorter.nunique() < cells["model"].nunique():
-            break  # names must stay apart
-        shown["model"] = shorter
+    for column in NAMES:
+        longest = _width(shown[column]) if column in shown else 0
+        while _total(shown) > width and longest > SHORTEST_NAME:
+            longest -= 1
+            parts = cells[column].str.split("\n")
+            shorter = parts.map(lambda names, length=longest: "\n".join(shortened(name, length) for name in names))
+            if shorter.nunique() < cells[column].nunique():
+                break  # names must stay apart
+            shown[column] = shorter
     left_out = []
     for column in DISPENSABLE:
         if _total(shown) > width and column in shown and len(shown.columns) > 2:

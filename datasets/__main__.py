@@ -15,6 +15,7 @@ from datasets.account import account, count_classes, notes
 from datasets.arrange import arrange as by_class
 from datasets.audit import audit as examine
 from datasets.audit import count_table, draw_contact_sheet, to_text
+from datasets.folder import some
 from datasets.images import one_sentence
 from datasets.names import readable_name
 
@@ -30,11 +31,6 @@ def _check(tasks: list[str], neither: str = "not") -> None:
             raise typer.BadParameter(f"{readable_name(task)!r} is {neither} one of {', '.join(known)}")
 
 
-def _check_one(task: str) -> str:
-    _check([task])
-    return task
-
-
 def _check_tasks(tasks: list[str]) -> list[str]:
     _check(tasks)
     return tasks
@@ -43,6 +39,10 @@ def _check_tasks(tasks: list[str]) -> list[str]:
 def _check_or_folder(tasks: list[str]) -> list[str]:
     _check([task for task in tasks if not Path(task).is_dir()], "neither a folder nor")
     return tasks
+
+
+def _check_task_or_folder(task: str) -> str:
+    return _check_or_folder([task])[0]
 
 
 def _source(task: str) -> Source:
@@ -79,16 +79,19 @@ def arrange(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="it is only read")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="a new folder for the copies")],
     labels: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="a CSV file: picture, class; default: by names")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="a CSV file of pictures and classes; default: by names"),
     ] = None,
 ) -> None:
     """Copy pictures that lie in one folder into a folder for each class, for `experiments/folder.py TARGET`."""
     with one_sentence():
-        counts, left = by_class(folder, target, labels)
+        counts, left, missing = by_class(folder, target, labels)
     for label, count in counts.items():
         print(f"{count:7,} {readable_name(label)}")
     if left:
         print(f"not copied: {', '.join(readable_name(path.name) for path in left)}")
+    if missing:
+        print(f"{len(missing):,} in the table and not in the folder: {some([*map(readable_name, missing)])}")
     print(f"python experiments/folder.py {shlex.quote(readable_name(str(target)))}")
 
 
@@ -101,7 +104,9 @@ def download(tasks: Tasks) -> None:
 
 @app.command()
 def audit(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="such as task1", callback=_check_one)],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK|DIR", help="such as task1, or a folder", callback=_check_task_or_folder)
+    ],
     data_dir: DataDir = None,
     sample: Sample = False,
     form: Annotated[
@@ -113,12 +118,13 @@ def audit(
     ] = None,
 ) -> None:
     """Report broken files, duplicate pictures, pictures with two labels, and test images that are in training."""
+    folder = Path(task) if Path(task).is_dir() else data_dir
     for path, suffixes in ((out, TEXTS), (contact_sheet, (".png",))):
         if path and path.suffix.lower() not in suffixes:
             raise typer.BadParameter(f"{path.name!r} ends in none of {', '.join(filter(None, suffixes))}")
-        if path and data_dir and path.resolve().is_relative_to(data_dir.resolve()):
+        if path and folder and path.resolve().is_relative_to(folder.resolve()):
             raise typer.BadParameter(f"{path} lies in the folder of the data, which is only read; name another place")
-    report, data = examine(task, _source(task), data_dir, sample)
+    report, data = examine(task, _source(task), None if Path(task).is_dir() else data_dir, sample)
     as_json = form == "json" or (form is None and out is not None and out.suffix.lower() == ".json")
     text = json.dumps(report, indent=2) + "\n" if as_json else to_text(report)
     if out is None:

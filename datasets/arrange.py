@@ -1,28 +1,36 @@
 """Copying pictures that lie in one folder into a folder for each class, by their names or by a table."""
 
 import csv
+import io
+import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from datasets.decoding import is_picture_by_name, opens
-from datasets.folder import part_of
+from datasets.folder import part_of, some
 from datasets.images import LOCK, DatasetError, building
 from datasets.names import is_hidden, readable_name
 
+SEPARATORS = ",;\t|"
+CLASS_COLUMN = re.compile(r"(label|class|category|target)(e?s)?([ _-]?names?)?", re.IGNORECASE)  # what people call it
+INDEX_COLUMN = re.compile(r"|unnamed: \d+", re.IGNORECASE)  # the first one of a table that pandas wrote
+LONGEST_NAME = 255  # bytes of a folder's name, on all common file systems
 
-def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dict[str, int], list[Path]]:
+
+def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dict[str, int], list[Path], list[str]]:
     """Copy the pictures of a folder to `target/<class>/`, which must not exist; the source is only read.
 
     Parameters
     ----------
     source, target : Path
     labels : Path, optional
-        A CSV file (comma, semicolon or tab) whose rows name a picture, with or without its suffix, and in the next
-        column its class; without it, the class is the start of a picture's name, such as cat of cat.0.jpg, cat_0.jpg
-        and cat0.jpg.
+        A CSV file (comma, semicolon, tab or bar) of which one column names the pictures, with or without their
+        suffixes, and one their classes: the only other one, or the one that is called label, class, category or
+        target; without the file, the class is the start of a picture's name, such as cat of cat.0.jpg, cat_0.jpg and
+        cat0.jpg.
 
     Returns
     -------
@@ -30,11 +38,14 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dic
         Pictures by class.
     left : list of Path
         Files of the source that are no pictures, which were not copied.
+    missing : list of str
+        Pictures that the table names and the source lacks.
 
     Raises
     ------
     DatasetError
-        There are no pictures, a picture has no class, all have the same, or `target` exists.
+        There are no pictures, a picture has no class, all have the same, the table has several columns that may be
+        that of the classes, or `target` exists.
     """
     visible = sorted(path for path in source.iterdir() if not is_hidden(path))
     files = [path for path in visible if path.is_file()]
@@ -46,14 +57,20 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dic
     if target.exists():
         raise DatasetError(f"{readable_name(str(target))} exists already; name a new folder")
     try:
-        classes = dict(_by_table(labels, pictures) if labels else _by_names(pictures))
+        classes, missing = _by_table(labels, pictures) if labels else (dict(_by_names(pictures)), [])
     except (UnicodeError, csv.Error):
         raise DatasetError(f"{readable_name(str(labels))} is no CSV file in UTF-8; save it as one") from None
     if without := sorted(set(pictures) - set(classes)):
-        where = readable_name(str(labels)) if labels else "its own name"
-        raise DatasetError(f"{len(without)} pictures have no class in {where}, such as {readable_name(without[0])}")
-    if reserved := sorted(label for label in set(classes.values()) if part_of(label) or label[0] == "."):
-        raise DatasetError(f"a class cannot be called {reserved[0]!r}, as a part of the data or a hidden folder is")
+        where, remedy = (
+            (readable_name(str(labels)), "add them") if labels else ("its own name", "name a table in --labels")
+        )
+        raise DatasetError(
+            f"{len(without)} picture{'s have' if len(without) > 1 else ' has'} no class in {where}, such as "
+            f"{readable_name(without[0])}; {remedy}, or take such pictures out of the folder"
+        )
+    for label in sorted(set(classes.values())):
+        if reason := _why_no_folder(label):
+            raise DatasetError(f"a class cannot be called {label[:60]!r}: {reason}")
     if len(set(classes.values())) < 2:
         where = readable_name(str(labels)) if labels else "their names"
         raise DatasetError(
@@ -66,7 +83,18 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dic
             shutil.copy2(pictures[name], partial / label / name)
     (target.parent / LOCK).unlink(missing_ok=True)
     left = [path for path in visible if path.name not in pictures]
-    return dict(sorted(Counter(classes.values()).items())), left
+    return dict(sorted(Counter(classes.values()).items())), left, missing
+
+
+def _why_no_folder(label: str) -> str:
+    """Return why a class cannot have a folder of its name, or an empty string."""
+    if part_of(label) or is_hidden(Path(label)):
+        return "folders of this name are parts of the data, hidden, or a system's own"
+    if "\0" in label:
+        return "it holds a character that no folder's name can hold"
+    if len(os.fsencode(label)) > LONGEST_NAME:
+        return f"its name has {len(os.fsencode(label)):,} bytes, and a folder's at most {LONGEST_NAME}"
+    return ""
 
 
 def _by_names(pictures: dict[str, Path]) -> Iterator[tuple[str, str]]:
@@ -75,18 +103,65 @@ def _by_names(pictures: dict[str, Path]) -> Iterator[tuple[str, str]]:
             yield name, start[0]
 
 
-def _by_table(labels: Path, pictures: dict[str, Path]) -> Iterator[tuple[str, str]]:
-    known = {name: name for name in pictures} | {name.rpartition(".")[0]: name for name in pictures}
+def _by_table(labels: Path, pictures: Mapping[str, Path]) -> tuple[dict[str, str], list[str]]:
+    """Return the classes of the pictures that a table names, and the names in it that are no pictures."""
+    where = readable_name(str(labels))
     text = labels.read_text(encoding="utf-8-sig")
-    separator = max(",;\t", key=text.count)
-    seen: dict[str, str] = {}
-    for row in csv.reader(text.splitlines(), delimiter=separator):
-        place = next((place for place, cell in enumerate(row[:-1]) if Path(cell.strip()).name in known), None)
-        label = re.sub(r"[/\\]", "-", row[place + 1].strip()) if place is not None else ""
-        if place is None or label in ("", ".", ".."):
-            continue
-        name = known[Path(row[place].strip()).name]
-        if seen.setdefault(name, label) != label:
-            where = readable_name(str(labels))
-            raise DatasetError(f"{readable_name(name)} is of two classes in {where}: {seen[name]!r} and {label!r}")
-        yield name, label
+    known = {name.rpartition(".")[0]: name for name in pictures} | {name: name for name in pictures}
+    tables = [list(csv.reader(io.StringIO(text, newline=""), delimiter=each)) for each in SEPARATORS]
+    found, place, rows = max(((*_picture_column(rows, known), rows) for rows in tables), key=lambda table: table[0])
+    if not any(found):
+        return {}, []
+    head = (
+        rows[0]
+        if _file_name(rows[0], place) not in known and not is_picture_by_name(Path(_cell(rows[0], place)))
+        else []
+    )
+    column = _class_column(where, rows, head, place)
+    classes: dict[str, str] = {}
+    missing = []
+    for row in rows[bool(head) :]:
+        cell = _file_name(row, place)
+        label = re.sub(r"[/\\]", "-", _cell(row, column))
+        if cell and cell not in known:
+            missing.append(cell)
+        elif cell and label not in ("", ".", "..") and classes.setdefault(known[cell], label) != label:
+            raise DatasetError(
+                f"{readable_name(known[cell])} is of two classes in {where}: {classes[known[cell]]!r} and {label!r}; "
+                "remove one"
+            )
+    return classes, missing
+
+
+def _picture_column(rows: Sequence[Sequence[str]], known: Mapping[str, str]) -> tuple[tuple[int, int], int]:
+    """Return which column names most pictures, and how many: with their suffixes, which counts more, and at all."""
+    whole, all_names = Counter[int](), Counter[int]()
+    for row in rows:
+        for place in range(len(row) if len(row) > 1 else 0):
+            cell = _file_name(row, place)
+            whole[place] += known.get(cell) == cell
+            all_names[place] += cell in known
+    best = max(sorted(all_names), key=lambda place: (whole[place], all_names[place]), default=0)
+    return (whole[best], all_names[best]), best
+
+
+def _class_column(where: str, rows: Sequence[Sequence[str]], head: Sequence[str], place: int) -> int:
+    others = [other for other in range(max(map(len, rows))) if other != place]
+    named = [other for other in others if CLASS_COLUMN.fullmatch(_cell(head, other))]
+    likely = named or [other for other in others if not (head and INDEX_COLUMN.fullmatch(_cell(head, other)))]
+    if len(likely) != 1:
+        names = [readable_name(_cell(head or rows[0], other)) for other in likely]
+        raise DatasetError(
+            f"{len(likely)} columns of {where} may be that of the classes: {some(names, 5)}; name one of them label in "
+            "the first row, or leave the others out"
+        )
+    return likely[0]
+
+
+def _cell(row: Sequence[str], place: int) -> str:
+    return row[place].strip() if place < len(row) else ""
+
+
+def _file_name(row: Sequence[str], place: int) -> str:
+    """Return the name of a path in a table, of whichever system."""
+    return re.split(r"[/\\]", _cell(row, place))[-1]

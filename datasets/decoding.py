@@ -56,6 +56,18 @@ def opens(path: Path) -> bool:
         return False
 
 
+def why_undecoded(path: Path, failure: Exception) -> str:
+    """Say why a picture does not decode: `failure` is the error of `decode`."""
+    if not isinstance(failure, UnidentifiedImageError):
+        words = " ".join(str(failure).replace(str(path), "the file").split())
+        return f"{type(failure).__name__}: {words}"
+    if not path.stat().st_size:
+        return "it is empty"
+    if path.suffix.lower() in FOREIGN_SUFFIXES:
+        return f"Pillow reads no {path.suffix.lower()} files; convert it to PNG or JPEG"
+    return "its content is that of no image"
+
+
 def decode(file: Path | BinaryIO, size: int, channels: int, depth: Depth | None = None) -> np.ndarray:
     """Decode one image file to the pixels that models see.
 

@@ -17,13 +17,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.decoding import NoImageError, decode_files, is_picture_by_name, opens, quiet_libraries
+from datasets.decoding import (
+    NoImageError,
+    decode_files,
+    is_picture_by_name,
+    opens,
+    quiet_libraries,
+    why_undecoded,
+)
 from datasets.images import DatasetError, ImageData, SetAside
 from datasets.names import is_hidden, readable_name
 
 MAX_BROKEN = 0.05  # a larger share of pictures that do not decode means that the folder is no data set
 PARTS = {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}  # patterns of folders
-KINDS_OF_FOLDER = "set|data|dataset|images"  # that may follow, as in training_set
+KINDS_OF_FOLDER = r"set|data|dataset|images|\d{4}"  # that may follow, as in training_set and train2017
 USUAL_SIZES = (28, 32, 48, 64, 96, 128)  # pixels
 LOOP = "is a link to a folder that holds it"
 LOOKED_AT = 200  # pictures, at most, to choose a size
@@ -176,7 +183,8 @@ def _walk(folder: Path, above: Sequence[os.stat_result] = ()) -> Iterator[tuple[
         path = Path(entry.path)
         if is_hidden(path):
             continue
-        if not entry.is_dir():
+        # a link to itself is no folder for a path, and an error for an entry, which is faster
+        if not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
             yield path, _why_unusable(path)
         elif _holds_itself(path, here):
             yield path, LOOP
@@ -329,8 +337,7 @@ def decode_listed(
         if isinstance(failure, NoImageError):
             listing.set_aside(path, "is no image", part, label)
         elif failure is not None:
-            words = " ".join(str(failure).replace(str(path), "the file").split())
-            listing.set_aside(path, "does not decode", part, label, f"{type(failure).__name__}: {words}")
+            listing.set_aside(path, "does not decode", part, label, why_undecoded(path, failure))
     good = np.array([failure is None for failure in failures], dtype=bool)
     kept = [row for row, is_good in zip(rows, good, strict=True) if is_good]
     classes = tuple(listing.parts["train"])
@@ -345,7 +352,11 @@ def decode_listed(
             )
         classes = tuple(label for label in classes if label in trained)  # the others hold files that are no images
         if len(classes) < 2:
-            raise DatasetError(f"{readable_name(str(root))} holds images of {len(classes)} class; two are the least")
+            found = f"only the class {classes[0]!r}" if classes else "no class"
+            raise DatasetError(
+                f"{readable_name(str(root))} holds images of {found}; put each of two or more classes into a folder of "
+                "its own"
+            )
     counts = {part: sum(each == part for each, _, _ in kept) for part in PARTS}
     return ImageData(
         name,

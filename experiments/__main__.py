@@ -87,6 +87,8 @@ def predict(
 
     The exit code is 1 if a photo cannot be read.
     """
+    if out and out.suffix.lower() != ".csv":
+        raise typer.BadParameter(f"{out.name!r} does not end in .csv", param_hint="--out")
     from mlflow.exceptions import MlflowException
 
     from experiments.champion.predict import Predictor

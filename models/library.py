@@ -7,6 +7,7 @@ passing a batch through the model (`models.describe`). The libraries are importe
 import difflib
 import importlib
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata
@@ -91,13 +92,15 @@ def _build_timm(
 def _first_accepted(make: Callable[[dict[str, Any]], nn.Module], sizes: Sequence[dict[str, Any]]) -> nn.Module:
     """Call a constructor with the first of some arguments that it knows; few take the image size, under three names."""
     *named, nothing = sizes
-    for size in named:
-        try:
-            return make(size)
-        except TypeError as error:
-            if f"unexpected keyword argument '{next(iter(size))}'" not in str(error):
-                raise
-    return make(nothing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the library will change one day: its version is stored
+        for size in named:
+            try:
+                return make(size)
+            except TypeError as error:
+                if f"unexpected keyword argument '{next(iter(size))}'" not in str(error):
+                    raise
+        return make(nothing)
 
 
 def fit_first_convolution(model: nn.Module, in_channels: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -110,7 +111,7 @@ def from_file(path: Path, name: str, in_channels: int, num_classes: int, image_s
         if type(error).__name__ == "UnpicklingError":  # torch refuses all but tensors
             sentence = f"--weights: {path} is no file of tensors, or would execute code as it is read"
             raise ModelError(sentence) from None
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()).partition('. ')[0][:120]}"
         raise ModelError(f"--weights: {path} cannot be read as a state dict ({reason})") from None
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -130,7 +131,11 @@ def _read(path: Path) -> dict[str, Any]:
         from safetensors.torch import load_file
 
         return dict(load_file(path))
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not path.stat().st_size:
+        raise EOFError("it is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other pickles than torch's own: it refuses what it cannot read
+        content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise TypeError(f"it holds a {type(content).__name__}")
     return content
@@ -208,7 +213,7 @@ def _one_sentence(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - libraries raise whatever they trip over
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()).partition('. ')[0][:120]}"
         raise ModelError(f"the weights of {name} cannot be loaded ({reason})") from None
 
 

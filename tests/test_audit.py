@@ -61,7 +61,7 @@ def test_every_fault_is_found_and_nothing_else(folder: Path) -> None:
     assert report["original_size"]["height"] == {"min": 80, "median": 150, "max": 150}
     (broken,) = report["undecodable"]
     assert broken["file"] == "test/cats/broken (1).jpg"
-    assert broken["reason"].startswith("UnidentifiedImageError: cannot identify")
+    assert broken["reason"] == "its content is that of no image"
 
     assert [files(images) for images in report["exact_duplicates"]] == [
         ["train/cats/01 equal.png", "train/cats/01.png"],
@@ -165,10 +165,16 @@ def test_wrong_input_is_one_sentence(image_folder: Path, monkeypatch, capfd) -> 
         (("task1", "--data-dir", str(image_folder / "nowhere")), 1),
         (("task1", "--data-dir", str(image_folder), "--out", "/dev/null/a.json"), 1),
         (("task1", "--data-dir", str(image_folder), "--out", str(image_folder / "a.json")), 2),
+        ((str(image_folder), "--out", str(image_folder / "a.json")), 2),
     ):
         result = run_here(monkeypatch, capfd, "audit", *arguments)
         assert result.returncode == code and "Traceback" not in result.stderr
         assert code == 2 or result.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_a_folder_of_ones_own_is_audited(image_folder: Path, monkeypatch, capfd) -> None:
+    result = run_here(monkeypatch, capfd, "audit", str(image_folder), "--format", "json")
+    assert result.returncode == 0 and json.loads(result.stdout)["folder"] == str(image_folder)
 
 
 def test_images_without_files_are_named_by_part_and_number(tmp_path: Path) -> None:

@@ -262,14 +262,22 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(store: tracking.Sto
     whole = (tmp_path / "gray.jpg").read_bytes()
     (tmp_path / "broken.jpg").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "text.jpg").write_text("no image")
-    bad = [tmp_path / "broken.jpg", tmp_path / "text.jpg", tmp_path / "missing.jpg", tmp_path]
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    reasons = {
+        tmp_path / "broken.jpg": "cannot be read as an image (OSError: ",
+        tmp_path / "text.jpg": "cannot be read as an image (its content is that of no image)",
+        tmp_path / "photo.heic": "(Pillow reads no .heic files; convert it to PNG or JPEG)",
+        tmp_path / "missing.jpg": "is not there",
+        tmp_path: "is a folder; name the photos in it",
+        Path("/dev/null"): "is no regular file",
+    }
+    bad = list(reasons)
     code, out, err = predict(store, "task3", *bad, good, "--out", tmp_path / "p.csv")
     assert code == 1
     assert str(good) in out
     errors = [line for line in err.splitlines() if line.startswith("Error:")]
-    assert len(errors) == 4
-    for path, line in zip(bad, errors, strict=True):
-        assert str(path) in line
+    for (path, reason), line in zip(reasons.items(), errors, strict=True):
+        assert str(path) in line and reason in line
     assert len(pd.read_csv(tmp_path / "p.csv")) == 1
 
 
@@ -279,6 +287,7 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(store: tracking.Sto
         (["task9", "a.png"], "'task9' is not one of task1, task2, task3"),
         (["task1", "a.png"], "task1 has no champion in"),
         (["task3"], "Missing argument 'PHOTO...'"),
+        (["task3", "a.png", "--out", "answers.xlsx"], "'answers.xlsx' does not end in .csv"),
     ],
 )
 def test_predict_says_what_is_wrong(store: tracking.Store, arguments: list[str], expected: str) -> None:

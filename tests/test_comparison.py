@@ -737,7 +737,7 @@ def test_reading_and_tables_do_not_load_mlflow_or_torch(store_of_four: str) -> N
 
 
 @pytest.mark.parametrize("width", [30, 45, 60, 80, 120])
-@pytest.mark.parametrize("kind", ["scores", "pairs"])
+@pytest.mark.parametrize("kind", ["scores", "pairs", "classes"])
 def test_no_number_is_cut_however_narrow_the_terminal(width: int, kind: str) -> None:
     rng = np.random.default_rng(width)
     names = ["모델" * 18, "a_model_with_a_name_of_thirty_eight_chr", "a_model_with_a_name_of_thirty_nine_chrs"]
@@ -751,13 +751,15 @@ def test_no_number_is_cut_however_narrow_the_terminal(width: int, kind: str) -> 
     if kind == "pairs":
         cells.insert(1, "against", cells["model"].iloc[::-1].to_numpy())
         cells["verdict"] = ["not distinguishable", "better", "practically the same"]
+    if kind == "classes":
+        cells.insert(1, "class", ["x" * 200, "cat", "dog"])
     table = ResultTable("t", "c", cells, cells, [], cells)
     text = render([table], "text", width)
     lines = text.splitlines()
     note = next((line for line in lines if line.startswith("! no room")), "")
     left_out = {column for column in cells if f" {column}" in note}
     words = set(text.replace("−", " ").split())
-    for column in set(numbers) - left_out - ({"splits"} if kind == "pairs" else set()):
+    for column in set(numbers) - left_out - ({"splits"} if kind != "scores" else set()):
         assert {word for cell in numbers[column] for word in cell.split()} <= words, column
     drawn = lines[2 : next((i for i, line in enumerate(lines) if line.startswith("!")), None)]
     assert len({tuple(line.split()[:1]) for line in drawn if line}) >= 3

@@ -1,6 +1,7 @@
 """Folders as people have them: every file is used or set aside with a reason, and a picture is what it looks like."""
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -60,9 +61,11 @@ def test_every_file_is_used_or_named_with_a_reason(tmp_path: Path) -> None:
     (root / "train/cats/nothing.jpg").symlink_to(tmp_path / "gone.jpg")
     (root / "train/dogs/more").symlink_to(fill(tmp_path / "elsewhere", "in") / "in", target_is_directory=True)
     (root / "train/dogs/loop").symlink_to(root / "train", target_is_directory=True)
+    (root / "train/dogs/itself.png").symlink_to(root / "train/dogs/itself.png")
     (root / "train/cats/notes.txt").write_text("no image")
     (root / "train/cats/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    (root / "train/cats/photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (root / "train/cats/photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (root / "train/cats/empty.jpg").write_bytes(b"")
     picture(root / "train/loose.png")
     picture(root / "test/unknown.png")
     picture(root / "raw/scan.png")
@@ -80,21 +83,27 @@ def test_every_file_is_used_or_named_with_a_reason(tmp_path: Path) -> None:
     assert aside == {
         ("train", "cats", "train/cats/nothing.jpg"): "is a link to nothing",
         ("train", "dogs", "train/dogs/loop"): "is a link to a folder that holds it",
+        ("train", "dogs", "train/dogs/itself.png"): "is a link to nothing",
         ("train", "cats", "train/cats/notes.txt"): "is no image",
         ("train", "cats", "train/cats/broken.png"): "does not decode",
-        ("train", "cats", "train/cats/photo.heic"): "does not decode",
+        ("train", "cats", "train/cats/photo.HEIC"): "does not decode",
+        ("train", "cats", "train/cats/empty.jpg"): "does not decode",
         ("train", "", "train/loose.png"): "lies in no class folder",
         ("test", "", "test/unknown.png"): "lies in no class folder",
         ("", "", "raw/scan.png"): "lies in raw/, which is no part of the data",
         ("", "", "README.md"): "lies beside the folders of the classes",
     }
-    assert len(data.labels) + len(data.aside) == on_disk(root) + 1  # find passes over the loop
+    details = {each.file: each.detail for each in data.aside}
+    assert details["train/cats/photo.HEIC"] == "Pillow reads no .heic files; convert it to PNG or JPEG"
+    assert details["train/cats/empty.jpg"] == "it is empty"
+    assert len(data.labels) + len(data.aside) == on_disk(root) + 2  # find passes over the loops
     assert len(data.files) == len(data.labels) == len(set(data.files))
 
 
 LAYOUTS: dict[str, Callable[[Path], object]] = {
     "train and test": lambda root: (fill(root / "train", "a", "b"), fill(root / "test", "a", "b")),
     "other names": lambda root: (fill(root / "Training", "a", "b"), fill(root / "testing", "a", "b")),
+    "a year each": lambda root: (fill(root / "train2017", "a", "b"), fill(root / "test2017", "a", "b")),
     "a set each": lambda root: (fill(root / "training_set", "a", "b"), fill(root / "Test-Images", "a", "b")),
     "a folder in a folder": lambda root: (fill(root / "x/y/train", "a", "b"), fill(root / "x/y/test", "a", "b")),
     "train in train": lambda root: (fill(root / "train/train", "a", "b"), fill(root / "test/test", "a", "b")),
@@ -337,11 +346,50 @@ def test_loose_pictures_are_arranged_in_copies(table: str | None, tmp_path: Path
         with pytest.raises(DatasetError, match="3 pictures have no class in"):
             arrange(tmp_path / "loose", tmp_path / "new", labels)
         return
-    assert arrange(tmp_path / "loose", tmp_path / "new", labels) == ({"cat": 2, "dog": 1}, [])
+    assert arrange(tmp_path / "loose", tmp_path / "new", labels) == ({"cat": 2, "dog": 1}, [], [])
     assert count_classes(read(tmp_path / "new"))["train"] == {"cat": 2, "dog": 1}
     assert snapshot(tmp_path / "loose") == before
     with pytest.raises(DatasetError, match="exists already"):
         arrange(tmp_path / "loose", tmp_path / "new", labels)
+
+
+TABLES = {
+    "class before picture": "breed,file\ncat,1.png\ndog,2.png\n",
+    "class behind numbers": "file,width,Label\n1.png,40,cat\n2.png,50,dog\n",
+    "index of pandas": ",file,breed\n0,1.png,cat\n1,2.png,dog\n",
+    "index like pictures": "n,id,category\n1,2.png,dog\n2,1.png,cat\n",
+    "commas of numbers": "file;weight;class\n1.png;1,25;cat\n2.png;1,5;dog\n",
+    "bars": "1.png|cat\n2.png|dog\n",
+    "paths of Windows": "photos\\1.png,cat\nphotos\\2.png,dog\n",
+    "byte order mark": "\ufeff1,cat\r\n2,dog\r\n",
+}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_the_columns_of_a_table_are_found(table: str, tmp_path: Path) -> None:
+    for name in ("1.png", "2.png"):
+        picture(tmp_path / "loose" / name)
+    (tmp_path / "labels.csv").write_text(table + re.sub(r"[12](?=\.png|,cat|,dog)", "99", table.splitlines()[-1]))
+    counts, _, missing = arrange(tmp_path / "loose", tmp_path / "new", tmp_path / "labels.csv")
+    assert counts == {"cat": 1, "dog": 1} and missing == ["99.png" if "png" in table else "99"]
+    assert (tmp_path / "new/cat/1.png").exists() and (tmp_path / "new/dog/2.png").exists()
+
+
+@pytest.mark.parametrize(("table", "sentence"), [
+    ("file,cat,dog\n1.png,1,0\n2.png,0,1\n", r"2 columns of .* may be that of the classes: cat, dog; name one of them"),
+    ("1.png,40,cat\n2.png,50,dog\n", "2 columns of .* may be that of the classes: 40, cat; name one of them"),
+    ("1.png,cat\n2.png,lost+found\n", r"a class cannot be called 'lost\+found'"),
+    ("1.png,cat\n2.png,do\0g\n", "a class cannot be called .* no folder's name can hold"),
+    (f"1.png,cat\n2.png,{'dog' * 100}\n", "a class cannot be called 'dog.*: its name has 300 bytes"),
+    ("1.png,cat\n", r"1 picture has no class in .*, such as 2\.png"),
+])  # fmt: skip
+def test_a_table_that_says_no_class_is_refused(table: str, sentence: str, tmp_path: Path) -> None:
+    for name in ("1.png", "2.png"):
+        picture(tmp_path / "loose" / name)
+    (tmp_path / "labels.csv").write_text(table)
+    with pytest.raises(DatasetError, match=sentence):
+        arrange(tmp_path / "loose", tmp_path / "new", tmp_path / "labels.csv")
+    assert not (tmp_path / "new").exists()
 
 
 def test_pictures_of_one_class_are_not_arranged(tmp_path: Path) -> None:

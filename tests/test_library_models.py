@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import pickle
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,8 +87,10 @@ def test_products_of_attention_count(learns: bool) -> None:
     ("timm:test_resnet.no_such_weights", (3, 2, 64), "Invalid pretrained tag"),
 ])  # fmt: skip
 def test_what_cannot_be_fitted_is_refused_in_one_sentence(name: str, shape: tuple[int, int, int], reason: str) -> None:
-    with pytest.raises(models.ModelError) as error:
+    with warnings.catch_warnings(record=True) as warned, pytest.raises(models.ModelError) as error:
+        warnings.simplefilter("always")
         models.describe(name, *shape)
+    assert not warned
     assert str(error.value).startswith(f"{name} cannot be built for {shape[2]}x{shape[2]} images")
     assert reason in str(error.value) and "\n" not in str(error.value)
 
@@ -208,6 +212,8 @@ def test_files_that_do_not_fit_are_refused_in_one_sentence(
     torch.save(less | {"extra": torch.zeros(1)}, tmp_path / "less.pt")
     torch.save({"x": Code()}, tmp_path / "code.pt")
     torch.save({"lr": 0.1}, tmp_path / "numbers.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Code(), protocol=4))
+    (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.pt").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
     expected = {
@@ -215,13 +221,17 @@ def test_files_that_do_not_fit_are_refused_in_one_sentence(
         "(64, 3, 5, 5), not (64, 3, 3, 3); features.3.squeeze.bias is missing",
         "code.pt": "is no file of tensors, or would execute code as it is read",
         "numbers.pt": "holds no state dict: names with tensors, and nothing else",
+        "pickle.pt": "is no file of tensors, or would execute code as it is read",
+        "empty.pt": "cannot be read as a state dict (EOFError: it is empty)",
         "text.pt": "is no file of tensors",
         "text.safetensors": "cannot be read as a state dict (SafetensorError",
         "missing.pt": "cannot be read (No such file or directory)",
     }
     for name, reason in expected.items():
-        with pytest.raises(models.ModelError) as error:
+        with warnings.catch_warnings(record=True) as warned, pytest.raises(models.ModelError) as error:
+            warnings.simplefilter("always")
             weights.from_file(tmp_path / name, "torchvision:squeezenet1_1", 3, 2, 64)
+        assert not warned, name
         assert str(tmp_path / name) in str(error.value) and reason in str(error.value)
         assert "\n" not in str(error.value)
     with pytest.raises(models.ModelError, match=r"does not fit lenet5: .* is unknown to the model; and \d+ more"):

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from torch import nn
 
 import tracking
-from datasets.decoding import Depth, NoImageError, decode, quiet_libraries
+from datasets.decoding import Depth, NoImageError, decode, quiet_libraries, why_undecoded
 from datasets.names import readable_name
 from experiments.champion import export
 from tracking import Store, StoreError, registry
@@ -90,10 +90,10 @@ class Predictor:
         name = readable_name(str(path))
         try:
             if not path.is_file():
-                return f"{name} is {'a folder; name the photos in it' if path.is_dir() else 'not there'}"
+                what = "no regular file" if path.exists() else "not there"
+                return f"{name} is {'a folder; name the photos in it' if path.is_dir() else what}"
             return decode(path, self.size, self.channels, self.depth)
         except NoImageError:
             return f"{name} is no image"
         except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
-            reason = f"{type(error).__name__}: {tracking.in_one_line(error)}".replace(name, "the file")
-            return f"{name} cannot be read as an image ({reason})"
+            return f"{name} cannot be read as an image ({readable_name(why_undecoded(path, error))})"
