@@ -5,13 +5,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from datasets.folder import PARTS, nested, some
+from datasets.folder import LOOP, PARTS, nested, some
 from datasets.images import ImageData
 from datasets.names import looks_like
 from datasets.splits import Split
 
 EXAMPLES = 3  # of the files of a reason
 MOST_ELSEWHERE = 10  # examples of files outside of all parts: their reason names the folder
+PLURALS = {  # of reasons, beside those that begin with "lies"
+    "is no image": "are no images",
+    "does not decode": "do not decode",
+    "is no regular file": "are no regular files",
+    "is a link to nothing": "are links to nothing",
+    LOOP: "are links to folders that hold them",
+}
 FEW = 10  # test images of a class, below which its score says little
 
 
@@ -47,13 +54,14 @@ def account(data: ImageData, examples: int = EXAMPLES) -> Iterator[str]:
             alike = sorted((each for each in own if each.reason == reason), key=lambda each: each.file)[:shown]
             named = "; ".join(f"{each.file} ({each.detail})" if each.detail else each.file for each in alike)
             more = f"; and {count - shown:,} more" if count > shown else ""
-            yield f"  {count:,} {reason}: {named}{more}"
+            said = reason if count == 1 else PLURALS.get(reason) or reason.replace("lies", "lie", 1)
+            yield f"  {count:,} {said}: {named}{more}"
 
 
 def notes(data: ImageData, split: Split | None = None) -> Iterator[str]:
     """Yield what a user should know of images that are used; the test part is a split's, or the published one."""
     for kind, (low, high) in data.depth.items():
-        yield f"{kind} of 16 or 32 bits a pixel: {low:g} becomes black and {high:g} white, their range outside of test/"
+        yield f"{kind} of 16 or 32 bits: {low:g} becomes black and {high:g} white, their range outside of test/"
     if within := _classes_of_folders(data):
         name, inner = next(iter(within.items()))
         others = f", as those of {len(within) - 1} other classes do" if len(within) > 1 else ""

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 Range = tuple[float, float]  # values that become 0 and 255
+Opened = Image.Image | tuple[Image.Image, ...]  # planes of 16 bits of RGB or RGBA, for which Pillow has no mode
 # of images that have more than 8 bits a pixel, by the kind of their numbers: a range for each of TYPICAL's
 Depth = Mapping[str, Range]
 TYPICAL: Depth = {"integers": (0.0, 65_535.0), "fractions": (0.0, 1.0)}
@@ -81,7 +82,7 @@ def decode(file: Path | BinaryIO, size: int, channels: int, depth: Depth | None 
     size, channels : int
         Height and width in pixels; 3 for RGB, 1 for gray.
     depth : mapping of str to (float, float), optional
-        The values of a gray image with 16 or 32 bits a pixel that become 0 and 255, for `integers` and `fractions`. The
+        The values of an image with 16 or 32 bits a number that become 0 and 255, for `integers` and `fractions`. The
         default is the range of its kind, 0 to 65,535 and 0 to 1, or that of the image itself if it goes beyond.
 
     Returns
@@ -99,7 +100,8 @@ def decode(file: Path | BinaryIO, size: int, channels: int, depth: Depth | None 
     return _to_pixels(image, size, channels)
 
 
-def _to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
+def _to_pixels(image: Opened, size: int, channels: int) -> np.ndarray:
+    assert isinstance(image, Image.Image)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("RGB" if channels == 3 else "L")
@@ -107,7 +109,7 @@ def _to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(size, size, channels)
 
 
-def _open(source: Path | BinaryIO, least: int) -> Image.Image:
+def _open(source: Path | BinaryIO, least: int) -> Opened:
     """Read and turn the first frame, of a PNG also if its metadata are damaged; for `least` see `_read`."""
     try:
         return _read(source, least)
@@ -137,7 +139,7 @@ def _without_metadata(source: Path | BinaryIO) -> BinaryIO | None:
     return io.BytesIO(kept)
 
 
-def _read(source: Path | BinaryIO, least: int) -> Image.Image:
+def _read(source: Path | BinaryIO, least: int) -> Opened:
     """Read and turn the first frame; a JPEG may be reduced to at least `least` pixels a side."""
     try:
         file = Image.open(source)
@@ -151,19 +153,70 @@ def _read(source: Path | BinaryIO, least: int) -> Image.Image:
         # JPEG decodes to 1/2, 1/4 or 1/8 of its size by skipping frequencies: twice as fast for a photo of 800x532
         # pixels. At twice the wanted size the picture is the same: 0.24 of 255 off in the mean, 7 at most
         file.draft(None, (least, least))
+        swapped = _swapped_bytes(file)
         file.load()
         orientation = 1
         with contextlib.suppress(Exception):  # damaged metadata are no damaged picture; the parsers raise anything
             orientation = file.getexif().get(ORIENTATION, 1)
-        return file.transpose(TURNS[orientation]) if orientation in TURNS else file.copy()
+        planes = _sixteen_bits(source, file, swapped) if swapped else (file.copy(),)
+    if orientation in TURNS:
+        planes = tuple(plane.transpose(TURNS[orientation]) for plane in planes)
+    return planes if swapped else planes[0]
 
 
-def _deep_kind(image: Image.Image) -> str:
+def _swapped_bytes(file: ImageFile.ImageFile) -> dict[str, str]:
+    """Return the raw modes of a colour image of 16 bits, and those that read its low bytes; empty for other images.
+
+    Pillow keeps the high byte of such numbers. With the order of the bytes reversed it keeps the low one.
+    """
+    ends = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+    found = {}
+    for raw in {_raw_mode(tile) for tile in file.tile}:
+        colours, _, end = raw.partition(";")
+        if colours not in ("LA", "RGB", "RGBA") or end not in ends:
+            return {}
+        found[raw] = "RGBA" if colours == "LA" else f"{colours};{ends[end]}"  # LA has no reversed form
+    return found
+
+
+def _raw_mode(tile: ImageFile._Tile) -> str:
+    return str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
+
+
+def _sixteen_bits(source: Path | BinaryIO, high: Image.Image, swapped: Mapping[str, str]) -> tuple[Image.Image, ...]:
+    """Return the planes of an image, in the mode I, from its high bytes and the raw modes of its low ones."""
+    if not isinstance(source, Path):
+        source.seek(0)
+    with Image.open(source) as file:
+        file.tile = [
+            tile._replace(args=(swapped[_raw_mode(tile)], *tile.args[1:]) if isinstance(tile.args, tuple)
+                          else swapped[_raw_mode(tile)])
+            for tile in file.tile
+        ]  # fmt: skip
+        file.load()
+        low = file.split()
+    if "RGBA" in swapped.values():  # the four bytes of a pixel of LA
+        low = (low[1], low[1], low[1], low[3])
+    pairs = zip(high.split(), low, strict=True)
+    return tuple(Image.fromarray(np.asarray(first, np.int32) << 8 | np.asarray(second)) for first, second in pairs)
+
+
+def _colours(image: Opened) -> tuple[Image.Image, ...]:
+    """Return the planes of an image but for that of its transparency."""
+    return (image,) if isinstance(image, Image.Image) else image[:3]
+
+
+def _deep_kind(image: Opened) -> str:
     """Return the kind of numbers of 16 or 32 bits, which Pillow's own conversion cuts off at 255; empty for others."""
+    if isinstance(image, tuple):
+        return "integers"
     return "fractions" if image.mode == "F" else "integers" if image.mode.startswith("I") else ""
 
 
-def _to_8_bits(image: Image.Image, values: Range) -> Image.Image:
+def _to_8_bits(image: Opened, values: Range) -> Image.Image:
+    if isinstance(image, tuple):
+        ranges = [*(values for _ in _colours(image)), TYPICAL["integers"]]
+        return Image.merge("RGBA"[: len(image)], [_to_8_bits(*each) for each in zip(image, ranges, strict=False)])
     # scaled here, since Pillow clips (findings/pillow_sixteen_bits.sh)
     pixels = np.asarray(image).astype(np.float64)
     low, high = values
@@ -171,14 +224,15 @@ def _to_8_bits(image: Image.Image, values: Range) -> Image.Image:
     return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
 
 
-def _own_range(image: Image.Image, kind: str) -> Range:
+def _own_range(image: Opened, kind: str) -> Range:
     low, high = TYPICAL[kind]
-    found = _range_of(np.asarray(image))
+    found = _range_of(image)
     return (low, high) if low <= found[0] and found[1] <= high else found
 
 
-def _range_of(pixels: np.ndarray) -> Range:
-    """Return the lowest and the highest value that is finite; (0, 0) without one."""
+def _range_of(image: Opened) -> Range:
+    """Return the lowest and the highest value that is finite, transparency aside; (0, 0) without one."""
+    pixels = np.stack([np.asarray(plane) for plane in _colours(image)])
     finite = pixels[np.isfinite(pixels)]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
@@ -242,7 +296,7 @@ def decode_files(
         try:
             image = _open(files[row], 2 * size)
             if kind := _deep_kind(image):
-                deep[row] = kind, _range_of(np.asarray(image))  # decoded once the range of all is known
+                deep[row] = kind, _range_of(image)  # decoded once the range of all is known
             else:
                 images[row] = _to_pixels(image, size, channels)
         except Exception as error:  # noqa: BLE001 - Pillow's parsers raise any error for a broken file

@@ -71,7 +71,7 @@ class ImageData:
     classes: tuple[str, ...]  # class names in Unicode NFC, in the order of their code points on every machine
     n_pool: int  # size of the published training and validation parts, which protocols split
     n_val: int = 0  # size of the published validation part, the last images of the pool
-    # values that became 0 and 255, by kind, of images of 16 or 32 bits a pixel (`decoding.decode`)
+    # values that became 0 and 255, by kind, of images of 16 or 32 bits (`decoding.decode`)
     depth: dict[str, Range] = field(default_factory=dict)
     files: tuple[str, ...] = ()  # readable paths below the data set's folder; empty if images have no files
     aside: tuple[SetAside, ...] = ()

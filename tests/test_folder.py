@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import unicodedata
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def test_a_folder_that_is_no_part_is_named_by_some_of_its_files(tmp_path: Path) 
         picture(tmp_path / "photos" / "raw" / f"{number:02d}.png")
     total, elsewhere, line = datasets.account(read(tmp_path / "photos"), examples=1000)
     assert total == "found 18 = used 6 + set aside 12" and elsewhere.startswith("elsewhere: found 12 = used 0")
-    assert line.startswith("  12 lies in raw/, which is no part of the data: raw/") and line.endswith("; and 2 more")
+    assert line.startswith("  12 lie in raw/, which is no part of the data: raw/") and line.endswith("; and 2 more")
 
 
 def test_classes_alone_are_a_training_part(tmp_path: Path) -> None:
@@ -257,10 +258,40 @@ def test_deep_pixels_keep_the_range_of_the_training_part(kind: str, dark: float,
     assert means[0] - means[1] > 100
     again = decode(tmp_path / "photos" / "train" / "bright" / "0.tif", 8, 1, data.depth)
     assert np.array_equal(again, data.images[0])
-    assert f"{kind} of 16 or 32 bits a pixel: {low:g} becomes black and {high:g} white" in " ".join(
-        datasets.notes(data)
-    )
+    assert f"{kind} of 16 or 32 bits: {low:g} becomes black and {high:g} white" in " ".join(datasets.notes(data))
     assert data.digest != ImageData(data.name, data.images, data.labels, data.classes, data.n_pool).digest
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """Encode uint16 pixels (height, width, 2, 3 or 4), as the PNG specification says; Pillow writes no such files."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width, planes = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[planes], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("planes", [2, 3, 4])
+def test_colours_of_16_bits_keep_their_low_bytes(planes: int, tmp_path: Path) -> None:
+    """12 bits in 16: their high bytes alone are at most 15."""
+    rng = np.random.default_rng(0)
+    every, opaque = {}, planes % 2 == 0
+    for label, base in (("dark", 300), ("light", 3000)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(base, base + 900, (8, 8, planes)).astype(np.uint16)
+            pixels[..., -1] = 65_535 if opaque else pixels[..., -1]
+            (tmp_path / "photos" / label / f"{number}.png").write_bytes(png_of_16_bits(pixels))
+            every[label, number] = pixels[..., : planes - opaque].astype(float)
+    data = datasets.load(datasets.ImageFolder(str(tmp_path / "photos"), 8, 3))
+    low, high = min(each.min() for each in every.values()), max(each.max() for each in every.values())
+    assert data.depth == {"integers": (low, high)}
+    for image, (_, pixels) in zip(data.images, sorted(every.items()), strict=True):
+        assert np.abs(image - (pixels - low) / (high - low) * 255).max() <= 0.51
 
 
 def test_fractions_and_integers_have_a_range_each(tmp_path: Path) -> None:
