@@ -186,11 +186,11 @@ class Evidence:
         return names if len(names) >= labels else [str(label) for label in range(labels)]
 
     def differences(self, metric: str, model: str, other: str) -> pd.Series:
-        """Return the score of `model` minus that of `other`, on the splits that both have."""
-        ours, theirs = self.of(model), self.of(other)
-        common = ours.index.intersection(theirs.index)
-        difference: pd.Series = ours.loc[common, metric] - theirs.loc[common, metric]
-        return difference
+        """Return the score of `model` minus that of `other`, on the splits that both have; the mean over replicates."""
+        found: dict[int, list[float]] = {}
+        for (split, _), (ours, theirs) in self._paired(model, other).items():
+            found.setdefault(split, []).append(ours[metric] - theirs[metric])
+        return pd.Series({split: np.mean(each) for split, each in found.items()}, dtype=float).rename_axis("split")
 
     def estimate(self, metric: str, model: str, other: str | None = None) -> Estimate:
         """Estimate a model's mean score, or its mean difference to another model on the splits that both have.
@@ -204,14 +204,15 @@ class Evidence:
 
     def _estimate(self, metric: str, model: str, other: str | None) -> Estimate:
         values = self.of(model)[metric] if other is None else self.differences(metric, model, other)
-        sides = [self._rows(name) for name in (model, other) if name]
-        common = [key for key in sides[0] if all(key in side for side in sides)]
+        runs = self._paired(*(name for name in (model, other) if name))
         mean, n = float(values.mean(skipna=False)), len(values)
         try:
             statistics.check_splits(n)
             if not np.isfinite(values).all():
                 raise ValueError(f"{metric} is missing or not finite in a split")
-            result = self._score_estimate(metric, common, [[side[key] for key in common] for side in sides])
+            result = self._score_estimate(metric, [*runs], [*zip(*runs.values(), strict=True)])
+            if other is None and result.se == 0:  # two models that never differ are alike, but no score is certain
+                raise ValueError("all single scores are equal (0), which tells nothing of their spread")
         except StoreAwayError:
             raise  # temporary, and then there is an interval
         except (ValueError, StoreError) as error:
@@ -220,6 +221,20 @@ class Evidence:
         if other is None and score_of(metric).is_share:  # clip the interval to possible scores
             low, high = max(0.0, low), min(1.0, high)
         return Estimate(mean, n, result.se, low, high, result.p, result)
+
+    def _paired(self, *models: str) -> dict[tuple[int, int], list[pd.Series]]:
+        """Return the runs that all of these models have, by split and replicate.
+
+        A baseline is trained once on a split, and is compared with each replicate of a network.
+        """
+        sides = [(self._rows(name), name in BASELINES) for name in models]
+        paired = {}
+        for key in sorted(set().union(*(side for side, _ in sides))):
+            runs = [side.get(key, side.get((key[0], 0)) if is_baseline else None) for side, is_baseline in sides]
+            found = [run for run in runs if run is not None]
+            if len(found) == len(models):
+                paired[key] = found
+        return paired
 
     def _rows(self, model: str) -> dict[tuple[int, int], pd.Series]:
         """Return the runs of a model by split and replicate: making a row of a frame as wide takes long."""

@@ -143,7 +143,9 @@ def _setting(group: pd.DataFrame) -> dict[str, str]:
     """The values that define a group, for display."""
     first = group.iloc[0]
     short = {"dataset_digest": str(first["dataset_digest"])[:8], "device": kind_of(first["device"])}
-    values = {key: str(first[key]) for key in GROUP_PARAMS} | {"n_splits": str(group["n_splits"].max())}
+    values = {key: str(first[key]) if pd.notna(first[key]) else "none" for key in GROUP_PARAMS} | {
+        "n_splits": str(group["n_splits"].max())
+    }
     values |= {key: text.iloc[0] for key, text in _without_tuned(group.head(1)).items()}
     return {"dataset": first["dataset"], **short, **values, "pretrained": kind_of(first["pretrained"]) or "nothing"}
 

@@ -70,7 +70,7 @@ def class_table(evidence: Evidence, part: str) -> ResultTable:
                 row[shown] = number(own["mean"], metric) + (f" ({ends})" if ends else "")
                 data.append(own | {"class": name})
             cells.append(row)
-    notes = ["Intervals of rare classes are too short: with 3 % of 140 images those of F1 cover 84 %, not 95 %."]
+    notes = ["Intervals of rare classes are too short: with 3 % of 140 images those of F1 cover 85 to 90 %, not 95 %."]
     if any(np.isnan(own["mean"]) for own in data):
         notes.insert(0, "Empty: no split has an image of the class or, for precision, a prediction of it.")
     return _table(evidence, part, "mean over splits and 95 % interval, in %", cells, data, notes)
@@ -95,7 +95,13 @@ def _table(
     metric = f"{part}/accuracy"
     problem = evidence.estimate(metric, str(frame["model"].iloc[0])).problem
     notes = [*what_is_wrong(evidence.group), *earlier_version(evidence), *notes]
-    notes += [f"No intervals: {problem}."] if problem else []
+    if problem:
+        notes.append(f"No intervals: {problem}.")
+    elif (frame["mean"].notna() & frame["low"].isna()).any():
+        notes.append(
+            "A mean without an interval: a split leaves the score undefined, and the mean is over the others; or all "
+            "images have the same value, which tells nothing of their spread."
+        )
     shown = pd.DataFrame(cells)
     return ResultTable(title(evidence), f"{PART_NAMES[part]}, {what}", shown, frame, notes, trace(evidence, metric))
 

@@ -9,7 +9,7 @@ from analysis.comparison import Evidence
 from analysis.groups import ComparisonError, group_id
 from analysis.query import load_curves
 from analysis.tuning import METRIC, load_trials, space_of
-from tracking.keys import STOPPED, trials_of
+from tracking.keys import STOPPED, is_divergence, trials_of
 from tracking.settings import TYPES
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _frozen(row: pd.Series, losses: pd.Series, distributions: "dict[str, BaseDis
     from optuna.trial import TrialState, create_trial
 
     stopped = "" if pd.isna(row[STOPPED]) else str(row[STOPPED])
-    state = TrialState.COMPLETE if not stopped else TrialState.PRUNED if stopped.isdecimal() else TrialState.FAIL
+    state = TrialState.FAIL if is_divergence(stopped) else TrialState.PRUNED if stopped else TrialState.COMPLETE
     known = losses.dropna()
     finite = dict(zip(known.index.astype(int).tolist(), known.tolist(), strict=True))
     trial = create_trial(

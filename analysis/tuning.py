@@ -15,7 +15,7 @@ from analysis.comparison import Evidence
 from analysis.groups import ComparisonError
 from analysis.query import load_runs
 from tracking import UnknownTaskError
-from tracking.keys import BASELINES, IDENTITY, trials_of, tuned_settings
+from tracking.keys import BASELINES, IDENTITY, STOPPED, is_divergence, trials_of, tuned_settings
 from tracking.settings import COMPARED, TUNABLE, TYPES
 
 METRIC = "best_val/accuracy"  # a trial has no test score: no test image may choose
@@ -87,8 +87,8 @@ def load_trials(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     -------
     trials : pandas.DataFrame
         A row a trial, ordered by model, split, replicate and trial, with the columns of `load_runs` and: `loss` that it
-        was judged by (infinite if it diverged at once), `score` (accuracy on the validation part, 0 in that case),
-        `chosen`, and `spent`, the multiply-accumulates of its epochs.
+        was judged by (infinite if it diverged), `score` (accuracy on the validation part, 0 in that case), `chosen`,
+        and `spent`, the multiply-accumulates of its epochs.
     problems : list of str
         A sentence for each split without all of its trials, which is left out.
 
@@ -135,9 +135,10 @@ def load_trials(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
         raise ComparisonError("no split of this comparison group has all of its trials in the result database")
     # forward and backward of a training image cost three times a forward pass
     passes = (3 * found["n_train"] + found["n_val"]) * found["epochs_run"].fillna(0)
+    diverged = found[STOPPED].fillna("").map(is_divergence)
     trials = found.assign(
-        loss=found[CHOSEN_BY].fillna(math.inf),
-        score=found[METRIC].fillna(0.0),
+        loss=found[CHOSEN_BY].mask(diverged, math.inf),
+        score=found[METRIC].mask(diverged, 0.0),
         chosen=found["trial"].eq(found["chosen_trial_of_split"]).fillna(False).astype(bool),
         spent=(passes * found["macs"]).astype(float),
     )

@@ -302,6 +302,7 @@ def test_groups_never_mix(key: str, store_of_four: str, runs_of: Callable[..., p
     assert group_id(analysis.choose_group(runs, group_id(groups[1]))) == group_id(groups[1])
     (line,) = list_groups(runs, groups[0])
     assert group_id(groups[1]) in line and key in line
+    assert not any(missing in line for missing in ("nan", "<NA>"))
 
 
 def test_the_number_of_a_gpu_is_no_group_of_its_own(store_uri: str, tmp_path: Path) -> None:
@@ -780,11 +781,11 @@ def test_any_encoding_of_the_output(encoding: str, store_of_four: str) -> None:
 
 @pytest.fixture(scope="module")
 def store_of_now(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of a store of this version's runs, two trainings a split; it is not changed."""
+    """The URI of a store of this version's runs, two trainings of a network a split; it is not changed."""
     folder = tmp_path_factory.mktemp("comparison") / "now"
     uri = new_store(empty_database, folder)
-    for model, skill in (("lenet5", 0.5), ("vggnet", 0.9), ("linear", 0.6)):
-        log_model(uri, model, skill, tmp=folder, replicates=2)
+    for model, skill, replicates in (("lenet5", 0.5, 2), ("vggnet", 0.9, 2), ("linear", 0.6, 1)):
+        log_model(uri, model, skill, tmp=folder, replicates=replicates)
     return uri
 
 
@@ -798,6 +799,30 @@ def long_values(runs: pd.DataFrame, model: str, per_image: Callable[..., np.ndar
             place = {"split": run["split"], "replicate": run["replicate"]}
             frames.append(pd.DataFrame({"value": values, "image": part.index, **place}))
     return pd.concat(frames).set_index(["split", "replicate", "image"]).sort_index()["value"]
+
+
+def test_a_baseline_that_is_trained_once_is_compared_with_every_seed_of_a_network(store_of_now: str) -> None:
+    runs = analysis.load_runs(["task3"], store_of_now)
+    tests = analysis.pairwise_tests(runs, "all/accuracy")
+    row = tests[(tests["model_a"] == "lenet5") & (tests["model_b"] == "linear")].iloc[0]
+    ours, theirs = (long_values(runs, name, lambda t, p, _: (t == p).astype(float)) for name in ("lenet5", "linear"))
+    once = theirs.xs(0, level="replicate").reindex(ours.index.droplevel("replicate")).to_numpy()
+    split, replicate, image = (ours.index.get_level_values(level) for level in ours.index.names)
+    expected = statistics.score_estimate(ours - once, split, image, 12, 20, replicate)
+    assert row["difference"] == pytest.approx(expected.mean)
+    assert (row["low"], row["high"], row["p"]) == pytest.approx((expected.low, expected.high, expected.p))
+
+
+def test_a_score_of_0_for_all_images_has_no_interval(store_of_now: str) -> None:
+    evidence = analysis.Evidence(analysis.choose_group(analysis.load_runs(["task3"], store_of_now)))
+    evidence.need("test/recall:7")
+    assert evidence.estimate("test/recall:7", "lenet5").problem
+    never = scores.Score("never", "never", "%", True, lambda true, predicted: np.zeros(len(true)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(scores.SCORES, "never", never)
+        evidence.need("test/never")
+        estimate = evidence.estimate("test/never", "lenet5")
+    assert estimate.mean == 0 and np.isnan(estimate.low) and "all single scores are equal (0)" in estimate.problem
 
 
 @pytest.mark.parametrize(("metric", "per_image"), [

@@ -370,6 +370,9 @@ def test_score_estimate_refuses() -> None:
         score_estimate(scores[None], splits[None], images[None], 90, 150)
     with pytest.raises(ValueError, match="not finite"):
         score_estimate(np.where(images == 3, np.nan, scores), splits, images, 90, 150, seeds)
+    for labels in ((np.where(splits == 1, np.nan, splits), images), (splits, np.where(images == 3, np.nan, images))):
+        with pytest.raises(ValueError, match="is not a number"):
+            score_estimate(scores[one], *(each[one] for each in labels), 90, 150)
     with pytest.raises(ValueError, match="at least two images"):
         score_estimate(np.arange(5.0), np.arange(5), np.zeros(5), 90, 150)
     for n_train, n_pool in ((0, 150), (-1, 150), (math.nan, 150), (151, 150), (90, math.inf), (90, math.nan)):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,43 @@ def test_verify_derives_the_choice_again_and_notices_another(tuned: str, tmp_pat
     assert "are not those of trial" in bad.stdout and "trial 1 was scored on the test part" in bad.stdout
 
 
+def test_verify_notices_a_changed_trial_and_a_changed_setting(tuned: str, tmp_path: Path, run_here) -> None:
+    uri = copy_of(tuned, tmp_path / "copy")
+    trials, runs = trials_in(uri), analysis.load_runs(["task3"], uri)
+    stopped = trials[trials[STOPPED] == "1"].iloc[0]
+    won = trials[trials["epochs_run"] == 4].iloc[1]
+    run = runs[(runs["split"] == won["split"]) & (runs["model"] == "lenet5")].iloc[0]
+    database = sqlite3.connect(sqlite_path(uri))
+    with database:
+        for table in ("metrics", "latest_metrics"):
+            for key in ("best_val/loss", "val/loss"):
+                change = f"UPDATE {table} SET value = 0.1 WHERE run_uuid = ? AND key = ?"
+                assert database.execute(change, (stopped["run_id"], key)).rowcount
+        change = "UPDATE params SET value = '0.5' WHERE run_uuid = ? AND key = 'lr'"
+        assert database.execute(change, (run["run_id"],)).rowcount
+    database.close()
+    tracking.open_store(uri).client.set_tag(won["run_id"], STOPPED, "2")
+    bad = run_here("-m", "experiments", "verify", "task3", "--tracking-uri", uri)
+    assert bad.returncode == 1
+    title = f"lenet5 split {stopped['split']} trial {stopped['trial']}: "
+    assert {line.partition(" is ")[0] for line in bad.stdout.splitlines()[:-1]} == {
+        f"{title}best_val/loss",
+        f"{title}val/loss of epoch 1",
+        f"lenet5 split {won['split']}: lr",
+        f"lenet5 split {won['split']} trial {won['trial']}: stopped",
+    }
+
+
+def test_a_trial_that_diverged_late_is_the_worst_in_the_analysis(tuned: str, tmp_path: Path) -> None:
+    uri = copy_of(tuned, tmp_path / "copy")
+    won = trials_in(uri).query("epochs_run == 4").iloc[0]
+    tracking.open_store(uri).client.set_tag(won["run_id"], STOPPED, "the training loss is nan in epoch 5")
+    group = analysis.choose_group(analysis.load_runs(["task3"], uri))
+    found = load_trials(analysis.Evidence(group, uri))[0].set_index("run_id")
+    assert (found.loc[won["run_id"], "loss"], found.loc[won["run_id"], "score"]) == (math.inf, 0.0)
+    assert np.isfinite(found["loss"]).sum() == len(found) - 1
+
+
 def test_the_same_command_again_trains_nothing_and_more_trials_go_on(tuned: str, tmp_path: Path, run_here) -> None:
     uri = copy_of(tuned, tmp_path / "copy")
     before = trials_in(uri)
@@ -142,6 +180,8 @@ def test_the_same_command_again_trains_nothing_and_more_trials_go_on(tuned: str,
     old = curves_in(tuned)
     for key, curve in old.items():
         assert curves[key][: len(curve)] == curve  # what was trained before was not trained again
+    verified = run_here("-m", "experiments", "verify", "task3", "--tracking-uri", uri)
+    assert verified.returncode == 0, verified.stdout
     shown = analysis.comparison_groups(analysis.load_runs(["task3"], uri))
     assert len(shown) == 2  # 4 and 6 trials are not compared
     for group in shown:  # each finds its own trials, of which the first belong to both

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.jobs.job import DIVERGED
 from experiments.tuning import halving
+from experiments.tuning.rounds import choose, lowest
 from experiments.tuning.space import (
     DEFAULT_SPACE,
     Between,
@@ -96,6 +98,14 @@ def test_a_wrong_space_is_refused_in_words(text, reason):
     with pytest.raises(SettingError, match="^--space: ") as error:
         parse_space([text])
     assert reason in str(error.value)
+
+
+def test_a_trial_that_diverges_is_the_worst_whatever_it_had_reached():
+    steady, late = ((2.0, 2.0, 2.0), (1.9, 1.9, 1.9)), ((1.0, 1.0, 1.0), DIVERGED)
+    assert choose({0: late, 1: steady}) == (1, 1, 1)
+    assert choose({0: late, 1: late}) == (0, 0, 0)
+    assert lowest(late[:1]) == 1.0  # at a rung before, that is not known
+    assert halving.survivors({0: lowest(late), 1: lowest(steady)}) == [1]
 
 
 def test_rungs_are_shares_of_the_epochs():

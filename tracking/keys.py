@@ -67,6 +67,11 @@ def tuned_settings(params: Mapping[str, object]) -> frozenset[str]:
     return frozenset(part.partition("=")[0] for part in parts if "=" in part)
 
 
+def is_divergence(stopped: str) -> bool:
+    """Whether a trial diverged, by its tag `STOPPED`; the others are empty, or the epoch after which it stopped."""
+    return bool(stopped) and not stopped.isdecimal()
+
+
 def has_open_end(protocol: str) -> bool:
     """Whether more splits of a protocol, by its name, leave the first ones as they are: `n_splits` decides nothing."""
     return protocol.startswith("repeated holdout")

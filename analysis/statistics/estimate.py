@@ -123,6 +123,8 @@ def arrange(splits: ArrayLike, images: ArrayLike, seeds: ArrayLike | None = None
     labels = [np.asarray(label) for label in ((splits, images) if seeds is None else (splits, images, seeds))]
     if any(label.ndim != 1 or label.shape != labels[0].shape for label in labels):
         raise ValueError("scores, splits, images and seeds must be equally long arrays of one dimension")
+    if any(label.dtype.kind == "f" and np.isnan(label).any() for label in labels):  # else all NaN would be one
+        raise ValueError("a split, an image or a seed is not a number")
     numbers = [_numbered(label) for label in labels]
     n_splits, n_images = (int(number.max(initial=-1)) + 1 for number in numbers[:2])
     check_splits(n_splits)

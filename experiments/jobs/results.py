@@ -57,7 +57,7 @@ def curve_of(history: Sequence[Mapping[str, Any]], stopped: str = "") -> Curve:
     `stopped` is the tag of the trial (`tracking.keys`).
     """
     curve: Curve = tuple((entry["metrics"]["val/loss"], *entry["half_losses"]) for entry in history)
-    return curve if not stopped or stopped.isdecimal() else (*curve, DIVERGED)
+    return (*curve, DIVERGED) if keys.is_divergence(stopped) else curve
 
 
 def cross_val_scores(predictions: Predictions) -> dict[str, float]:
@@ -71,15 +71,17 @@ def final_metrics(
     history: Sequence[Mapping[str, Any]],
     test: Evaluation | None,
     cross_val: Mapping[str, float],
-    split: Split,
+    images: int,
     leaks: Mapping[str, float],
 ) -> dict[str, float]:
-    """The metrics of a finished split under their keys; `cross_val` and `leaks` are passed on. A trial has neither."""
+    """The metrics of a finished split under their keys; `cross_val` and `leaks` are passed on. A trial has neither.
+
+    `images` are those of an epoch: training and validation.
+    """
     if not history:  # of a trial that diverged at once
         return {}
     best, last = best_entry(history), history[-1]
     seconds = sum(entry["metrics"]["epoch_seconds"] for entry in history)
-    n_images = (len(split.train) + len(split.val)) * len(history)
     return {
         **{f"best_val/{score}": best["metrics"][f"val/{score}"] for score in SCORES},
         **{f"last_val/{score}": last["metrics"][f"val/{score}"] for score in SCORES},
@@ -88,7 +90,7 @@ def final_metrics(
         "best_epoch": best["epoch"],
         "epochs_run": len(history),
         "train_seconds": seconds,
-        "images_per_second": n_images / seconds,
+        "images_per_second": images * len(history) / seconds,
         **leaks,
     }
 

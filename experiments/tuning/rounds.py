@@ -97,8 +97,13 @@ class TunedSplit:
 
 
 def lowest(curve: Curve, part: int = 0) -> float:
-    """The lowest loss on the validation part (0), or on one of its halves (1, 2)."""
-    return min((losses[part] for losses in curve), default=math.inf)
+    """The lowest loss on the validation part (0), or on one of its halves (1, 2); infinite after a divergence.
+
+    A training that diverged is the worst, whatever it had reached: the split could not be trained so.
+    """
+    if not curve or not math.isfinite(curve[-1][0]):
+        return math.inf
+    return min(losses[part] for losses in curve)
 
 
 def choose(curves: Mapping[int, Curve]) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from experiments.provenance import fingerprint
 from experiments.training import hardware
 from experiments.training.cross_fitting import evaluation_of
 from experiments.training.evaluation import Evaluation, evaluate
+from experiments.tuning.rounds import is_over
 from experiments.verification.choice import check_choice
 from experiments.verification.material import Material
 from experiments.verification.stored_run import Record, SplitRecord
@@ -34,7 +35,7 @@ from tracking import StoreError, keys
 from tracking.errors import StoreAwayError
 from tracking.predictions import PartPredictions, Predictions
 from tracking.scores import SCORES
-from tracking.settings import LATER
+from tracking.settings import LATER, TrainingConfig
 
 ROUNDING = 1e-6  # nats, of a loss that was summed up on a device, and from the stored probabilities
 NO_FILE = f"since {keys.PREDICTIONS} has no probabilities"
@@ -66,6 +67,19 @@ def check_run(run: SplitRecord, parent: Record, material: Material | None, trial
             checks += [functools.partial(check_choice, run, parent, trials)]
         if material is not None:
             checks += [functools.partial(check, run, material) for check in DATA_CHECKS]
+    _do(checks, run)
+
+
+def check_trial(trial: SplitRecord) -> None:
+    """Check that the numbers by which a trial was compared are those of its history, its only file."""
+    files = functools.partial(_check_files, trial, (keys.HISTORY,))
+    _do(
+        [files, *(functools.partial(check, trial) for check in (_check_epochs, _check_final_metrics, _check_end))],
+        trial,
+    )
+
+
+def _do(checks: Iterable[Callable[[], None]], run: SplitRecord) -> None:
     for check in checks:
         try:
             check()
@@ -75,7 +89,7 @@ def check_run(run: SplitRecord, parent: Record, material: Material | None, trial
             run.findings.differ(str(error))
 
 
-def _check_files(run: SplitRecord) -> None:
+def _check_files(run: SplitRecord, needed: Iterable[str] = FILES) -> None:
     """Compare each file with the digest that was noted before it was copied into the store."""
     try:
         digests = dict(json.loads(run.tags["file_digests"]))
@@ -85,7 +99,7 @@ def _check_files(run: SplitRecord) -> None:
         ) from None
     except (TypeError, ValueError):
         raise StoreError("its file_digests cannot be read; run its task again with --fresh") from None
-    for name in FILES:
+    for name in needed:
         if name not in digests:
             run.findings.differ(f"file_digests lacks {name}")
     for name, digest in digests.items():
@@ -158,17 +172,26 @@ def _check_epochs(run: SplitRecord) -> None:
 
 def _check_final_metrics(run: SplitRecord) -> None:
     """Compare the final metrics that follow from the history; and that there are no others than expected."""
-    derived = results.final_metrics(run.history, None, {}, run.split, {})
+    derived = results.final_metrics(run.history, None, {}, run.params["n_train"] + run.params["n_val"], {})
     for key, value in derived.items():
         run.findings.compare(key, run.metrics.get(key), value, f"from {keys.HISTORY}")
     for key in run.metrics.keys() - keys.EPOCH_METRICS.keys() - keys.FINAL_METRICS.keys():
         run.findings.differ(f"the metric {key} follows from nothing")
     for key in keys.FINAL_METRICS:
-        if len(run.points.get(key, [])) > 1:
+        if len(run.points.get(key, [])) > 1 and "trial" not in run.params:  # a stopped trial may go on, and end again
             run.findings.differ(f"{key} was logged {len(run.points[key])} times")
     if not run.params["n_test"]:
         for key in (f"test/{score}" for score in SCORES):
             run.findings.compare(key, run.metrics.get(key), None, "since there is no test part")
+
+
+def _check_end(trial: SplitRecord) -> None:
+    """Check that a trial ended where it says: among the worse ones, by divergence, or at its end."""
+    stopped = trial.tags.get(keys.STOPPED, "")
+    config = TrainingConfig(epochs=trial.params["epochs"], patience=trial.params["patience"])
+    own_end = is_over(results.curve_of(trial.history, stopped), config)
+    if not (int(stopped) == len(trial.history) if stopped.isdecimal() else own_end):
+        trial.findings.differ(f"{keys.STOPPED} is {stopped!r}, and it has {count(len(trial.history), 'epoch')}")
 
 
 def _check_predictions(run: SplitRecord) -> None:

@@ -30,7 +30,8 @@ def check_choice(run: SplitRecord, parent: Record, trials: pd.DataFrame) -> None
     """
     findings = run.findings
     curves: dict[int, Curve] = {}
-    for number, config in enumerate(_configurations(run, parent)):
+    drawn = _configurations(run, parent)
+    for number, config in enumerate(drawn):
         found = _trial(run, trials, number, config)
         if any(pd.notna(found[key]) for key in keys.FINAL_METRICS if key.startswith("test/")):
             findings.differ(f"trial {number} was scored on the test part")
@@ -38,6 +39,8 @@ def check_choice(run: SplitRecord, parent: Record, trials: pd.DataFrame) -> None
     alive = _survivors(run, curves)
     chosen, *of_halves = choose({number: curves[number] for number in alive})
     findings.compare("chosen_trial", run.params["chosen_trial"], chosen, "from the trials")
+    for key in sorted(keys.tuned_settings(run.params)):
+        findings.compare(key, run.params[key], getattr(drawn[chosen], key), f"of trial {chosen}")
     if results.curve_of(run.history) != curves[chosen]:
         findings.differ(f"the losses in {keys.HISTORY} are not those of trial {chosen}")
     checkpoint = run.rebuilt.checkpoint

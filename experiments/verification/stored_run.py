@@ -12,7 +12,6 @@ import pandas as pd
 
 import analysis
 from datasets import Split
-from experiments.jobs import results
 from experiments.jobs.results import Rebuilt, rebuild
 from tracking import Store, StoreError, keys
 from tracking.predictions import Predictions
@@ -107,8 +106,11 @@ class SplitRecord(Record):
 
     @functools.cached_property
     def history(self) -> list[dict[str, Any]]:
-        """Entries as `results.epoch_entry` makes them."""
-        return self._read(keys.HISTORY, _read_history)
+        """Entries as `results.epoch_entry` makes them; none of a trial that diverged at once."""
+        history = self._read(keys.HISTORY, _read_history)
+        if not history and "trial" not in self.params:
+            raise StoreError(f"{keys.HISTORY} has no epoch")
+        return history
 
     @functools.cached_property
     def confusions(self) -> dict[str, Any]:
@@ -136,7 +138,6 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
             raise ValueError("an epoch has all metrics")
         if not all(map(math.isfinite, [entry["epoch"], entry["time"], *entry["metrics"].values()])):
             raise ValueError("numbers are finite")
-    results.best_entry(history)  # there is one
     return history
 
 

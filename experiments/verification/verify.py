@@ -20,7 +20,7 @@ from datasets import DatasetError, ImageData, Source
 from experiments.jobs.progress import count
 from experiments.task import Task
 from experiments.training import hardware
-from experiments.verification.checks import AGREEMENT, LOSS_TOLERANCE, check_run
+from experiments.verification.checks import AGREEMENT, LOSS_TOLERANCE, check_run, check_trial
 from experiments.verification.material import Material
 from experiments.verification.stored_run import Findings, Record, SplitRecord
 from experiments.verification.stored_task import source_of
@@ -105,7 +105,7 @@ def verify(
     if done.empty:
         raise StoreError(f"{task.name} has no finished run in {store.label}; run {script_of(task.name)} first")
     chosen = done if sample_splits is None else _sample(done, sample_splits)
-    trials = pd.DataFrame()
+    trials = pd.DataFrame({"parent_id": []})
     if chosen["tune"].notna().any():
         trials = analysis.load_runs([keys.trials_of(task.name)], uri)
         trials = trials[trials["status"] == "FINISHED"]
@@ -122,6 +122,10 @@ def verify(
         run = SplitRecord(store, row, _title(row, done))
         check_run(run, parents[row["parent_id"]], material, trials)
         report.add(run.findings)
+    for _, row in trials[trials["parent_id"].isin(chosen["run_id"])].iterrows():
+        trial = SplitRecord(store, row, f"{_title(row, done)} trial {row['trial']}")
+        check_trial(trial)
+        report.add(trial.findings)
     report.seconds = time.perf_counter() - started
     return report
 
