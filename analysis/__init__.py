@@ -5,7 +5,8 @@
 comparison.ipynb teaches the rest. The statistics are explained in docs/statistics.md.
 """
 
-from analysis.comparison import Evidence, comparison_table, default_metric, pairwise_tests, summarise
+from analysis.comparison import comparison_table, pairwise_tests, summarise
+from analysis.evidence import Evidence, default_metric
 from analysis.formats import print_scores
 from analysis.groups import choose_group, comparison_groups, finished
 from analysis.query import load_curves, load_predictions, load_runs, local_artifact

@@ -16,7 +16,7 @@ from tracking.errors import without_password
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.comparison import Evidence
+    from analysis.evidence import Evidence
     from analysis.formats import Format
     from analysis.tables import ResultTable
 
@@ -269,7 +269,7 @@ def _evidence(
     wanted: "Callable[[pd.DataFrame], bool] | None" = None,
 ) -> "tuple[Evidence, str, pd.DataFrame]":  # fmt: skip
     """Read the group to be shown, its metric, and all runs of the task; by default of those that are `wanted`."""
-    from analysis.comparison import Evidence, default_metric
+    from analysis.evidence import Evidence, default_metric
     from analysis.groups import ComparisonError, choose_group
     from analysis.query import load_runs
 
@@ -284,7 +284,7 @@ def _evidence(
 
 
 def _check_metric(metric: str | None) -> None:
-    from analysis.comparison import check_metric
+    from analysis.evidence import check_metric
     from analysis.groups import ComparisonError
 
     try:

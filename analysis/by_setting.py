@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.comparison import Evidence, default_metric, predicted_parts
+from analysis.evidence import Evidence, default_metric, predicted_parts
 from analysis.groups import ComparisonError, alike_but_for, choose_group, comparison_groups, finished, group_id
 from analysis.query import load_runs
 from analysis.tables import ResultTable, difference_table

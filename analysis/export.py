@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.comparison import ROPE, Evidence, default_metric
+from analysis.comparison import ROPE
+from analysis.evidence import Evidence, default_metric
 from analysis.figures import PAPER
 from analysis.formats import markdown_table, markdown_text, render
 from analysis.groups import ComparisonError, finished, group_id

@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator
 from PIL import Image
 
-from analysis.comparison import NETWORKS, ROPE, Evidence, predicted_parts, tabulate
+from analysis.comparison import NETWORKS, ROPE, tabulate
+from analysis.evidence import Evidence, predicted_parts
 from analysis.fonts import font_families, quiet_about_glyphs
 from analysis.formats import shortened, shortened_apart
 from analysis.looks import compare_as_planned

@@ -16,7 +16,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 
-from analysis.comparison import Evidence, default_metric
+from analysis.evidence import Evidence, default_metric
 from analysis.groups import NEEDED, group_id, list_groups
 from analysis.tables import NOT_BEATEN, ResultTable, score_table
 from tracking import persist

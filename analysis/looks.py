@@ -12,17 +12,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.comparison import (
-    AGAINST_BASELINES,
-    ALPHA,
-    NETWORKS,
-    NONE,
-    OPEN,
-    ROPE,
-    Evidence,
-    compare,
-    pairs_of_models,
-)
+from analysis.comparison import AGAINST_BASELINES, ALPHA, NETWORKS, NONE, OPEN, ROPE, compare, pairs_of_models
+from analysis.evidence import Evidence
 from analysis.groups import ComparisonError
 from analysis.statistics import MIN_SPLITS
 from tracking.keys import BASELINES, LOOKS, has_open_end

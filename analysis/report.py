@@ -15,7 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from analysis.comparison import Evidence, pairs_of_models
+from analysis.comparison import pairs_of_models
+from analysis.evidence import Evidence
 from analysis.figures import draw_figures, encode
 from analysis.groups import ComparisonError
 from analysis.query import local_artifact

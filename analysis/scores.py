@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.comparison import Evidence, predicted_parts, tabulate
+from analysis.comparison import tabulate
+from analysis.evidence import Evidence, predicted_parts
 from analysis.groups import ComparisonError, group_id, what_is_wrong
 from analysis.tables import PART_NAMES, ResultTable, earlier_version, interval, number, title, trace, with_sd
 from tracking.scores import BINS, OF_CLASSES, calibration_bins, calibration_values, score_of

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis.comparison import Evidence
+from analysis.evidence import Evidence
 from analysis.groups import ComparisonError, group_id
 from analysis.query import load_curves
 from analysis.tuning import METRIC, load_trials, space_of

@@ -6,17 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis import comparison, statistics
-from analysis.comparison import (
-    AGAINST_BASELINES,
-    ALPHA,
-    CROSS_FITTED,
-    NETWORKS,
-    SPREAD,
-    Evidence,
-    compare,
-    is_better,
-    pairs_of_models,
-)
+from analysis.comparison import AGAINST_BASELINES, ALPHA, NETWORKS, SPREAD, compare, is_better, pairs_of_models
+from analysis.evidence import CROSS_FITTED, Evidence
 from analysis.groups import group_id, what_is_wrong
 from analysis.looks import compare_as_planned, planned_looks
 from analysis.tuning import chosen_sentence, is_tuned

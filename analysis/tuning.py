@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis.comparison import Evidence
+from analysis.evidence import Evidence
 from analysis.groups import ComparisonError
 from analysis.query import load_runs
 from tracking import UnknownTaskError

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.comparison import Evidence
+from analysis.evidence import Evidence
 from analysis.groups import ComparisonError
 from analysis.study import importances
 from analysis.tables import ResultTable, identity, number, title, with_sd

@@ -8,7 +8,8 @@ import pytest
 
 import analysis
 from analysis.by_setting import setting_table
-from analysis.comparison import Evidence, compare
+from analysis.comparison import compare
+from analysis.evidence import Evidence
 from analysis.groups import ComparisonError
 from tests.conftest import new_store
 from tests.test_comparison import log_model

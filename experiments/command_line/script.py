@@ -61,8 +61,8 @@ def main(task: Task) -> None:
         sample: Annotated[bool, Option("--sample", help="generated images instead of real data")] = False,
         leak_free: Annotated[bool, Option("--leak-free", help="keep near duplicates together; train on none of a test "
                                           "image")] = False,
-        tune: Annotated[int, Option(metavar="N", min=0, help="train N configurations of each model on each split, of "
-                                    "which the validation part chooses one; 0: the task's own settings")] = 0,
+        tune: Annotated[int, Option(metavar="N", min=0, help="train N configurations of each model on each split, 2 to "
+                                    "1000, of which the validation part chooses one; 0: the task's own settings")] = 0,
         space: Annotated[list[str] | None, Option(metavar="NAME=VALUES", help="repeatable: tune a setting between "
                                                   "others than the task's values, as lr=1e-4..1e-2")]
         = None,
