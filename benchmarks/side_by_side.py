@@ -1,6 +1,6 @@
 """The verdicts of a task's stored runs by the estimate of today and by the tests that the program used before.
 
-What      for each pair of networks the difference of accuracy, its 95 % interval, Holm's p and whether the pair is told
+What      for each pair of models the difference of accuracy, its 95 % interval, Holm's p and whether the pair is told
           apart: by the test part alone (components of variance; `before` in type_one_error.py), and by all images that
           did not choose the epoch. The runs are the same
 Time      seconds
@@ -15,9 +15,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import pandas as pd
 
 import analysis
-from analysis.comparison import NETWORKS, compare, pairs_of_models
+from analysis.comparison import compare
 from analysis.evidence import Evidence, default_metric
 from analysis.groups import choose_group
 from analysis.statistics import (
@@ -61,11 +62,11 @@ def main() -> None:
     runs = analysis.load_runs([arguments.task], arguments.tracking_uri)
     evidence = Evidence(choose_group(runs), arguments.tracking_uri)
     metric = default_metric(runs)
-    pairs = [pair for pair in pairs_of_models(evidence, metric) if pair[0] == NETWORKS]
-    now = compare(evidence, metric, pairs=pairs)
-    before = [earlier_test(evidence, model, other) for _, model, other in pairs]
+    now = compare(evidence, metric)
+    before = [earlier_test(evidence, row["model_a"], row["model_b"]) for _, row in now.iterrows()]
+    adjusted = pd.Series([test.p for test in before]).groupby(now["family"]).transform(holm)
     rows = []
-    for (_, row), test, p in zip(now.iterrows(), before, holm([test.p for test in before]), strict=True):
+    for (_, row), test, p in zip(now.iterrows(), before, adjusted, strict=True):
         old = [100 * test.mean, 50 * (test.high - test.low), p]
         new = [100 * row["difference"], 50 * (row["high"] - row["low"]), row["p_holm"]]
         cells = [f"{values[0]:+.1f} ± {values[1]:.1f} | {p_value(values[2])}" for values in (old, new)]
