@@ -297,7 +297,7 @@ def reproduce(runs: pd.DataFrame) -> str:
     options += [f"--seed {first[SEEDS[0]]}"] if one_seed else [_option(key, first[key]) for key in SEEDS]
     if first["pretrained"]:
         options += ["--pretrained" if first["pretrained"].startswith("library") else "--weights FILE"]
-    options += ["--freeze"] if first["freeze"] else []
+    options += [_option(key, True) for key in ("freeze", "cudnn_benchmark") if first[key]]
     if is_tuned(runs):
         options += [f"--tune {runs['tune'].max()}", *(f"--space {part}" for part in space_of(runs).split())]
         options += ["--no-halving"] if runs["halving"].eq(False).any() else []

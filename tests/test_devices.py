@@ -53,6 +53,17 @@ def test_mps_is_chosen_where_it_is(apple: None, monkeypatch: pytest.MonkeyPatch)
         hardware.resolve(dataclasses.replace(auto, device="mps"))
 
 
+def test_choosing_by_timing_needs_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = TrainingConfig(cudnn_benchmark=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(SettingError, match="--cudnn-benchmark: the device is cpu, which has no cuDNN; leave it out"):
+        hardware.resolve(timed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert hardware.resolve(timed) == dataclasses.replace(timed, device="cuda", precision="bf16")
+
+
 def test_one_job_has_the_gpu_of_a_mac(apple: None) -> None:
     load = Load(models.describe("lenet5", 1, 10, 28), 256)
     assert decide(None, 2, "mps", [load] * 8) == Concurrency(1, 2, "auto: one job has the GPU")

@@ -317,9 +317,10 @@ def test_the_command_refuses_at_once(caches: Path, squeezenet: dict[str, Tensor]
 
 
 def test_settings_that_came_later_change_no_run_without_them() -> None:
-    assert LATER == {"pretrained": "", "freeze": False}
+    assert LATER == {"pretrained": "", "freeze": False, "cudnn_benchmark": False}
     assert logged_settings(TrainingConfig()).keys() == vars(TrainingConfig()).keys() - LATER.keys()
-    assert logged_settings(TrainingConfig(freeze=True, pretrained="file 0")).keys() == vars(TrainingConfig()).keys()
+    every = TrainingConfig(freeze=True, pretrained="file 0", cudnn_benchmark=True)
+    assert logged_settings(every).keys() == vars(TrainingConfig()).keys()
 
 
 MODELS = ("-m", "torchvision:squeezenet1_1", "-m", "timm:test_resnet.r160_in1k", "-m", "timm:test_vit")

@@ -172,7 +172,7 @@ def test_types_do_not_depend_on_what_is_stored(filled: Path, store_uri: str, pat
         **dict.fromkeys(text, "str"),
         **dict.fromkeys(("start_time", "end_time"), "datetime64[ms, UTC]"),
         **dict.fromkeys(keys.PARAMS.keys() - set(text), "Int64"),
-        **dict.fromkeys(("leak_free", "augment", "freeze", "halving"), "boolean"),
+        **dict.fromkeys(("leak_free", "augment", "freeze", "cudnn_benchmark", "halving"), "boolean"),
         **dict.fromkeys(("lr", "weight_decay", *keys.FINAL_METRICS), "float64"),
     }
     assert {column: str(dtype) for column, dtype in dtypes.items()} == expected

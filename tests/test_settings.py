@@ -48,13 +48,14 @@ REFUSED = {
     "split_seed": (-1, LARGEST_SEED + 1),
     "train_seed": (-1, LARGEST_SEED + 1),
 }
-UNLIMITED = {"augment", "freeze", "device", "pretrained"}  # flags, and names that others judge
+UNLIMITED = {"augment", "freeze", "cudnn_benchmark", "device", "pretrained"}  # flags, and names that others judge
 
 
 def test_every_setting_says_whether_it_decides_comparability() -> None:
     assert {name: field.metadata.get("compared") for name, field in FIELDS.items()} == {
         **dict.fromkeys(("lr", "weight_decay", "batch_size", "epochs", "patience", "augment", "precision"), True),
         **{"device": False, "split_seed": True, "train_seed": True, "pretrained": True, "freeze": True},
+        "cudnn_benchmark": True,
     }
     assert set(COMPARED) == FIELDS.keys() - {"device"}
     assert set(COMPARED) <= set(keys.GROUP_PARAMS) and "device" not in keys.GROUP_PARAMS

@@ -112,6 +112,7 @@ class TrainingConfig:
         "", "weights that the training began with: those of a library, or of a file, which saw other images", later=True
     )
     freeze: bool = compared(False, "whether only the head, the last layer, was trained", later=True)
+    cudnn_benchmark: bool = compared(False, "whether cuDNN chooses its algorithms by timing them, on a GPU", later=True)
     # analysis.groups compares the kind of device, but not its number
     device: str = not_compared("auto", "auto, cpu, cuda, cuda:1, ... or mps; auto takes a GPU if there is one")
     split_seed: int = compared(0, "seed of the splits", low=0, high=LARGEST_SEED)

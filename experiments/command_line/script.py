@@ -50,6 +50,8 @@ def main(task: Task) -> None:
         freeze: Annotated[bool, Option("--freeze", help="train the head, the last layer, alone")] = usual.freeze,
         precision: Annotated[Precision, Option(help=MEANINGS["precision"])] = usual.precision,
         device: Annotated[str, Option(help=MEANINGS["device"])] = usual.device,
+        cudnn_benchmark: Annotated[bool, Option("--cudnn-benchmark", help="have cuDNN choose its algorithms by timing "
+                                                "them: no equal bits")] = usual.cudnn_benchmark,
         seed: Annotated[int | None, Option(help="sets --split-seed and --train-seed")] = None,
         split_seed: Annotated[int | None, Option(help=f"{MEANINGS['split_seed']}; default: {usual.split_seed}")]
         = None,
@@ -99,7 +101,7 @@ def main(task: Task) -> None:
                 raise SettingError("weights", "it says what --pretrained says otherwise; leave one of them out")
             config = replace(
                 usual, lr=lr, weight_decay=weight_decay, batch_size=batch_size, epochs=epochs, patience=patience,
-                augment=augment, precision=precision, device=device, freeze=freeze,
+                augment=augment, precision=precision, device=device, freeze=freeze, cudnn_benchmark=cudnn_benchmark,
                 pretrained="file" if weights else "library" if pretrained else "", **both,
             )  # fmt: skip
             planned: tuple[int, ...] = ()

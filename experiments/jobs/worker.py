@@ -157,6 +157,7 @@ class Worker:
 
     def _train(self, job: Job, claimed: Claim) -> Attempt:
         config, name = job.config, job.card.name
+        torch.backends.cudnn.benchmark = config.cudnn_benchmark
         freeze = config.freeze and name not in models.BASELINES
         arguments = model_arguments(self.context.data, freeze)
         images = self.images

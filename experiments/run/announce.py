@@ -99,7 +99,8 @@ def _hardware(plan: Plan) -> str:
     config = plan.request.config
     reason = kernels.why_not() if config.device == "cpu" and config.precision != "fp16" else ""
     slower = f"; slower than it could be, since {reason} (models/kernels)" if reason else ""
-    return f"{config.device}, {config.precision}, {count(plan.concurrency.threads, 'thread')} a job{slower}"
+    timed = "; cuDNN chooses by timing: no equal bits" * config.cudnn_benchmark
+    return f"{config.device}, {config.precision}, {count(plan.concurrency.threads, 'thread')} a job{timed}{slower}"
 
 
 def _work(plan: Plan) -> str:

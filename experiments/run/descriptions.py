@@ -54,6 +54,7 @@ def parent_name(task: Task, params: Mapping[str, Any]) -> str:
         "augment": "augmented" if params["augment"] else "not augmented",
         "pretrained": f"{beside}pretrained" if "pretrained" in params else "not pretrained",
         "freeze": f"{beside}heads only" if "freeze" in params else "all layers",
+        "cudnn_benchmark": "cuDNN chooses by timing" if "cudnn_benchmark" in params else "cuDNN chooses by rule",
     }
     if "tune" in params and params["model"] not in BASELINES:
         parts.append(f"tuned, {params['tune']} of {params['space']}" + ("" if params["halving"] else ", no halving"))

@@ -38,6 +38,8 @@ def resolve(config: TrainingConfig) -> TrainingConfig:
         precision = _best_precision(device)
     if device.type == "mps" and precision != "fp32":
         raise SettingError("precision", f"{precision} is not used on mps; choose fp32, or auto")
+    if config.cudnn_benchmark and device.type != "cuda":
+        raise SettingError("cudnn_benchmark", f"the device is {device.type}, which has no cuDNN; leave it out")
     return dataclasses.replace(config, device=name, precision=precision)
 
 
