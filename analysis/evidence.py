@@ -204,7 +204,7 @@ class Evidence:
                 raise ValueError(f"{metric} is missing or not finite in a split")
             result = self._score_estimate(metric, [*runs], [*zip(*runs.values(), strict=True)])
             if other is None and result.se == 0:  # two models that never differ are alike, but no score is certain
-                raise ValueError("all single scores are equal (0), which tells nothing of their spread")
+                raise ValueError("all images score 0, which says nothing of the spread")
         except StoreAwayError:
             raise  # temporary, and then there is an interval
         except (ValueError, StoreError) as error:

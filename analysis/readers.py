@@ -82,7 +82,7 @@ class Database:
         return self.execute(f"{query} AND p.value = :parent" if parent_id else query, {"parent": parent_id})
 
     def curves(self, experiments: Sequence[Experiment]) -> tuple[list[Row], list[Row]]:
-        """Read start time and LABELS of active children; and run, epoch, time of logging, EPOCH_METRICS of points."""
+        """Read start time, run, task, model and split of active children, and the EPOCH_METRICS of their epochs."""
         labels = [_value("tags", "task"), _value("params", "model"), _value("params", "split")]
         value = "CASE WHEN is_nan THEN :nan ELSE value END"
         maxima = [f"MAX({value}) FILTER (WHERE key = '{key}')" for key in EPOCH_METRICS]

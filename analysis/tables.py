@@ -270,7 +270,7 @@ def holm_p(p: float) -> str:
 
 
 def probability(p: float) -> str:
-    """Format with two digits, but never as 0 or 1: of a posterior no share is certain."""
+    """Format with two digits, but never as 0 or 1: no posterior probability is certain."""
     if pd.isna(p):
         return ""
     return "<0.01" if p < 0.005 else ">0.99" if p >= 0.995 else f"{p:.2f}"

@@ -137,8 +137,8 @@ def load_trials(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     passes = (3 * found["n_train"] + found["n_val"]) * found["epochs_run"].fillna(0)
     diverged = found[STOPPED].fillna("").map(is_divergence)
     trials = found.assign(
-        loss=found[CHOSEN_BY].mask(diverged, math.inf),
-        score=found[METRIC].mask(diverged, 0.0),
+        loss=found[CHOSEN_BY].mask(diverged, math.inf).fillna(math.inf),
+        score=found[METRIC].mask(diverged, 0.0).fillna(0.0),
         chosen=found["trial"].eq(found["chosen_trial_of_split"]).fillna(False).astype(bool),
         spent=(passes * found["macs"]).astype(float),
     )

@@ -36,13 +36,13 @@ def _check_tasks(tasks: list[str]) -> list[str]:
     return tasks
 
 
-def _check_or_folder(tasks: list[str]) -> list[str]:
+def _check_or_folders(tasks: list[str]) -> list[str]:
     _check([task for task in tasks if not Path(task).is_dir()], "neither a folder nor")
     return tasks
 
 
 def _check_task_or_folder(task: str) -> str:
-    return _check_or_folder([task])[0]
+    return _check_or_folders([task])[0]
 
 
 def _source(task: str) -> Source:
@@ -53,7 +53,8 @@ def _source(task: str) -> Source:
 
 
 TasksOrFolders = Annotated[
-    list[str], typer.Argument(metavar="TASK|DIR...", help="such as task1, or a folder", callback=_check_or_folder)
+    list[str],
+    typer.Argument(metavar="TASK|DIR...", help="such as task1, or a folder", callback=_check_or_folders),
 ]
 Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="such as task1", callback=_check_tasks)]
 DataDir = Annotated[Path | None, typer.Option(envvar="DATA_DIR", help="see the task scripts; only read")]

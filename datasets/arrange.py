@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from datasets.decoding import is_picture_by_name, opens
@@ -15,7 +15,9 @@ from datasets.images import LOCK, DatasetError, building
 from datasets.names import is_hidden, readable_name
 
 SEPARATORS = ",;\t|"
-CLASS_COLUMN = re.compile(r"(label|class|category|target)(e?s)?([ _-]?names?)?", re.IGNORECASE)  # what people call it
+CLASS_COLUMN = re.compile(
+    r"(label|class|categor(?:y|ies)|target)(e?s)?([ _-]?names?)?", re.IGNORECASE
+)  # what people call it
 INDEX_COLUMN = re.compile(r"|unnamed: \d+", re.IGNORECASE)  # the first one of a table that pandas wrote
 LONGEST_NAME = 255  # bytes of a folder's name, on all common file systems
 
@@ -89,7 +91,7 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dic
 def _why_no_folder(label: str) -> str:
     """Return why a class cannot have a folder of its name, or an empty string."""
     if part_of(label) or is_hidden(Path(label)):
-        return "folders of this name are parts of the data, hidden, or a system's own"
+        return "this name is reserved for a part of the data, a hidden folder or the system"
     if "\0" in label:
         return "it holds a character that no folder's name can hold"
     if len(os.fsencode(label)) > LONGEST_NAME:
@@ -108,7 +110,7 @@ def _by_table(labels: Path, pictures: Mapping[str, Path]) -> tuple[dict[str, str
     where = readable_name(str(labels))
     text = labels.read_text(encoding="utf-8-sig")
     known = {name.rpartition(".")[0]: name for name in pictures} | {name: name for name in pictures}
-    tables = [list(csv.reader(io.StringIO(text, newline=""), delimiter=each)) for each in SEPARATORS]
+    tables = [_filled(csv.reader(io.StringIO(text, newline=""), delimiter=each)) for each in SEPARATORS]
     found, place, rows = max(((*_picture_column(rows, known), rows) for rows in tables), key=lambda table: table[0])
     if not any(found):
         return {}, []
@@ -119,18 +121,25 @@ def _by_table(labels: Path, pictures: Mapping[str, Path]) -> tuple[dict[str, str
     )
     column = _class_column(where, rows, head, place)
     classes: dict[str, str] = {}
-    missing = []
+    missing: dict[str, None] = {}
     for row in rows[bool(head) :]:
         cell = _file_name(row, place)
         label = re.sub(r"[/\\]", "-", _cell(row, column))
         if cell and cell not in known:
-            missing.append(cell)
+            missing[cell] = None
         elif cell and label not in ("", ".", "..") and classes.setdefault(known[cell], label) != label:
             raise DatasetError(
                 f"{readable_name(known[cell])} is of two classes in {where}: {classes[known[cell]]!r} and {label!r}; "
                 "remove one"
             )
-    return classes, missing
+    return classes, list(missing)
+
+
+def _filled(rows: Iterable[list[str]]) -> list[list[str]]:
+    """Leave out empty rows, and the empty columns at the end of a table."""
+    kept = [row for row in rows if any(map(str.strip, row))]
+    width = max((place + 1 for row in kept for place, cell in enumerate(row) if cell.strip()), default=0)
+    return [row[:width] for row in kept]
 
 
 def _picture_column(rows: Sequence[Sequence[str]], known: Mapping[str, str]) -> tuple[tuple[int, int], int]:
@@ -148,6 +157,7 @@ def _picture_column(rows: Sequence[Sequence[str]], known: Mapping[str, str]) -> 
 def _class_column(where: str, rows: Sequence[Sequence[str]], head: Sequence[str], place: int) -> int:
     others = [other for other in range(max(map(len, rows))) if other != place]
     named = [other for other in others if CLASS_COLUMN.fullmatch(_cell(head, other))]
+    named = [other for other in named if _cell(head, other).lower() == "label"] or named
     likely = named or [other for other in others if not (head and INDEX_COLUMN.fullmatch(_cell(head, other)))]
     if len(likely) != 1:
         names = [readable_name(_cell(head or rows[0], other)) for other in likely]

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 Range = tuple[float, float]  # values that become 0 and 255
-Opened = Image.Image | tuple[Image.Image, ...]  # planes of 16 bits of RGB or RGBA, for which Pillow has no mode
-# of images that have more than 8 bits a pixel, by the kind of their numbers: a range for each of TYPICAL's
+Decoded = Image.Image | tuple[Image.Image, ...]  # planes of 16 bits of RGB or RGBA, for which Pillow has no mode
+# of images that have more than 8 bits a channel, by the kind of their numbers: a range for each of TYPICAL's
 Depth = Mapping[str, Range]
 TYPICAL: Depth = {"integers": (0.0, 65_535.0), "fractions": (0.0, 1.0)}
 LONGEST_NAME = 40  # characters of a folder's name beside a bar
@@ -30,6 +30,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 ORIENTATION = 0x0112
+PLANAR, SEPARATE = 0x011C, 2  # TIFF's tag for the arrangement of the planes, and that of one after the other
 PNG = b"\x89PNG\r\n\x1a\n"  # begins such files
 # of files that are pictures to their owner, whether Pillow opens them or not
 FOREIGN_SUFFIXES = {".heic", ".heif", ".jxl", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"}
@@ -66,7 +67,7 @@ def why_undecoded(path: Path, failure: Exception) -> str:
         return "it is empty"
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         return f"Pillow reads no {path.suffix.lower()} files; convert it to PNG or JPEG"
-    return "its content is that of no image"
+    return "Pillow finds no image in it"
 
 
 def decode(file: Path | BinaryIO, size: int, channels: int, depth: Depth | None = None) -> np.ndarray:
@@ -100,7 +101,7 @@ def decode(file: Path | BinaryIO, size: int, channels: int, depth: Depth | None 
     return _to_pixels(image, size, channels)
 
 
-def _to_pixels(image: Opened, size: int, channels: int) -> np.ndarray:
+def _to_pixels(image: Decoded, size: int, channels: int) -> np.ndarray:
     assert isinstance(image, Image.Image)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -109,7 +110,7 @@ def _to_pixels(image: Opened, size: int, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(size, size, channels)
 
 
-def _open(source: Path | BinaryIO, least: int) -> Opened:
+def _open(source: Path | BinaryIO, least: int) -> Decoded:
     """Read and turn the first frame, of a PNG also if its metadata are damaged; for `least` see `_read`."""
     try:
         return _read(source, least)
@@ -139,7 +140,7 @@ def _without_metadata(source: Path | BinaryIO) -> BinaryIO | None:
     return io.BytesIO(kept)
 
 
-def _read(source: Path | BinaryIO, least: int) -> Opened:
+def _read(source: Path | BinaryIO, least: int) -> Decoded:
     """Read and turn the first frame; a JPEG may be reduced to at least `least` pixels a side."""
     try:
         file = Image.open(source)
@@ -153,7 +154,7 @@ def _read(source: Path | BinaryIO, least: int) -> Opened:
         # JPEG decodes to 1/2, 1/4 or 1/8 of its size by skipping frequencies: twice as fast for a photo of 800x532
         # pixels. At twice the wanted size the picture is the same: 0.24 of 255 off in the mean, 7 at most
         file.draft(None, (least, least))
-        swapped = _swapped_bytes(file)
+        swapped = _low_byte_modes(file)
         file.load()
         orientation = 1
         with contextlib.suppress(Exception):  # damaged metadata are no damaged picture; the parsers raise anything
@@ -164,11 +165,13 @@ def _read(source: Path | BinaryIO, least: int) -> Opened:
     return planes if swapped else planes[0]
 
 
-def _swapped_bytes(file: ImageFile.ImageFile) -> dict[str, str]:
-    """Return the raw modes of a colour image of 16 bits, and those that read its low bytes; empty for other images.
+def _low_byte_modes(file: ImageFile.ImageFile) -> dict[str, str]:
+    """Return the raw modes of an RGB, RGBA or LA image of 16 bits, and those that read its low bytes; else nothing.
 
     Pillow keeps the high byte of such numbers. With the order of the bytes reversed it keeps the low one.
     """
+    if getattr(file, "tag_v2", {}).get(PLANAR) == SEPARATE:  # libtiff reads such planes in a mode of its own
+        return {}
     ends = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
     found = {}
     for raw in {_raw_mode(tile) for tile in file.tile}:
@@ -198,22 +201,26 @@ def _sixteen_bits(source: Path | BinaryIO, high: Image.Image, swapped: Mapping[s
     if "RGBA" in swapped.values():  # the four bytes of a pixel of LA
         low = (low[1], low[1], low[1], low[3])
     pairs = zip(high.split(), low, strict=True)
-    return tuple(Image.fromarray(np.asarray(first, np.int32) << 8 | np.asarray(second)) for first, second in pairs)
+    planes = [Image.fromarray(np.asarray(first, np.int32) << 8 | np.asarray(second)) for first, second in pairs]
+    if isinstance(hidden := high.info.get("transparency"), tuple):  # of a PNG: the colour that is not there
+        same = np.all([np.asarray(plane) == value for plane, value in zip(planes, hidden, strict=True)], axis=0)
+        planes.append(Image.fromarray(np.where(same, 0, 65_535).astype(np.int32)))
+    return tuple(planes)
 
 
-def _colours(image: Opened) -> tuple[Image.Image, ...]:
+def _colours(image: Decoded) -> tuple[Image.Image, ...]:
     """Return the planes of an image but for that of its transparency."""
     return (image,) if isinstance(image, Image.Image) else image[:3]
 
 
-def _deep_kind(image: Opened) -> str:
+def _deep_kind(image: Decoded) -> str:
     """Return the kind of numbers of 16 or 32 bits, which Pillow's own conversion cuts off at 255; empty for others."""
     if isinstance(image, tuple):
         return "integers"
     return "fractions" if image.mode == "F" else "integers" if image.mode.startswith("I") else ""
 
 
-def _to_8_bits(image: Opened, values: Range) -> Image.Image:
+def _to_8_bits(image: Decoded, values: Range) -> Image.Image:
     if isinstance(image, tuple):
         ranges = [*(values for _ in _colours(image)), TYPICAL["integers"]]
         return Image.merge("RGBA"[: len(image)], [_to_8_bits(*each) for each in zip(image, ranges, strict=False)])
@@ -224,17 +231,20 @@ def _to_8_bits(image: Opened, values: Range) -> Image.Image:
     return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
 
 
-def _own_range(image: Opened, kind: str) -> Range:
+def _own_range(image: Decoded, kind: str) -> Range:
     low, high = TYPICAL[kind]
     found = _range_of(image)
     return (low, high) if low <= found[0] and found[1] <= high else found
 
 
-def _range_of(image: Opened) -> Range:
+def _range_of(image: Decoded) -> Range:
     """Return the lowest and the highest value that is finite, transparency aside; (0, 0) without one."""
-    pixels = np.stack([np.asarray(plane) for plane in _colours(image)])
-    finite = pixels[np.isfinite(pixels)]
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    ends = []
+    for plane in _colours(image):  # one after the other: planes of a large photo take much memory
+        pixels = np.asarray(plane)
+        finite = pixels[np.isfinite(pixels)] if plane.mode == "F" else pixels
+        ends += [float(finite.min()), float(finite.max())] if finite.size else []
+    return (min(ends), max(ends)) if ends else (0.0, 0.0)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from datasets.names import is_hidden, readable_name
 
 MAX_BROKEN = 0.05  # a larger share of pictures that do not decode means that the folder is no data set
 PARTS = {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}  # patterns of folders
-KINDS_OF_FOLDER = r"set|data|dataset|images|\d{4}"  # that may follow, as in training_set and train2017
+KINDS_OF_FOLDER = r"set|data|dataset|images|(19|20)\d\d"  # that may follow, as in training_set and train2017
 USUAL_SIZES = (28, 32, 48, 64, 96, 128)  # pixels
 LOOP = "is a link to a folder that holds it"
 LOOKED_AT = 200  # pictures, at most, to choose a size

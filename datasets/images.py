@@ -19,7 +19,7 @@ from datasets.decoding import Range
 from datasets.names import readable_name
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"  # downloads, the sample, and the cache
-CACHE_FORMAT = 5  # part of every cache key: raise it when decoding or the layout of an entry changes
+CACHE_FORMAT = 6  # part of every cache key: raise it when decoding or the layout of an entry changes
 STORED = ("name", "classes", "n_pool", "n_val", "depth", "files", "aside")  # besides the arrays and the digest
 LOCK = ".lock"  # in every folder that `building` fills
 SILENT_WAIT = 3.0  # seconds of waiting for another process before a message

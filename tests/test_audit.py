@@ -61,7 +61,7 @@ def test_every_fault_is_found_and_nothing_else(folder: Path) -> None:
     assert report["original_size"]["height"] == {"min": 80, "median": 150, "max": 150}
     (broken,) = report["undecodable"]
     assert broken["file"] == "test/cats/broken (1).jpg"
-    assert broken["reason"] == "its content is that of no image"
+    assert broken["reason"] == "Pillow finds no image in it"
 
     assert [files(images) for images in report["exact_duplicates"]] == [
         ["train/cats/01 equal.png", "train/cats/01.png"],

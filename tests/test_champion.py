@@ -265,7 +265,7 @@ def test_predict_names_what_it_cannot_read_and_does_the_rest(store: tracking.Sto
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
     reasons = {
         tmp_path / "broken.jpg": "cannot be read as an image (OSError: ",
-        tmp_path / "text.jpg": "cannot be read as an image (its content is that of no image)",
+        tmp_path / "text.jpg": "cannot be read as an image (Pillow finds no image in it)",
         tmp_path / "photo.heic": "(Pillow reads no .heic files; convert it to PNG or JPEG)",
         tmp_path / "missing.jpg": "is not there",
         tmp_path: "is a folder; name the photos in it",

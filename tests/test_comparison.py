@@ -822,7 +822,7 @@ def test_a_score_of_0_for_all_images_has_no_interval(store_of_now: str) -> None:
         patched.setitem(scores.SCORES, "never", never)
         evidence.need("test/never")
         estimate = evidence.estimate("test/never", "lenet5")
-    assert estimate.mean == 0 and np.isnan(estimate.low) and "all single scores are equal (0)" in estimate.problem
+    assert estimate.mean == 0 and np.isnan(estimate.low) and "all images score 0" in estimate.problem
 
 
 @pytest.mark.parametrize(("metric", "per_image"), [

@@ -275,6 +275,18 @@ def png_of_16_bits(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
+def test_a_hidden_colour_of_16_bits_is_white(tmp_path: Path) -> None:
+    pixels = np.full((8, 8, 3), 300, np.uint16)
+    pixels[:4] = 9
+    content = png_of_16_bits(pixels)
+    chunk = b"tRNS" + struct.pack(">HHH", 9, 9, 9)
+    place = content.index(b"IDAT") - 4
+    hidden = struct.pack(">I", 6) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "hidden.png").write_bytes(content[:place] + hidden + content[place:])
+    image = decode(tmp_path / "hidden.png", 8, 3, {"integers": (0.0, 600.0)})
+    assert (image[:3] == 255).all() and (image[5:] == 128).all()
+
+
 @pytest.mark.parametrize("planes", [2, 3, 4])
 def test_colours_of_16_bits_keep_their_low_bytes(planes: int, tmp_path: Path) -> None:
     """12 bits in 16: their high bytes alone are at most 15."""
@@ -393,6 +405,9 @@ TABLES = {
     "bars": "1.png|cat\n2.png|dog\n",
     "paths of Windows": "photos\\1.png,cat\nphotos\\2.png,dog\n",
     "byte order mark": "\ufeff1,cat\r\n2,dog\r\n",
+    "separators at the end": "1.png,cat,\n2.png,dog,,\n",
+    "an empty line first": "\nfile,width,label\n1.png,40,cat\n2.png,50,dog\n",
+    "label and its name": "file,label,label_name\n1.png,cat,Cat\n2.png,dog,Dog\n",
 }
 
 
@@ -400,7 +415,8 @@ TABLES = {
 def test_the_columns_of_a_table_are_found(table: str, tmp_path: Path) -> None:
     for name in ("1.png", "2.png"):
         picture(tmp_path / "loose" / name)
-    (tmp_path / "labels.csv").write_text(table + re.sub(r"[12](?=\.png|,cat|,dog)", "99", table.splitlines()[-1]))
+    lost = re.sub(r"[12](?=\.png|,cat|,dog)", "99", table.splitlines()[-1])
+    (tmp_path / "labels.csv").write_text(f"{table}{lost}\n{lost}\n")
     counts, _, missing = arrange(tmp_path / "loose", tmp_path / "new", tmp_path / "labels.csv")
     assert counts == {"cat": 1, "dog": 1} and missing == ["99.png" if "png" in table else "99"]
     assert (tmp_path / "new/cat/1.png").exists() and (tmp_path / "new/dog/2.png").exists()
@@ -421,6 +437,10 @@ def test_a_table_that_says_no_class_is_refused(table: str, sentence: str, tmp_pa
     with pytest.raises(DatasetError, match=sentence):
         arrange(tmp_path / "loose", tmp_path / "new", tmp_path / "labels.csv")
     assert not (tmp_path / "new").exists()
+
+
+def test_numbers_that_are_no_years_make_no_parts(tmp_path: Path) -> None:
+    assert read(fill(tmp_path, "test0001", "test0002")).classes == ("test0001", "test0002")
 
 
 def test_pictures_of_one_class_are_not_arranged(tmp_path: Path) -> None:

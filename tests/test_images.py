@@ -112,7 +112,7 @@ def test_broken_files_are_named_and_left_out(image_folder: Path) -> None:
     assert list(datasets.account(data)) == [
         "found 55 = used 52 + set aside 3",
         "train/dark: found 22 = used 20 + set aside 2",
-        "  1 does not decode: train/dark/broken.jpg (its content is that of no image)",
+        "  1 does not decode: train/dark/broken.jpg (Pillow finds no image in it)",
         "  1 is no image: train/dark/notes.txt",
         "test/light: found 7 = used 6 + set aside 1",
         "  1 does not decode: test/light/cut.png (OSError: image file is truncated)",

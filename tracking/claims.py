@@ -19,11 +19,11 @@ from tracking.runs import (
     Parent,
     Run,
     create_run,
-    end,
+    end_run,
     is_trial,
     log_missing_params,
-    outcome,
     reopen,
+    status_and_reason,
     supersede_others,
     with_fingerprint,
 )  # fmt: skip
@@ -106,7 +106,7 @@ def claim(
             return Claim(run, "", True, resume_file, _usable(saved, tags))
         with contextlib.suppress(Exception):  # the store itself may have failed
             for run_id in taken:
-                end(store, run_id, *outcome(error))
+                end_run(store, run_id, *status_and_reason(error))
         raise
 
 
@@ -241,7 +241,7 @@ def child_run(store: Store, claimed: Claim) -> Iterator[Run]:
             run.finish()
     except BaseException as error:
         with contextlib.suppress(Exception):  # the store itself may have failed
-            end(store, run.id, *outcome(error))
+            end_run(store, run.id, *status_and_reason(error))
         raise
     forget_progress(store, claimed.run.tags)
 

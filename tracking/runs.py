@@ -108,7 +108,7 @@ class Run:
     def finish(self) -> None:
         """End the run, and mark older runs of its split in its comparison group as superseded."""
         self._persist(lambda: supersede_others(self.store, self.store.client.get_run(self.id)))
-        self._persist(lambda: end(self.store, self.id, "FINISHED"))
+        self._persist(lambda: end_run(self.store, self.id, "FINISHED"))
 
 
 class Parent(Run):
@@ -137,7 +137,7 @@ class Parent(Run):
             children = self.store.client.search_runs([self.experiment], query)
             shared = any(owners.is_others(child.data.tags, self.store.command) for child in children)
             if not shared and (self.begun or self.status != "FINISHED"):  # else another command ended it
-                end(self.store, self.id, status, reason)
+                end_run(self.store, self.id, status, reason)
 
         self._persist(end_unless_shared)
         self.ended = True
@@ -167,7 +167,7 @@ def parent_run(
     except BaseException as error:
         if not parent.ended:
             with contextlib.suppress(Exception), impatient():  # the store itself may have failed
-                parent.end(*outcome(error))
+                parent.end(*status_and_reason(error))
         raise
 
 
@@ -210,7 +210,7 @@ def close_dead_runs(
                 run_id = parents.get(run_id)
         for run in running:
             if run.info.run_id not in needed:
-                end(store, run.info.run_id, "KILLED", reason)
+                end_run(store, run.info.run_id, "KILLED", reason)
         for folder in store.state.glob(f"{SCRATCH}*"):
             pid, machine, _ = folder.name.removeprefix(SCRATCH).split("@")
             if machine == host() and not owners.is_running(int(pid)):
@@ -244,7 +244,7 @@ def reopen(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
     _explain(store, run_id, "")
 
 
-def end(store: Store, run_id: str, status: str, reason: str = "") -> None:
+def end_run(store: Store, run_id: str, status: str, reason: str = "") -> None:
     """End a run, with the reason why it has no result."""
     _explain(store, run_id, reason)
     store.client.set_terminated(run_id, status)
@@ -258,7 +258,7 @@ def _explain(store: Store, run_id: str, reason: str) -> None:
         store.client.delete_tag(run_id, "failure")
 
 
-def outcome(error: BaseException) -> tuple[str, str]:
+def status_and_reason(error: BaseException) -> tuple[str, str]:
     """Status and reason of a run that an error ended."""
     return ("KILLED", "interrupted") if isinstance(error, KeyboardInterrupt) else ("FAILED", in_one_line(error))
 

@@ -30,7 +30,7 @@ class Predictor:
     classes: list[str]
     size: int  # of its images, in pixels
     channels: int
-    depth: Depth  # of its training images, if they had 16 or 32 bits a pixel (`decode`)
+    depth: Depth  # of its training images, if they had 16 or 32 bits a channel (`decode`)
     model: str  # its name; empty if its run was removed
     origin: str  # model, split, version and run, in words
     run_id: str  # of that split
@@ -96,4 +96,4 @@ class Predictor:
         except NoImageError:
             return f"{name} is no image"
         except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file makes them trip over
-            return f"{name} cannot be read as an image ({readable_name(why_undecoded(path, error))})"
+            return f"{name} cannot be read as an image ({readable_name(why_undecoded(path, error))[:300]})"

@@ -173,11 +173,11 @@ def _title(row: "pd.Series[Any]") -> str:
 
 
 def _depth_lines(data: ImageData) -> list[str]:
-    """Say how pictures of more than 8 bits a pixel became the input: a server takes no others."""
+    """Say how pictures of more than 8 bits a channel became the input: a server takes no others."""
     scale = "round(255 (x - {low:g}) / ({high:g} - {low:g})), cut off at 0 and 255"
     return [
-        f"- {kind.capitalize()} of 16 or 32 bits a pixel, x, became {scale.format(low=low, high=high)}; convert yours "
-        "likewise."
+        f"- {kind.capitalize()} of 16 or 32 bits a channel, x, became {scale.format(low=low, high=high)}; convert "
+        "yours likewise."
         for kind, (low, high) in data.depth.items()
     ]
 

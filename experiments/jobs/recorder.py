@@ -99,7 +99,7 @@ class Recorder:
 
     def record_trial(self, job: Job, claimed: Claim, child: Run, over: "TrialOver") -> Result:
         """Write the outcome of a trial to the journal."""
-        metrics = results.final_metrics(over.history, None, {}, _images(job), {})
+        metrics = results.final_metrics(over.history, None, {}, _images_per_epoch(job), {})
         write_files = functools.partial(results.write_history, history=over.history)
         entry = self._enter(claimed, over.history, metrics, write_files, {keys.STOPPED: over.stopped})
         child.in_journal = True
@@ -122,7 +122,9 @@ class Recorder:
     def _write(self, job: Job, claimed: Claim, trained: Trained) -> Path:
         leaks = results.count_leaks(self.context.groups, job.split)
         cross_val = results.cross_val_scores(trained.predictions)
-        metrics = results.final_metrics(trained.history, trained.evaluations["test"], cross_val, _images(job), leaks)
+        metrics = results.final_metrics(
+            trained.history, trained.evaluations["test"], cross_val, _images_per_epoch(job), leaks
+        )
 
         def write_files(folder: Path) -> None:
             results.write_files(
@@ -188,8 +190,8 @@ class Recorder:
         self._evidence = job.card.name, evidence
 
 
-def _images(job: Job) -> int:
-    """Images of an epoch."""
+def _images_per_epoch(job: Job) -> int:
+    """Return the number of training and validation images."""
     return len(job.split.train) + len(job.split.val)
 
 

@@ -99,7 +99,7 @@ class TunedSplit:
 def lowest(curve: Curve, part: int = 0) -> float:
     """The lowest loss on the validation part (0), or on one of its halves (1, 2); infinite after a divergence.
 
-    A training that diverged is the worst, whatever it had reached: the split could not be trained so.
+    A training that diverged is the worst, whatever it had reached: its settings cannot train the split.
     """
     if not curve or not math.isfinite(curve[-1][0]):
         return math.inf

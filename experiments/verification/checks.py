@@ -67,19 +67,19 @@ def check_run(run: SplitRecord, parent: Record, material: Material | None, trial
             checks += [functools.partial(check_choice, run, parent, trials)]
         if material is not None:
             checks += [functools.partial(check, run, material) for check in DATA_CHECKS]
-    _do(checks, run)
+    _run_checks(checks, run)
 
 
 def check_trial(trial: SplitRecord) -> None:
-    """Check that the numbers by which a trial was compared are those of its history, its only file."""
+    """Check that a trial's metrics follow from its history, its only file."""
     files = functools.partial(_check_files, trial, (keys.HISTORY,))
-    _do(
+    _run_checks(
         [files, *(functools.partial(check, trial) for check in (_check_epochs, _check_final_metrics, _check_end))],
         trial,
     )
 
 
-def _do(checks: Iterable[Callable[[], None]], run: SplitRecord) -> None:
+def _run_checks(checks: Iterable[Callable[[], None]], run: SplitRecord) -> None:
     for check in checks:
         try:
             check()

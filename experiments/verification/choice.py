@@ -33,6 +33,7 @@ def check_choice(run: SplitRecord, parent: Record, trials: pd.DataFrame) -> None
     drawn = _configurations(run, parent)
     for number, config in enumerate(drawn):
         found = _trial(run, trials, number, config)
+        run.trials.append(found["run_id"])
         if any(pd.notna(found[key]) for key in keys.FINAL_METRICS if key.startswith("test/")):
             findings.differ(f"trial {number} was scored on the test part")
         curves[number] = _curve(found, run.store.uri)
@@ -51,7 +52,7 @@ def check_choice(run: SplitRecord, parent: Record, trials: pd.DataFrame) -> None
 
 
 def _configurations(run: SplitRecord, parent: Record) -> list[TrainingConfig]:
-    """Return the configurations that trials 1, 2, ... had to have; trial 0 has the usual settings."""
+    """Return the configurations of trials 0, 1, ...; trial 0 has the usual settings."""
     tuned = {key: parse_tuned(key, parent.texts[key]) for key in sorted(keys.tuned_settings(run.params))}
     usual = TrainingConfig(**{**_untuned(run.params), **{key: value for key, (value, _) in tuned.items()}})
     space = {key: values for key, (_, values) in tuned.items()}

@@ -79,6 +79,7 @@ class SplitRecord(Record):
     def __init__(self, store: Store, row: "pd.Series[Any]", title: str) -> None:
         super().__init__(store, row["run_id"], title)
         self.row = row
+        self.trials: list[str] = []  # ids of those that decided it, once its choice is checked
         values = {key: row[key] for key in keys.PARAMS if key in self.texts and not pd.isna(row[key])}
         # json knows none of NumPy's numbers
         self.params = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}

@@ -105,7 +105,7 @@ def verify(
     if done.empty:
         raise StoreError(f"{task.name} has no finished run in {store.label}; run {script_of(task.name)} first")
     chosen = done if sample_splits is None else _sample(done, sample_splits)
-    trials = pd.DataFrame({"parent_id": []})
+    trials = pd.DataFrame({"parent_id": [], "run_id": []})
     if chosen["tune"].notna().any():
         trials = analysis.load_runs([keys.trials_of(task.name)], uri)
         trials = trials[trials["status"] == "FINISHED"]
@@ -117,12 +117,15 @@ def verify(
         _check_summary(parents[parent_id], runs[runs["parent_id"] == parent_id])
         report.add(parents[parent_id].findings)
     walk = _with_material(task, chosen, data_dir, device, uri, report)
+    deciding: set[str] = set()  # trials
     bar = Console(stderr=True)
     for row, material in track(walk, task.name, len(chosen), console=bar, disable=not bar.is_terminal, transient=True):
         run = SplitRecord(store, row, _title(row, done))
         check_run(run, parents[row["parent_id"]], material, trials)
         report.add(run.findings)
-    for _, row in trials[trials["parent_id"].isin(chosen["run_id"])].iterrows():
+        deciding.update(run.trials)  # some may have been taken over by another tuned run
+    checked = trials[trials["parent_id"].isin(chosen["run_id"]) | trials["run_id"].isin(deciding)]
+    for _, row in checked.iterrows():
         trial = SplitRecord(store, row, f"{_title(row, done)} trial {row['trial']}")
         check_trial(trial)
         report.add(trial.findings)
