@@ -249,6 +249,16 @@ def test_any_number_of_threads_gives_the_same_bits(layers, monkeypatch: pytest.M
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize(("version", "reason"), [
+    ("0.61.2", "numba 0.61.2 is older than 0.62"), ("0.62.0rc1", ""), ("1.0.0", ""),
+])  # fmt: skip
+def test_versions_of_numba_that_refuse_bf16_are_not_used(
+    version: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels.metadata, "version", lambda package: version)
+    assert kernels.why_not.__wrapped__() == reason
+
+
 @pytest.mark.parametrize("folder", ["benchmarks", "experiments"])
 def test_no_script_hides_a_module_that_numba_imports(folder: str) -> None:
     """A script's folder comes first where Python looks for modules; numba imports `coverage`, for example."""

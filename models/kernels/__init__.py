@@ -36,11 +36,11 @@ output is the largest map of a network and is never written, and pools and sums 
 Sums are taken for each image, as differences from its first pixel, and joined in float64. They are more exact than
 those of torch's BatchNorm, depend on no other image, and so not on the number of threads.
 
-The rule: kernels are used if numba and llvmlite can be imported, the processor has AVX2 or NEON, torch's threads can be
-reached (on Linux; not on macOS and Windows), the precision is fp32 or bf16, and a layer is one of the blocks of this
-package whose channels fill vectors of 16 (alone, or two pixels together). Everything else takes torch's operations, as
-in `models.execution`. `NUMBA_DISABLE_JIT=1` turns kernels off. They are compiled when they are first needed, and kept
-(`launch`).
+The rule: kernels are used if numba (0.62 or later) and llvmlite can be imported, the processor has AVX2 or NEON, the
+threads of torch can be reached (on Linux; not on macOS and Windows), the precision is fp32 or bf16, and a layer is one
+of the blocks of this package whose channels fill vectors of 16 (alone, or two pixels together). Everything else takes
+torch's operations, as in `models.execution`. `NUMBA_DISABLE_JIT=1` turns kernels off. They are compiled when they are
+first needed, and kept (`launch`).
 
 `vectors` has the operations on 16 numbers at once; `launch` compiles and runs; `normalisation`, `depthwise`,
 `excitation` and `stem` have the kernels; `functions` are the layers, forward and backward.
@@ -58,6 +58,8 @@ from pathlib import Path
 
 import torch
 
+OLDEST = (0, 62)  # of numba: earlier ones refuse the kernels in bf16 (findings/llvmlite_bf16_intrinsic.sh)
+
 
 @functools.cache
 def why_not() -> str:
@@ -65,6 +67,8 @@ def why_not() -> str:
     for package in ("numba", "llvmlite"):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
+    if tuple(map(int, metadata.version("numba").split(".")[:2])) < OLDEST:
+        return f"numba {metadata.version('numba')} is older than {'.'.join(map(str, OLDEST))}"
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return "NUMBA_DISABLE_JIT is set"
     on_arm = platform.machine().lower() in ("arm64", "aarch64")  # which always has NEON
