@@ -239,7 +239,7 @@ def scores_figure(evidence: Evidence, table: pd.DataFrame, metric: str) -> Figur
     colours = [colour(str(model)) for model in table.index]
     names = shortened_apart(list(map(str, table.index)), LONGEST_MODEL).values()
     figure = _rows(names, splits, table[["mean", "low", "high"]], colours, _scale(metric))
-    figure.axes[0].set_xlabel(f"{_axis_name(metric)}\npoints: splits; bars: 95 % interval of the mean{some}")
+    _label_below(figure, f"{_axis_name(metric)}\npoints: splits; bars: 95 % interval of the mean{some}")
     return figure
 
 
@@ -265,8 +265,13 @@ def differences_figure(evidence: Evidence, metric: str, rope: float) -> Figure:
     figure.axes[0].axvspan(-reach, reach, color="0.88", linewidth=0, zorder=0)
     figure.axes[0].axvline(0, color="0.3", linewidth=0.8, zorder=1)
     label = f"difference of {_axis_name(metric, unit=False)} ({score_of(metric).difference_unit})"
-    figure.axes[0].set_xlabel(f"{label}\ngray: practically the same{some}")
+    _label_below(figure, f"{label}\ngray: practically the same{some}")
     return figure
+
+
+def _label_below(figure: Figure, text: str) -> None:
+    """Label the axis below, over the whole width: beside long names it is wider than the axes."""
+    figure.supxlabel(text, fontsize=STYLE["axes.labelsize"], color=STYLE["axes.labelcolor"])
 
 
 def _rows(

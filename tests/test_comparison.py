@@ -646,8 +646,8 @@ def test_direction_unit_and_variance_of_a_further_score_come_from_the_registry(
         assert f"{number(abs(row['difference']), 'test/error_rate')} points" in sentence
         assert row["verdict"] != "better" or "its error rate is lower by" in sentence
     axes = {name: figure.axes[0] for name, _, figure in draw_figures(evidence, "test/error_rate", thumbnails=False)}
-    assert axes["scores_by_split"].get_xlabel().startswith("test error rate (%)\n")
-    assert axes["paired_differences"].get_xlabel().startswith("difference of test error rate (points)\n")
+    assert axes["scores_by_split"].figure.get_supxlabel().startswith("test error rate (%)\n")
+    assert axes["paired_differences"].figure.get_supxlabel().startswith("difference of test error rate (points)\n")
     assert axes["accuracy_against_cost"].figure.get_supylabel() == "test error rate (%)"
 
 
@@ -657,13 +657,13 @@ def test_figures_of_many_models_show_the_best_and_say_so(store_of_four: str, run
     table = comparison.tabulate(evidence, "test/accuracy")
     axes = figures.scores_figure(evidence, table, "test/accuracy").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(table.index[:2])
-    assert axes.get_xlabel().endswith(f"the best 2 of {len(table)} models")
+    assert axes.figure.get_supxlabel().endswith(f"the best 2 of {len(table)} models")
     networks = [model for model in table.index if model not in keys.BASELINES]
     axes = figures.differences_figure(evidence, "test/accuracy", 0.01).axes[0]
     pairs = len(networks) * (len(networks) - 1) // 2
     shown = [label.get_text() for label in axes.get_yticklabels()]
     assert shown == [f"{networks[0]} − {other}" for other in networks[1:3]]
-    assert axes.get_xlabel().endswith(f"the best network and others: {len(shown)} of {pairs} pairs")
+    assert axes.figure.get_supxlabel().endswith(f"the best network and others: {len(shown)} of {pairs} pairs")
 
 
 @pytest.mark.parametrize(
