@@ -21,36 +21,26 @@ import analysis
 from analysis.comparison import compare
 from analysis.evidence import Evidence, default_metric
 from analysis.groups import choose_group
-from analysis.statistics import (
-    TTest,
-    component_standard_error,
-    fixed_test_standard_error,
-    holm,
-    image_variance,
-    satterthwaite_df,
-    ttest,
-)
+from analysis.statistics import TTest, holm
 from analysis.tables import p_value
-from benchmarks.type_one_error import table
+from benchmarks.type_one_error import earlier_test, table
 
 
-def earlier_test(evidence: Evidence, model: str, other: str) -> TTest:
+def before(evidence: Evidence, model: str, other: str) -> TTest:
     """Test the difference of two models' accuracy on the test part, as the program did before."""
     runs = evidence.of(model)
-    correct: list[dict[int, float]] = []
+    by_image = {}
     for split in runs.index:
-        parts = [evidence.predictions(evidence.of(name).loc[split], "test") for name in (model, other)]
-        right = [(part.predicted == part.true).astype(float) for part in parts]
-        correct.append(dict(zip(parts[0].index.tolist(), right[0] - right[1], strict=True)))
-    images = sorted(set().union(*correct))
-    differences = np.array([[of_split.get(image, np.nan) for image in images] for of_split in correct])
-    means, variance = np.nanmean(differences, axis=1), image_variance(differences)
+        one, two = (evidence.predictions(evidence.of(name).loc[split], "test") for name in (model, other))
+        by_image[split] = pd.Series((one.predicted == one.true) - 1.0 * (two.predicted == two.true), index=one.index)
+    values = pd.DataFrame(by_image).T.to_numpy()
+    fixed_test = not np.isnan(values).any()
     n_train, n_val, n_test = (int(runs[f"n_{part}"].iloc[0]) for part in ("train", "val", "test"))
-    if all(of_split.keys() == correct[0].keys() for of_split in correct):  # one published test part
-        se = fixed_test_standard_error(means, variance, n_train, n_val, n_test)
-    else:
-        se = component_standard_error(means, variance, n_train, n_test)
-    return ttest(float(means.mean()), se, satterthwaite_df(se, variance, n_test, len(means)))
+    return earlier_test(values, fixed_test, n_train, n_val, n_test if fixed_test else n_train + n_val + n_test)
+
+
+def _in_points(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:+.1f} ± {50 * (high - low):.1f}"
 
 
 def main() -> None:
@@ -63,14 +53,16 @@ def main() -> None:
     evidence = Evidence(choose_group(runs), arguments.tracking_uri)
     metric = default_metric(runs)
     now = compare(evidence, metric)
-    before = [earlier_test(evidence, row["model_a"], row["model_b"]) for _, row in now.iterrows()]
-    adjusted = pd.Series([test.p for test in before]).groupby(now["family"]).transform(holm)
-    rows = []
-    for (_, row), test, p in zip(now.iterrows(), before, adjusted, strict=True):
-        old = [100 * test.mean, 50 * (test.high - test.low), p]
-        new = [100 * row["difference"], 50 * (row["high"] - row["low"]), row["p_holm"]]
-        cells = [f"{values[0]:+.1f} ± {values[1]:.1f} | {p_value(values[2])}" for values in (old, new)]
-        rows.append([f"{row['model_a']} − {row['model_b']}", *" | ".join(cells).split(" | "), row["verdict"]])
+    tests = [before(evidence, row["model_a"], row["model_b"]) for _, row in now.iterrows()]
+    adjusted = pd.Series([test.p for test in tests]).groupby(now["family"]).transform(holm)
+    rows = [
+        [
+            f"{row['model_a']} − {row['model_b']}",
+            _in_points(test.mean, test.low, test.high), p_value(p),
+            _in_points(row["difference"], row["low"], row["high"]), p_value(row["p_holm"]), row["verdict"],
+        ]
+        for (_, row), test, p in zip(now.iterrows(), tests, adjusted, strict=True)
+    ]  # fmt: skip
     print(table(["pair", "before", "Holm p", "now", "Holm p", "verdict now"], rows))
 
 

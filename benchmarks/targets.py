@@ -73,7 +73,8 @@ def serve(source: str, work: str, threads: int, share: float) -> None:
     import models
 
     torch.set_num_threads(threads)
-    if reason := importlib.import_module("models.kernels").why_not() if Path(source, "models/kernels").exists() else "":
+    has_kernels = Path(source, "models/kernels").exists()  # the earlier commit has none
+    if has_kernels and (reason := importlib.import_module("models.kernels").why_not()):
         raise SystemExit(f"the kernels of {source} are not used: {reason}")
     find = _finder(
         "experiments.training.fit", "experiments.training.images", "experiments.training.state",

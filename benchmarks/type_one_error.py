@@ -139,14 +139,20 @@ def estimate(differences: np.ndarray, parts: np.ndarray, protocol: Protocol) -> 
 def before(differences: np.ndarray, parts: np.ndarray, protocol: Protocol) -> TTest:
     """The earlier test, on the test part alone; `differences` have the shape (J, N)."""
     values = np.where(parts == TEST, differences, np.nan)
-    means = np.nanmean(values, axis=1)
-    images = image_variance(values)
-    if protocol.fixed_test:
-        n_images = protocol.n_test
-        se = fixed_test_standard_error(means, images, protocol.n_train, protocol.n_val, n_images)
+    n_images = protocol.n_test if protocol.fixed_test else parts.shape[1]
+    return earlier_test(values, protocol.fixed_test, protocol.n_train, protocol.n_val, n_images)
+
+
+def earlier_test(values: np.ndarray, fixed_test: bool, n_train: int, n_val: int, n_images: int) -> TTest:
+    """Test differences of images of the test parts, shape (J, N), NaN where an image is in another part.
+
+    `n_images` are those of a fixed test part, or else all that the parts are drawn from.
+    """
+    means, images = np.nanmean(values, axis=1), image_variance(values)
+    if fixed_test:
+        se = fixed_test_standard_error(means, images, n_train, n_val, n_images)
     else:
-        n_images = parts.shape[1]
-        se = component_standard_error(means, images, protocol.n_train, n_images)
+        se = component_standard_error(means, images, n_train, n_images)
     return ttest(float(np.mean(means)), se, satterthwaite_df(se, images, n_images, len(means)))
 
 

@@ -11,10 +11,10 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 failed=0
-for version in 0.44.0 0.45.1; do
-    python3 -m venv "$folder/$version"
-    "$folder/$version/bin/pip" install --quiet "llvmlite==$version" 2>/dev/null
-    "$folder/$version/bin/python" - <<'PYTHON' || failed=1
+for package in "llvmlite==0.44.0" "llvmlite==0.45.1"; do
+    python3 -m venv "$folder/$package"
+    "$folder/$package/bin/pip" install --quiet "$package" 2>/dev/null
+    "$folder/$package/bin/python" - <<'PYTHON' || failed=1
 import llvmlite
 from llvmlite import binding
 

@@ -11,10 +11,10 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 failed=0
-for version in 1.7.2 1.8.0; do
-    python3 -m venv "$folder/$version"
-    "$folder/$version/bin/pip" install --quiet "scikit-learn==$version" "numpy==2.3.5" 2>/dev/null
-    "$folder/$version/bin/python" - <<'PYTHON' || failed=1
+for package in "scikit-learn==1.7.2" "scikit-learn==1.8.0"; do
+    python3 -m venv "$folder/$package"
+    "$folder/$package/bin/pip" install --quiet "$package" "numpy==2.3.5" 2>/dev/null
+    "$folder/$package/bin/python" - <<'PYTHON' || failed=1
 import numpy as np
 import sklearn
 from sklearn.model_selection import StratifiedGroupKFold

@@ -111,8 +111,7 @@ def from_file(path: Path, name: str, in_channels: int, num_classes: int, image_s
         if type(error).__name__ == "UnpicklingError":  # torch refuses all but tensors
             sentence = f"--weights: {path} is no file of tensors, or would execute code as it is read"
             raise ModelError(sentence) from None
-        reason = f"{type(error).__name__}: {' '.join(str(error).split()).partition('. ')[0][:120]}"
-        raise ModelError(f"--weights: {path} cannot be read as a state dict ({reason})") from None
+        raise ModelError(f"--weights: {path} cannot be read as a state dict ({_first_words(error)})") from None
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"--weights: {path} holds no state dict: names with tensors, and nothing else")
@@ -207,14 +206,17 @@ def _from_timm(name: str, in_channels: int, num_classes: int, image_size: int) -
     return f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture), found
 
 
+def _first_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()).partition('. ')[0][:120]}"
+
+
 @contextlib.contextmanager
 def _one_sentence(name: str) -> Iterator[None]:
     """Turn an error of the network, or of a damaged file, into a `ModelError`."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - libraries raise whatever they trip over
-        reason = f"{type(error).__name__}: {' '.join(str(error).split()).partition('. ')[0][:120]}"
-        raise ModelError(f"the weights of {name} cannot be loaded ({reason})") from None
+        raise ModelError(f"the weights of {name} cannot be loaded ({_first_words(error)})") from None
 
 
 @cache
