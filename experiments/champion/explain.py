@@ -74,7 +74,9 @@ def heat(explained: fx.GraphModule, images: np.ndarray) -> np.ndarray:
     numpy.ndarray of float32, shape (N, size, size)
         Each from 0 to 1, which is the place that speaks most for the class; all 0 if none does.
     """
-    from captum.attr import LayerGradCam  # late: it brings Matplotlib
+    # late: it brings Matplotlib; of captum, since maps of grad-cam change with a ReLU in place
+    # (findings/gradcam_inplace_relu.sh)
+    from captum.attr import LayerGradCam
 
     pixels = torch.from_numpy(images)
     with torch.no_grad():
