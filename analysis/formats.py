@@ -135,8 +135,8 @@ def _latex_text(text: str) -> str:
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "–": "--",
         "−": "$-$", "<": r"$<$", ">": r"$>$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$",
     }  # fmt: skip
-    text = MINUS.sub("−", text)
-    return "".join(special.get(character, character) for character in text)
+    pieces = re.split(r"(--)", MINUS.sub("−", text))  # two hyphens of an option, which LaTeX would join to a dash
+    return "".join("{-}{-}" if each == "--" else "".join(special.get(char, char) for char in each) for each in pieces)
 
 
 def _text(table: ResultTable, width: int | None) -> str:

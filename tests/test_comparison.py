@@ -768,6 +768,14 @@ def test_no_number_is_cut_however_narrow_the_terminal(width: int, kind: str) -> 
         assert max(map(cell_len, drawn)) <= width
 
 
+def test_latex_has_minus_signs_dashes_and_the_hyphens_of_options() -> None:
+    cells = pd.DataFrame({"model": ["a_b"], "accuracy": ["62.4±1.0"]})
+    data = pd.DataFrame({"task": ["task1"], "model": ["a_b"]})
+    text = render([ResultTable("t", "c", cells, data, ["-3.8 of 60–68, 5 %; --leak-free keeps them apart"], data)], "latex")
+    assert r"\par $-$3.8 of 60--68, 5 \%; {-}{-}leak-free keeps them apart" in text  # two hyphens would be a dash
+    assert r"a\_b & 62.4$\pm$1.0" in text
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])
 def test_any_encoding_of_the_output(encoding: str, store_of_four: str) -> None:
     command = [sys.executable, "-m", "analysis", "table", "task3", "--tracking-uri", store_of_four]
