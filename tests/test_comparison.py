@@ -771,7 +771,8 @@ def test_no_number_is_cut_however_narrow_the_terminal(width: int, kind: str) -> 
 def test_latex_has_minus_signs_dashes_and_the_hyphens_of_options() -> None:
     cells = pd.DataFrame({"model": ["a_b"], "accuracy": ["62.4±1.0"]})
     data = pd.DataFrame({"task": ["task1"], "model": ["a_b"]})
-    text = render([ResultTable("t", "c", cells, data, ["-3.8 of 60–68, 5 %; --leak-free keeps them apart"], data)], "latex")
+    notes = ["-3.8 of 60–68, 5 %; --leak-free keeps them apart"]
+    text = render([ResultTable("t", "c", cells, data, notes, data)], "latex")
     assert r"\par $-$3.8 of 60--68, 5 \%; {-}{-}leak-free keeps them apart" in text  # two hyphens would be a dash
     assert r"a\_b & 62.4$\pm$1.0" in text
 
