@@ -39,6 +39,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOCOL = ("--n-splits", "2", "--epochs", "6", "-m", "lenet5")
 KILLS_A_ROUND = 12  # at most
 MOMENTS = (0.15, 0.6)  # of the time that the undisturbed run takes, a third of which is its start
+# in /tmp: a cache of torch, and the folder of a socket, which Python's multiprocessing cannot remove when it is killed
+LEFT = ("torchinductor", "pymp-")
 TIMES = ("epoch_seconds", "train_seconds", "images_per_second")
 FILES_WITH_TIMES = (keys.HISTORY, keys.FIGURES)
 
@@ -105,7 +107,7 @@ class Campaign:
             self.moments[what_was_done(store, self.task)] += 1
         kept = strays(reference)  # trials keep the files from which they can go on
         problems = differences(self.task, reference, store) + [each for each in strays(store) if each not in kept]
-        problems += [f"{path} is left" for path in self.scratch.iterdir() if not path.name.startswith("torchinductor")]
+        problems += [f"{path} is left" for path in self.scratch.iterdir() if not path.name.startswith(LEFT)]
         if problems:
             raise SystemExit(f"round {self.rounds}, after {self.kills} kills:\n" + "\n".join(problems))
         shutil.rmtree(store.parent)
