@@ -47,6 +47,7 @@ class RepeatedHoldout:
 
     n_splits: int  # at least 1
     shares: Sequence[int]  # relative sizes of training, validation and, optionally, test
+    repetitions = 1
 
     def __post_init__(self) -> None:
         if self.n_splits < 1 or len(self.shares) not in (2, 3) or min(self.shares) <= 0:
@@ -126,24 +127,31 @@ class RepeatedHoldout:
 
 @dataclass(frozen=True)
 class StratifiedKFold:
-    """Stratified k-fold cross-validation with scikit-learn's splitter, shuffled.
+    """Stratified k-fold cross-validation with scikit-learn's splitter, shuffled, and shuffled anew to be repeated.
 
-    Each image is in the validation part of one split. A fold has its share of each class to within one image.
+    In each repetition an image is in the validation part of one split. A fold has its share of each class to within one
+    image. Split s is fold s % n_splits of repetition s // n_splits.
 
     Notes
     -----
+    A repetition depends only on the labels, the groups, the seed, `n_splits` and its number: raising `repetitions`
+    keeps the earlier ones.
+
     Groups stay in one fold. scikit-learn's `StratifiedGroupKFold` places a group that holds the classes evenly last, on
     top of a full fold, and may leave a fold without a class where others would not. Where one of its folds lacks a
     class, or is more than 10 % too large, folds are drawn by the method of `RepeatedHoldout`, if they are more even.
     """
 
-    n_splits: int  # at least 2
+    n_splits: int  # folds of a repetition, at least 2
+    repetitions: int = 1
     name = "stratified k-fold"
     has_test_part = False
 
     def __post_init__(self) -> None:
         if self.n_splits < 2:
             raise ValueError("k-fold takes at least 2 splits")
+        if self.repetitions < 1:
+            raise ValueError("k-fold takes at least 1 repetition")
 
     def split(
         self, labels: np.ndarray, seed: int, groups: np.ndarray | None = None, classes: Sequence[str] = ()
@@ -155,6 +163,12 @@ class StratifiedKFold:
         DatasetError
             A class has fewer images or groups than folds, or large groups leave a fold without a class.
         """
+        later = [np.random.SeedSequence([seed, number]) for number in range(1, self.repetitions)]
+        seeds = [seed, *(int(own.generate_state(1)[0]) for own in later)]
+        return [split for own in seeds for split in self._divide(labels, own, groups, classes)]
+
+    def _divide(self, labels: np.ndarray, seed: int, groups: np.ndarray | None, classes: Sequence[str]) -> list[Split]:
+        """Return the folds of one repetition, which has a seed of its own."""
         from sklearn import model_selection
 
         held, unit, more = labels, "image", "images"  # class of each indivisible unit
@@ -197,6 +211,7 @@ class PublishedValidation:
     """One split: the published training and validation parts as they are."""
 
     n_splits: int = 1
+    repetitions = 1
     name = "published validation part"
     has_test_part = False
 
@@ -208,14 +223,17 @@ class PublishedValidation:
 Protocol = RepeatedHoldout | StratifiedKFold | PublishedValidation
 
 
-def named_protocol(name: str, n_splits: int) -> Protocol:
+def named_protocol(name: str, n_splits: int, repetitions: int = 1) -> Protocol:
     """Return the protocol with a name from the result database; a `ValueError` if there is none."""
+    if name == StratifiedKFold.name:
+        return StratifiedKFold(n_splits, repetitions)
+    if repetitions != 1:
+        raise ValueError(f"{name!r} has no repetitions")
     if shares := re.fullmatch(r"repeated holdout (\d+(?::\d+)+)", name):
         return RepeatedHoldout(n_splits, tuple(map(int, shares[1].split(":"))))
-    kinds = {kind.name: kind for kind in (StratifiedKFold, PublishedValidation)}
-    if name not in kinds:
-        raise ValueError(f"{name!r} is no protocol")
-    return kinds[name](n_splits)
+    if name == PublishedValidation.name:
+        return PublishedValidation(n_splits)
+    raise ValueError(f"{name!r} is no protocol")
 
 
 def draw_splits(protocol: Protocol, data: ImageData, seed: int, groups: np.ndarray | None = None) -> list[Split]:

@@ -60,11 +60,20 @@ def test_holdout_is_disjoint_covering_and_stratified(labels: np.ndarray, shares:
         assert len(shares) == 3 or len(split.test) == 0
 
 
+def check_repetitions(splits: list[Split], folds: int, n: int) -> None:
+    """Check that the folds of each repetition validate each image once."""
+    for first in range(0, len(splits), folds):
+        validated = np.concatenate([split.val for split in splits[first : first + folds]])
+        assert np.array_equal(np.sort(validated), np.arange(n))
+
+
 @settings(max_examples=40, deadline=None)
 @given(LABELS, st.integers(2, 6), st.integers(0, 2**32 - 1))
 def test_folds_cover_once_and_are_stratified(labels: np.ndarray, folds: int, seed: int) -> None:
-    splits = StratifiedKFold(folds).split(labels, seed)
-    assert np.array_equal(np.sort(np.concatenate([split.val for split in splits])), np.arange(len(labels)))
+    splits = StratifiedKFold(folds, 3).split(labels, seed)
+    assert same(StratifiedKFold(folds).split(labels, seed), splits[:folds])
+    assert same(StratifiedKFold(folds, 2).split(labels, seed), splits[: 2 * folds])
+    check_repetitions(splits, folds, len(labels))
     for split in splits:
         assert np.array_equal(np.sort(np.concatenate(split)), np.arange(len(labels)))
         assert all(part.dtype == np.int64 and np.all(np.diff(part) > 0) for part in split)
@@ -92,6 +101,14 @@ def test_same_seed_same_splits_and_more_splits_keep_the_first() -> None:
         assert not np.array_equal(many[0].train, many[1].train)
     first, second = (StratifiedKFold(5).split(labels, 7) for _ in range(2))
     assert all(np.array_equal(a.val, b.val) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(700) // 2])
+def test_each_repetition_of_folds_is_shuffled_anew(groups: np.ndarray | None) -> None:
+    labels = np.repeat(np.arange(10), 70)
+    parts = [split.val.tobytes() for split in StratifiedKFold(5, 4).split(labels, 7, groups)]
+    others = [split.val.tobytes() for split in StratifiedKFold(5, 4).split(labels, 8, groups)]
+    assert len(set(parts + others)) == 40
 
 
 def test_task3_sizes() -> None:
@@ -158,16 +175,16 @@ def test_grouped_holdout_is_exact_where_single_images_fill_up(labels, shares, se
 def test_grouped_folds_keep_groups_together(labels, folds: int, mixed: bool, seed: int, draw) -> None:
     groups = draw_groups(draw, labels, mixed)
     try:
-        splits = StratifiedKFold(folds).split(labels, seed, groups)
+        splits = StratifiedKFold(folds, 2).split(labels, seed, groups)
     except DatasetError:
         assert np.bincount(labels).min() < 4 * folds
         return
-    assert np.array_equal(np.sort(np.concatenate([split.val for split in splits])), np.arange(len(labels)))
+    check_repetitions(splits, folds, len(labels))
     for split in splits:
         assert np.array_equal(np.sort(np.concatenate(split)), np.arange(len(labels)))
         assert together(split, groups)
         assert len(np.unique(labels[split.val])) == len(np.unique(labels))
-    assert same(splits, StratifiedKFold(folds).split(labels, seed, groups))
+    assert same(splits[:folds], StratifiedKFold(folds).split(labels, seed, groups))
 
 
 def test_groups_of_one_leave_holdouts_with_test_part_as_they_are() -> None:
