@@ -9,8 +9,8 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.evidence import Evidence, check_metric, predicted_parts
-from analysis.groups import ComparisonError, choose_group
-from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, SD
+from analysis.groups import ComparisonError, choose_group, expected_splits
+from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, SD, has_folds
 from tracking.scores import METRICS, correct, score_of
 
 BETTER, WORSE = "better", "worse"
@@ -81,7 +81,7 @@ def tabulate(evidence: Evidence, metric: str, intervals: bool = True) -> pd.Data
         chosen = {"mean": estimate.mean, "sd": scores.std(skipna=False), "low": estimate.low, "high": estimate.high}
         rows[model] = {
             "n": int(summary.pop("n_splits")),
-            "n_expected": int(evidence.group["n_splits"].max()),
+            "n_expected": expected_splits(evidence.group),
             **chosen,
             "baseline": model in BASELINES,
             **summary,
@@ -114,7 +114,7 @@ def pairwise_tests(
         `verdict` on a; `splits_needed` to detect a difference of this size in this family with 80 % power (missing: no
         number is enough), and the `limit` of more splits (`images` or `training`); `of_images`, `of_training`,
         `of_seeds`: parts of the variance of a split's difference; `mcnemar_p` for k-fold validation accuracy, over the
-        pooled out-of-fold predictions; the `problem` if there is no test.
+        pooled out-of-fold predictions of a single repetition; the `problem` if there is no test.
 
     Raises
     ------
@@ -198,10 +198,10 @@ def _compare(evidence: Evidence, metric: str, a: str, b: str, rope: float, famil
 
 
 def _mcnemar(evidence: Evidence, metric: str, a: str, b: str) -> float:
-    """P-value of McNemar's test on complete k folds, which validate every image once; else NaN."""
+    """P-value of McNemar's test on complete k folds, which validate every image once; else NaN, as for repetitions."""
     sides = [evidence.of(a), evidence.of(b)]
-    folds = sides[0]["protocol"].str.contains("k-fold").all()
-    complete = all(len(side) == side["n_splits"].iloc[0] for side in sides)
+    folds = sides[0]["protocol"].map(has_folds).all()
+    complete = all(list(side.index) == list(range(side["n_splits"].iloc[0])) for side in sides)
     validation = metric.startswith(("best_val/", "cross_val/"))
     if not (folds and complete and validation and score_of(metric).per_image is correct):
         return np.nan

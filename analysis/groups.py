@@ -42,6 +42,11 @@ def comparison_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
     return sorted(groups, key=lambda group: (not is_complete(group), finished(group).empty))  # stable
 
 
+def expected_splits(group: pd.DataFrame) -> int:
+    """Return the splits of each model that were asked for: all folds of all repetitions, or all holdouts."""
+    return int((group["n_splits"] * group["repetitions"].fillna(1)).max())
+
+
 def finished(group: pd.DataFrame) -> pd.DataFrame:
     """Return the runs with a result; of a replicate of a split that was trained again, the newest."""
     done = group[group["status"] == "FINISHED"].sort_values("start_time", kind="stable")
@@ -56,7 +61,7 @@ def is_complete(group: pd.DataFrame) -> bool:
     """
     networks = group[~group["model"].isin(BASELINES)]
     done = finished(networks).groupby("model")["split"].nunique()
-    complete = int((done >= group["n_splits"].max()).sum())
+    complete = int((done >= expected_splits(group)).sum())
     return complete > 0 and complete >= min(2, networks["model"].nunique())
 
 
@@ -133,7 +138,7 @@ def list_groups(runs: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
             continue
         differs = [f"{key} {value}" for key, value in setting.items() if value != reference[key]]
         done = finished(group).drop_duplicates(["model", "split"])
-        expected = group["model"].nunique() * int(group["n_splits"].max())
+        expected = group["model"].nunique() * expected_splits(group)
         date = group["start_time"].max().strftime("%Y-%m-%d %H:%M")
         lines.append(f"{group_id(group)}  {date}  {', '.join(differs)}; {len(done)} of {expected} splits done")
     return lines
@@ -156,7 +161,7 @@ def what_is_wrong(group: pd.DataFrame) -> list[str]:
     notes = []
     if str(group["dataset"].iloc[0]).startswith(SAMPLE):
         notes.append("These are generated images: the scores say nothing about the real task.")
-    expected = int(group["n_splits"].max())
+    expected = expected_splits(group)
     for model, splits in group.groupby("model"):
         there = set(done.loc[done["model"] == model, "split"])
         if len(there) < expected:

@@ -1,4 +1,4 @@
-"""Planned looks: stopping a repeated holdout as soon as every pair is decided, without more false findings.
+"""Planned looks: stopping a repeated protocol as soon as every pair is decided, without more false findings.
 
 Whoever looks after 5, 10 and 20 splits and stops at the first p below 0.05 has three chances of a false finding. So
 each look has a level of its own, and the levels add up to `ALPHA`: a look at n splits may spend the share n/last of it
@@ -16,7 +16,7 @@ from analysis.comparison import AGAINST_BASELINES, ALPHA, NETWORKS, NONE, OPEN, 
 from analysis.evidence import Evidence
 from analysis.groups import ComparisonError
 from analysis.statistics import MIN_SPLITS
-from tracking.keys import BASELINES, LOOKS, has_open_end
+from tracking.keys import BASELINES, LOOKS, has_folds, has_open_end
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,16 @@ def levels(looks: Sequence[int]) -> list[float]:
     return [ALPHA * (n - before) / looks[-1] for before, n in itertools.pairwise([0, *looks])]
 
 
+def check_looks(looks: Sequence[int], protocol: str, n_splits: int) -> None:
+    """Raise a `ComparisonError` if a protocol, by its name, has no first splits that end at each of these looks."""
+    if has_folds(protocol):
+        if any(n % n_splits for n in looks):
+            examples = ",".join(str(times * n_splits) for times in (1, 2, 4))
+            raise ComparisonError(f"looks are after whole repetitions of {n_splits} folds, such as {examples}")
+    elif not has_open_end(protocol):
+        raise ComparisonError(f"looks are of repeated holdouts or folds, and {protocol!r} has no more splits")
+
+
 def planned_looks(group: pd.DataFrame, also: Sequence[int] = ()) -> tuple[int, ...]:
     """Return the looks that the runs of a comparison group were planned with; empty if none were.
 
@@ -103,12 +113,9 @@ def look_by_look(evidence: Evidence, metric: str, rope: float, looks: Sequence[i
     ValueError
         See `levels`.
     ComparisonError
-        If the first splits of more are other splits, as those of folds are; or as `compare` does.
+        If a look is not after whole repetitions of folds, or the protocol has no more splits; or as `compare` does.
     """
-    if not has_open_end(protocol := str(evidence.group["protocol"].iloc[0])):
-        raise ComparisonError(
-            f"looks are of repeated holdouts; the first of more splits of {protocol} are other splits"
-        )
+    check_looks(looks, str(evidence.group["protocol"].iloc[0]), int(evidence.group["n_splits"].max()))
     decided: dict[frozenset[str], pd.Series] = {}
     for n, level in zip(looks, levels(looks), strict=True):
         if _finished(evidence) < n:

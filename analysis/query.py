@@ -29,8 +29,8 @@ TIMES = ("start_time", "end_time")
 FLAGS = ("leak_free", "halving", *(key for key, kind in TYPES.items() if kind is bool))
 FLOATS = tuple(key for key, kind in TYPES.items() if kind is float)
 INTEGERS = (
-    "n_splits", "split", "replicate", "tune", "trial", "chosen_trial", "n_train", "n_val", "n_test", "parameters",
-    "macs", "threads", "seed", "epoch",
+    "n_splits", "repetitions", "split", "replicate", "tune", "trial", "chosen_trial", "n_train", "n_val", "n_test",
+    "parameters", "macs", "threads", "seed", "epoch",
     *(key for key, kind in TYPES.items() if kind is int),
 )  # fmt: skip
 LABELS = ("run_id", "task", "model", "split")  # identify a run in `load_curves`

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from analysis.comparison import pairs_of_models
 from analysis.evidence import Evidence
 from analysis.figures import draw_figures, encode
-from analysis.groups import ComparisonError
+from analysis.groups import ComparisonError, expected_splits
 from analysis.query import local_artifact
 from analysis.scores import class_table, whole_table
 from analysis.tables import ResultTable, difference_table, score_table, verdict_sentences
@@ -27,7 +27,7 @@ from analysis.tuning_figures import curves_figure, values_figure
 from analysis.tuning_tables import chosen_table, curve_table
 from tracking import Store, StoreError
 from tracking.commands import script_of
-from tracking.keys import BASELINES, MODEL_CARD, SAMPLE, SEEDS
+from tracking.keys import BASELINES, MODEL_CARD, SAMPLE, SEEDS, has_folds
 from tracking.settings import LATER, TUNABLE, TYPES
 
 CAPTIONS = {
@@ -231,7 +231,7 @@ def state_facts(evidence: Evidence, store: Store) -> dict[str, str]:
     augmented = "augmented or not as tuned" if "augment" in tuned else augmented
     return {
         "data": f"{_text(runs, 'dataset')}: {_profile(store, runs)}{len(names)} classes ({classes})",
-        "protocol": f"{_text(runs, 'protocol')}, {runs['n_splits'].max()} splits: {n_train} images to train on, "
+        "protocol": f"{_text(runs, 'protocol')}, {_splits(evidence.group)}: {n_train} images to train on, "
         f"{n_val} to choose the best epoch, {test}{leaks}",
         "training": f"AdamW, learning rate {values['lr']}, weight decay {values['weight_decay']}, batches of "
         f"{values['batch_size']}, {augmented}, cosine schedule over at most {_text(runs, 'epochs')} epochs, early "
@@ -240,6 +240,12 @@ def state_facts(evidence: Evidence, store: Store) -> dict[str, str]:
         **({"tuning": f"on each split, the best of {how_tuned(evidence.group)}"} if tuned else {}),
         "hardware": f"{_text(runs, 'hardware')} ({_text(runs, 'device')}, threads: {_text(runs, 'threads')})",
     }
+
+
+def _splits(group: pd.DataFrame) -> str:
+    folds, total = int(group["n_splits"].max()), expected_splits(group)
+    repeated = has_folds(str(group["protocol"].iloc[0])) and total > folds
+    return f"{total // folds} × {folds} splits" if repeated else f"{total} splits"
 
 
 def _beginning(runs: pd.DataFrame) -> str:
@@ -302,6 +308,7 @@ def reproduce(runs: pd.DataFrame) -> str:
         options += [f"--tune {runs['tune'].max()}", *(f"--space {part}" for part in space_of(runs).split())]
         options += ["--no-halving"] if runs["halving"].eq(False).any() else []
     options += [f"--seeds {runs['replicate'].max() + 1}"] if runs["replicate"].max() > 0 else []
+    options += [_option("repetitions", runs["repetitions"].max())] if runs["repetitions"].notna().any() else []
     options += ["--leak-free"] if runs["leak_free"].eq(True).all() else []
     options += ["--sample"] if str(first["dataset"]).startswith(SAMPLE) else []
     options += ["--no-baselines"] if not set(models) & set(BASELINES) else []

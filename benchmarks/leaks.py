@@ -24,7 +24,7 @@ import pandas as pd
 import analysis
 import datasets
 from analysis.formats import markdown_table
-from analysis.groups import ComparisonError, alike_but_for
+from analysis.groups import ComparisonError, alike_but_for, expected_splits
 from datasets.duplicates import near_duplicates
 from experiments.task import find
 from tracking import StoreError
@@ -49,7 +49,7 @@ def accuracies(group: pd.DataFrame, parts: dict[str, np.ndarray], tracking_uri: 
     """Mean and sd over splits of the accuracy (%) on each part, a row a model that has all its splits."""
     rows = {}
     for model, runs in analysis.finished(group).groupby("model"):
-        if len(runs) < runs["n_splits"].iloc[0]:
+        if len(runs) < expected_splits(group):
             continue
         correct = []
         for _, run in runs.iterrows():

@@ -21,7 +21,7 @@ import pandas as pd
 
 import analysis
 from analysis.formats import markdown_table
-from analysis.groups import ComparisonError, alike_but_for
+from analysis.groups import ComparisonError, alike_but_for, expected_splits
 from tracking import StoreError
 from tracking.keys import BASELINES
 
@@ -34,7 +34,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
     done = pd.concat([analysis.finished(group) for group in alike_but_for("lr", reference, runs)])
     done = done[~done["model"].isin(BASELINES)]
     scores = (100 * done[METRIC]).groupby([done["model"], done["lr"]]).agg(["mean", "std", "count"])
-    scores = scores[scores["count"] == reference["n_splits"].iloc[0]]
+    scores = scores[scores["count"] == expected_splits(reference)]
     cells = scores.apply(lambda row: f"{row['mean']:.1f} ± {row['std']:.1f}", axis=1)
     return cells.unstack("lr").fillna("")
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from datasets import Protocol, StratifiedKFold
 from experiments.task import Task
 from experiments.tuning import halving
 from experiments.tuning.space import Space
-from tracking.keys import has_open_end
+from tracking.keys import has_folds, has_open_end
 from tracking.settings import DEVICE_MEMORY, SettingError, TrainingConfig, check_range
 
-MOST_JOBS = MOST_SEEDS = MOST_TRIALS = 1000
+MOST_JOBS = MOST_SEEDS = MOST_TRIALS = MOST_REPETITIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Request:
 
     task: Task
     training: Mapping[str, TrainingConfig]  # settings of each model by name; device and seeds are the same for all
-    n_splits: int  # holdouts or folds of the whole protocol
+    n_splits: int  # holdouts of the whole protocol, or folds of a repetition
     splits: tuple[int, ...]  # those to be run, from 0
     baselines: tuple[str, ...] = ()  # names of those that run beside the models
     leak_free: bool = False  # keep near duplicates together, and train on none of a test image
@@ -47,13 +48,18 @@ class Request:
     seeds: int = 1  # trainings of each network on each split, which differ in weights, batches and augmentation
     dry_run: bool = False  # print the plan and the expected time, and do nothing
     yes: bool = False  # do not ask, however long it will take
-    looks: tuple[int, ...] = ()  # numbers of splits, `n_splits` among them: it stops where every pair is decided
+    looks: tuple[int, ...] = ()  # numbers of splits, `all_splits` among them: it stops where every pair is decided
+    repetitions: int = 1  # of the folds, each shuffled anew
 
     def __post_init__(self) -> None:
         if len({(config.device, config.split_seed, config.train_seed) for config in self.training.values()}) != 1:
             raise SettingError("model", "there must be a model, and all of them share the device and the seeds")
+        if self.repetitions != 1 and not has_folds(name := self.task.protocol.name):
+            way = "; more holdouts are --n-splits N, or --looks N,N,..." if has_open_end(name) else ""
+            raise SettingError("repetitions", f"they are of folds, and there are none in {name!r}{way}")
+        check_range("repetitions", self.repetitions, {"low": 1, "high": MOST_REPETITIONS})
         try:
-            dataclasses.replace(self.task.protocol, n_splits=self.n_splits)
+            _ = self.protocol_task
         except ValueError as error:
             raise SettingError("n_splits", str(error)) from None
         if self.weights is not None and len(self.training) != 1:
@@ -61,8 +67,8 @@ class Request:
         if self.looks:
             self._check_looks()
         for number in self.splits:
-            if not 0 <= number < self.n_splits:
-                raise SettingError("split", f"{number} is not one of 0 to {self.n_splits - 1}")
+            if not 0 <= number < self.all_splits:
+                raise SettingError("split", f"{number} is not one of 0 to {self.all_splits - 1}")
         if self.tune:
             check_range("tune", self.tune, {"low": 2, "high": MOST_TRIALS})
         elif self.space:
@@ -82,23 +88,29 @@ class Request:
                 raise SettingError("gpus_per_job", reason)
 
     def _check_looks(self) -> None:
-        from analysis.looks import levels  # late: it brings pandas
+        from analysis.looks import check_looks, levels  # late: it brings pandas
 
-        if not has_open_end(self.task.protocol.name):
-            reason = f"they are of repeated holdouts; the first of more {self.task.protocol.name} splits are others"
-            raise SettingError("looks", reason)
         try:
             levels(self.looks)
+            check_looks(self.looks, self.task.protocol.name, self.n_splits)
         except ValueError as error:
             raise SettingError("looks", str(error)) from None
-        if self.n_splits not in self.looks:
-            raise SettingError("looks", f"none is at {self.n_splits} splits")
+        if self.all_splits not in self.looks:
+            raise SettingError("looks", f"none is at {self.all_splits} splits")
         if len(self.models) + len(self.baselines) < 2:
             raise SettingError("looks", "one model has no pair to decide; name another, or keep the baselines")
 
-    def of_look(self, before: int, n_splits: int) -> "Request":
+    def of_look(self, before: int, look: int) -> "Request":
         """The request of the splits between two looks, of a protocol that ends with the later one."""
-        return dataclasses.replace(self, n_splits=n_splits, splits=tuple(range(before, n_splits)))
+        splits = tuple(range(before, look))
+        if has_folds(self.task.protocol.name):
+            return dataclasses.replace(self, repetitions=look // self.n_splits, splits=splits)
+        return dataclasses.replace(self, n_splits=look, splits=splits)
+
+    @property
+    def all_splits(self) -> int:
+        """The number of splits of the whole protocol, all repetitions together."""
+        return self.n_splits * self.repetitions
 
     @property
     def config(self) -> TrainingConfig:
@@ -117,7 +129,12 @@ class Request:
     @property
     def protocol_task(self) -> Task:
         """The task with the number of splits that was asked for."""
-        return dataclasses.replace(self.task, protocol=dataclasses.replace(self.task.protocol, n_splits=self.n_splits))
+        protocol: Protocol = self.task.protocol
+        if isinstance(protocol, StratifiedKFold):
+            protocol = StratifiedKFold(self.n_splits, self.repetitions)
+        else:
+            protocol = dataclasses.replace(protocol, n_splits=self.n_splits)
+        return dataclasses.replace(self.task, protocol=protocol)
 
     def resolved(self, training: Mapping[str, TrainingConfig]) -> "Request":
         """The request with resolved settings: no `auto` is left."""

@@ -28,7 +28,7 @@ from analysis import comparison, figures, query, statistics
 from analysis.comparison import compare
 from analysis.figures import draw_figures
 from analysis.formats import render
-from analysis.groups import ComparisonError, group_id, list_groups, what_is_wrong
+from analysis.groups import ComparisonError, group_id, is_complete, list_groups, what_is_wrong
 from analysis.tables import (
     ResultTable,
     _sentence,
@@ -283,6 +283,18 @@ def test_mcnemar_pools_the_folds(runs_of: Callable[..., pd.DataFrame]) -> None:
     expected = stats.binomtest(int((a & ~b).sum()), int((a ^ b).sum())).pvalue
     assert analysis.pairwise_tests(runs, "best_val/accuracy").iloc[0]["mcnemar_p"] == pytest.approx(expected)
     assert np.isnan(analysis.pairwise_tests(runs).iloc[0]["mcnemar_p"])  # the test part is no out-of-fold prediction
+    other = runs.assign(split=runs["split"].replace({3: 7}), repetitions=2)  # not each image once
+    assert np.isnan(analysis.pairwise_tests(other, "best_val/accuracy").iloc[0]["mcnemar_p"])
+
+
+def test_all_repetitions_of_folds_are_expected(runs_of: Callable[..., pd.DataFrame]) -> None:
+    runs = runs_of(FOLDS, "lenet5", "vggnet")
+    later = runs[runs["split"] < 3].assign(split=runs["split"] + 4, repetitions=2)
+    extended = pd.concat([runs, later.assign(run_id=later["run_id"] + "x")], ignore_index=True)
+    (group,) = analysis.comparison_groups(extended)  # the same group
+    assert group_id(group) == group_id(runs) and not is_complete(group)
+    assert analysis.comparison_table(extended)[["n", "n_expected"]].to_numpy().tolist() == [[7, 8], [7, 8]]
+    assert "vggnet has 7 of 8 splits; not done yet: 7." in what_is_wrong(group)
 
 
 @pytest.mark.parametrize("key", ["protocol", *OTHERS])

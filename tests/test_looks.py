@@ -77,11 +77,15 @@ def test_a_look_waits_for_every_seed(empty_database: Path, tmp_path: Path) -> No
     assert look_by_look(analysis.Evidence(one_less), "test/accuracy", 0.01, (4, 8)).next_look == 4
 
 
-def test_folds_have_no_looks(eight_splits: str) -> None:
+def test_looks_at_folds_are_after_whole_repetitions(eight_splits: str) -> None:
     group = analysis.choose_group(analysis.load_runs(["task3"], eight_splits))
-    folds = group.assign(protocol="stratified k-fold")
-    with pytest.raises(ComparisonError, match="more splits of stratified k-fold are other splits"):
-        look_by_look(analysis.Evidence(folds), "test/accuracy", 0.01, (4, 8))
+    folds = group.assign(protocol="stratified k-fold", n_splits=4, repetitions=2)
+    outcome = look_by_look(analysis.Evidence(folds), "test/accuracy", 0.01, (4, 8))
+    assert set(outcome.tests["looks"]) == {4, 8}
+    with pytest.raises(ComparisonError, match="after whole repetitions of 4 folds, such as 4,8,16"):
+        look_by_look(analysis.Evidence(folds), "test/accuracy", 0.01, (4, 6))
+    with pytest.raises(ComparisonError, match="has no more splits"):
+        look_by_look(analysis.Evidence(folds.assign(protocol="published validation part")), "test/accuracy", 0.01, (4,))
 
 
 @pytest.mark.slow
@@ -109,7 +113,8 @@ def test_a_run_stops_at_the_look_where_all_is_decided(store_uri: str, run_here, 
         ("task3", ("--looks", "2,8"), f"a verdict takes {MIN_SPLITS}"),
         ("task3", ("--looks", "8,4"), "increasing numbers"),
         ("task3", ("--looks", "4,8", "-m", "lenet5", "--no-baselines"), "one model has no pair to decide"),
-        ("task2", ("--looks", "4,8"), "they are of repeated holdouts"),
+        ("task2", ("--looks", "4,8"), "after whole repetitions of 5 folds, such as 5,10,20"),
+        ("task2", ("--looks", "5,10", "--repetitions", "2"), "leave out --repetitions and --split"),
     ],
 )
 def test_looks_that_cannot_be(script: str, options: tuple[str, ...], reason: str, run_here) -> None:
@@ -134,7 +139,7 @@ def test_no_more_false_findings_than_planned(monkeypatch: pytest.MonkeyPatch) ->
     rng = np.random.default_rng(0)
     monkeypatch.setattr(looks, "compare", lambda *arguments: uniform_p(rng, arguments[3]))
     monkeypatch.setattr(looks, "_finished", lambda _: 20)
-    group = pd.DataFrame({"split": [0], "model": ["a"], "protocol": ["repeated holdout 3:2"]})
+    group = pd.DataFrame({"split": [0], "model": ["a"], "protocol": ["repeated holdout 3:2"], "n_splits": [20]})
     monkeypatch.setattr(looks, "Evidence", lambda *_: None)
     evidence = type("Group", (), {"group": group, "tracking_uri": None})()
     found = 0

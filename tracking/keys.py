@@ -19,9 +19,10 @@ PARAMS = {
     "model": "name in models.MODELS, library:architecture, or a baseline, which is in the group of networks beside it",
     "dataset": "published name, or name of the folder; begins with SAMPLE for generated images",
     "protocol": "method of splitting the images, with the shares of train:validation(:test)",
-    "n_splits": "holdouts or folds of the whole protocol",
+    "n_splits": "holdouts of the whole protocol, or folds of a repetition",
+    "repetitions": "how often all folds are drawn, if more than once (children only)",
     "leak_free": "whether near duplicates stay in one part, and duplicates of test images are not trained on",
-    "split": "number of the holdout or fold, from 0 (children only)",
+    "split": "number of the holdout or fold, from 0, through all repetitions (children only)",
     "replicate": "number of the training on the split, from 0, where there are several (children only)",
     "tune": "number of configurations of each model that a tuned split tries",
     "space": "what is tuned between which values, and the values of trial 0, such as lr=0.0001..0.01 from lr=0.001",
@@ -44,6 +45,7 @@ SEEDS = ("split_seed", "train_seed")  # runs of earlier versions have only `seed
 TUNING = ("tune", "space", "halving")  # missing in runs that are not tuned
 GROUP_PARAMS = ("protocol", "n_splits", "leak_free", *TUNING, *COMPARED)
 CHILD_PARAMS = (
+    "repetitions",
     "split",
     "replicate",
     "trial",
@@ -75,6 +77,11 @@ def is_divergence(stopped: str) -> bool:
 def has_open_end(protocol: str) -> bool:
     """Whether more splits of a protocol, by its name, leave the first ones as they are: `n_splits` decides nothing."""
     return protocol.startswith("repeated holdout")
+
+
+def has_folds(protocol: str) -> bool:
+    """Whether a protocol, by its name, has folds: more splits of it are `repetitions`, each of `n_splits` folds."""
+    return protocol == "stratified k-fold"
 
 
 EPOCH_METRICS = {  # step = epoch, from 1

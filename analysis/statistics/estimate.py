@@ -96,8 +96,8 @@ def score_estimate(
     Notes
     -----
     A `scores` array of macro-F1 or other linearised scores is scored as if they were independent: see
-    `tracking.scores`. Where every image is scored once (folds without a test part), sigma_b and sigma_e cannot be
-    told apart, and need not be.
+    `tracking.scores`. Where every image is scored once (one repetition of folds without a test part), sigma_b and
+    sigma_e cannot be told apart, and need not be.
 
     References
     ----------

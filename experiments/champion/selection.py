@@ -12,7 +12,7 @@ import analysis
 import tracking
 from analysis.comparison import ROPE
 from analysis.formats import markdown_text
-from analysis.groups import group_id, what_is_wrong
+from analysis.groups import expected_splits, group_id, what_is_wrong
 from analysis.report import state_facts
 from analysis.tables import PART_NAMES, baselines_not_beaten, interval, number, verdict_sentences
 from datasets import ImageData
@@ -62,7 +62,8 @@ def crown(store: Store, task: Task, data: ImageData, runs: pd.DataFrame, evidenc
         The model cannot be exported, or other source than this one gave its scores.
     """
     metric = "test/accuracy" if evidence.group["test/accuracy"].notna().any() else "best_val/accuracy"
-    whole = {"n_splits": task.protocol.n_splits, "epochs": task.training.epochs, "patience": task.training.patience}
+    whole = {key: getattr(task.protocol, key) for key in ("n_splits", "repetitions")}
+    whole |= {key: getattr(task.training, key) for key in ("epochs", "patience")}
     with store.scratch() as scratch:
         folder = Path(scratch)
         while (best := best_split(evidence, metric)) is not None:
@@ -99,7 +100,7 @@ def best_split(evidence: analysis.Evidence, metric: str) -> "pd.Series[Any] | No
     networks = evidence.runs[~evidence.runs["model"].isin(BASELINES)]
     scored = networks[networks[metric].notna()].groupby("model")
     scores = scored.agg(mean=(metric, "mean"), splits=("split", "nunique"))
-    complete = scores[scores["splits"] >= evidence.group["n_splits"].max()]
+    complete = scores[scores["splits"] >= expected_splits(evidence.group)]
     if complete.empty:
         return None
     sign = score_of(metric).sign
@@ -107,7 +108,7 @@ def best_split(evidence: analysis.Evidence, metric: str) -> "pd.Series[Any] | No
     if not baselines.empty and (sign * complete["mean"]).max() <= (sign * baselines).min():
         return None
     of_best = networks[networks["model"] == (sign * complete["mean"]).idxmax()].sort_values("split")
-    row: pd.Series[Any] = of_best.loc[(sign * of_best[metric]).idxmax()]
+    row: pd.Series[Any] = of_best.iloc[int((sign * of_best[metric]).argmax())]
     return row
 
 
@@ -161,6 +162,7 @@ def _better_than(evidence: analysis.Evidence, metric: str, best: "pd.Series[Any]
 
 def _rank(group: pd.DataFrame, whole: Mapping[str, int]) -> tuple[bool, bool, bool]:
     """Whether a group is of real data, is a whole protocol (no setting is smaller than there), and is not leak-free."""
+    group = group.assign(repetitions=group["repetitions"].fillna(1))
     first = group.iloc[0]
     is_real = not str(first["dataset"]).startswith(SAMPLE)
     # a group may have been extended to more splits

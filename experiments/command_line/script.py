@@ -17,6 +17,7 @@ from experiments.task import Task, TaskError, check_name
 from experiments.tuning.space import parse_space
 from tracking import StoreError, in_one_line, is_mlflow_error
 from tracking.commands import SCRIPTS, Uri, print_in_any_encoding, script_tasks
+from tracking.keys import has_folds
 from tracking.settings import DEVICE_MEMORY, LARGEST_SEED, MEANINGS, Precision, SettingError, check_range
 
 Option = typer.Option
@@ -31,8 +32,11 @@ def main(task: Task) -> None:
         model: Annotated[list[str] | None, Option("-m", "--model", help="repeatable; default: the task's models",
                                                   metavar="NAME")] = None,
         n_splits: Annotated[int, Option(help="holdouts or folds")] = task.protocol.n_splits,
-        looks: Annotated[str | None, Option(metavar="N,N,...", help="instead of --n-splits: stop at the first of these "
-                                            "numbers of holdouts at which every pair of models is decided")] = None,
+        repetitions: Annotated[int, Option(metavar="N", help="of all folds, each shuffled anew: they extend the table")]
+        = task.protocol.repetitions,
+        looks: Annotated[str | None, Option(metavar="N,N,...", help="instead of --n-splits or --repetitions: stop at "
+                                            "the first of these numbers of holdouts, or of all folds together, at "
+                                            "which every pair of models is decided")] = None,
         split: Annotated[list[int] | None, Option(help="repeatable: only these splits, from 0", metavar="I")] = None,
         seeds: Annotated[int, Option(metavar="N", help="trainings of each model on each split, with other weights and "
                                      "batches")] = 1,
@@ -106,15 +110,23 @@ def main(task: Task) -> None:
             )  # fmt: skip
             planned: tuple[int, ...] = ()
             if looks:
-                if split or n_splits != task.protocol.n_splits:
-                    raise SettingError("looks", "they say which splits there are; leave out --n-splits and --split")
+                folds = has_folds(task.protocol.name)
+                other = "--repetitions" if folds else "--n-splits"
+                is_said = repetitions != task.protocol.repetitions if folds else n_splits != task.protocol.n_splits
+                if split or is_said:
+                    raise SettingError("looks", f"they say which splits there are; leave out {other} and --split")
                 planned = _parse_looks(looks)
-                n_splits = planned[-1]
+                if folds:
+                    repetitions = max(1, planned[-1] // max(1, n_splits))
+                else:
+                    n_splits = planned[-1]
+            numbers = tuple(dict.fromkeys(split or range(n_splits * repetitions)))
             request = Request(
-                task, dict.fromkeys(_known_models(model) if model else task.models, config), n_splits,
-                tuple(dict.fromkeys(split or range(n_splits))), task.baselines if baselines else (), leak_free, fresh,
+                task, dict.fromkeys(_known_models(model) if model else task.models, config), n_splits, numbers,
+                task.baselines if baselines else (), leak_free, fresh,
                 data_dir, sample, _parse_jobs(jobs, backend), backend, threads, gpus_per_job, device_memory,
                 tracking_uri, weights, tune, parse_space(space or ()), halving, seeds, dry_run, yes, planned,
+                repetitions,
             )  # fmt: skip
             code = _run(request)
         except TaskError as error:

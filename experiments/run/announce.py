@@ -53,8 +53,9 @@ def _data(data: datasets.ImageData) -> str:
 def _protocol(plan: Plan) -> str:
     request, first = plan.request, _first_split(plan)
     looks = f", looks after {', '.join(map(str, request.looks))}" if request.looks else ""
+    repeated = f" ({request.repetitions} repetitions of {request.n_splits} folds)" if request.repetitions > 1 else ""
     return (
-        f"{request.task.protocol.name}, {len(request.splits)} of {request.n_splits} splits{looks}; "
+        f"{request.task.protocol.name}, {len(request.splits)} of {request.all_splits} splits{repeated}{looks}; "
         f"train {len(first.train):,}, validation {len(first.val):,}, test {len(first.test):,}"
     )
 

@@ -36,7 +36,7 @@ def is_decided(plan: Plan, store: Store, outcome: Outcome) -> bool:
     except ComparisonError as error:
         raise TaskError(f"no look at {name}: {error}") from None
     console.print(found.sentence(looks), markup=False, soft_wrap=True)
-    return found.next_look is None or found.next_look <= plan.request.n_splits
+    return found.next_look is None or found.next_look <= plan.request.all_splits
 
 
 def _group_of(plan: Plan, store: Store, outcome: Outcome) -> tuple[pd.DataFrame, pd.DataFrame | None]:

@@ -141,7 +141,7 @@ def _protocol(task: Task) -> str:
         return f"{name}: all images are divided anew, {times}, into parts that hold each class in its share."
     if isinstance(task.protocol, StratifiedKFold):
         how = f"the published training folder is divided into {usual_splits} folds with equal shares of the classes, "
-        how += "and each of them is the validation part once."
+        how += "and each of them is the validation part once; each repetition divides it anew."
     else:
         how = f"the published training folder is divided anew, {times}, into a training and a validation part."
     return f"{name}: {how} The published test folder is the test part of every split."

@@ -216,6 +216,8 @@ def _plan_model(
         fixed = {**params, **{key: untuned[key] for key in space}}
     else:  # the values that are chosen become params of the split's run once they are known
         fixed = {key: value for key, value in params.items() if key not in space}
+    if request.repetitions > 1:  # of the splits alone, so that more of them extend what is there
+        fixed["repetitions"] = request.repetitions
     jobs = tuple(_make_job(card, config, each, replicate, fixed, tags) for replicate in replicates for each in drawn)
     trials: tuple[tuple[Job, ...], ...] = ()
     if request.tune and card.name not in BASELINES:

@@ -45,7 +45,8 @@ FILES = (
     keys.CHECKPOINT, keys.CONFUSION, keys.CONFUSION_FIGURE, keys.HISTORY, keys.PREDICTIONS, keys.SPLIT, keys.THUMBNAILS
 )  # fmt: skip
 OPTIONAL = (
-    "seed", "replicate", "tune", "space", "halving", "trial", "chosen_trial", "normalisation", *keys.SEEDS, *LATER
+    "seed", "repetitions", "replicate", "tune", "space", "halving", "trial", "chosen_trial", "normalisation",
+    *keys.SEEDS, *LATER,
 )  # fmt: skip
 NEEDED_PARAMS = tuple(key for key in keys.PARAMS if key not in OPTIONAL)
 NEEDED_TAGS = ("task", "fingerprint", "split_hash", "dataset_digest", "source_digest", "hardware", "versions")

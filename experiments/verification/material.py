@@ -19,7 +19,7 @@ class Material:
         self.data = data
         self.device = device
         self.groups = datasets.duplicate_groups(data)
-        self._splits: dict[tuple[str, int, int, bool], list[Split]] = {}
+        self._splits: dict[tuple[str, int, int, int, bool], list[Split]] = {}
         try:
             self.images = DeviceImages.load(data, device)
         except torch.OutOfMemoryError:
@@ -29,15 +29,15 @@ class Material:
         """Draw a run's split as the protocol does; a `StoreError` says why that fails."""
         params = run.params
         number: int = params["split"]
-        name, n_splits = params["protocol"], params["n_splits"]
-        _, _, seed, leak_free = key = name, n_splits, int(run.row["split_seed"]), params["leak_free"]
+        name, n_splits, repetitions = params["protocol"], params["n_splits"], params.get("repetitions", 1)
+        *_, seed, leak_free = key = name, n_splits, repetitions, int(run.row["split_seed"]), params["leak_free"]
         if name != self.task.protocol.name and self.task.name in script_tasks():
             raise StoreError(f"protocol is {name}, and {self.task.protocol.name} in {self.task.name}")
-        if not 0 <= number < n_splits:
-            raise StoreError(f"split {number} is none of 0 to {n_splits - 1}")
+        if not 0 <= number < n_splits * repetitions:
+            raise StoreError(f"split {number} is none of 0 to {n_splits * repetitions - 1}")
         if key not in self._splits:
             try:
-                protocol = datasets.named_protocol(name, n_splits)
+                protocol = datasets.named_protocol(name, n_splits, repetitions)
                 groups = self.groups if leak_free else None
                 self._splits[key] = datasets.draw_splits(protocol, self.data, seed, groups)
             except (ValueError, DatasetError) as error:
