@@ -314,7 +314,8 @@ def reproduce(runs: pd.DataFrame) -> str:
     options += ["--no-baselines"] if not set(models) & set(BASELINES) else []
     threads = f"OMP_NUM_THREADS={first['threads']} " if pd.notna(first["threads"]) else ""
     command = " ".join([f"{threads}.venv/bin/python {script_of(first['task'])}", *options])
-    return f"git checkout {str(first['git_commit']).removesuffix('-dirty')}\nmake .venv/ready\n{command}"
+    commit = runs.sort_values("start_time")["git_commit"].iloc[-1]  # runs may have been extended by a later option
+    return f"git checkout {str(commit).removesuffix('-dirty')}\nmake .venv/ready\n{command}"
 
 
 def _option(key: str, value: Any) -> str:
