@@ -107,6 +107,26 @@ def test_two_processes_share_a_task_and_double_nothing(tmp_path: Path) -> None:
     assert strays(tmp_path / "mlflow.db") == []
 
 
+def test_a_baseline_that_was_interrupted_after_its_fit_stands_once(
+    store_uri: str, run_here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    options = ("experiments/task3.py", "--sample", "--n-splits", "1", "-m", "lenet5", "--epochs", "1",
+               "--tracking-uri", store_uri)  # fmt: skip
+    assert run_here(*options, "--no-baselines").returncode == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.jobs.worker.evaluate_test", interrupted)
+        assert run_here(*options).returncode == 130
+    assert (analysis.load_runs(["task3"], store_uri)["status"] == "KILLED").sum() == 1
+    assert run_here(*options).returncode == 0
+    runs = analysis.load_runs(["task3"], store_uri)
+    assert sorted(runs["model"]) == ["lenet5", "linear", "majority"]
+    assert runs["status"].eq("FINISHED").all()
+    assert analysis.load_curves(["task3"], store_uri).groupby("run_id")["epoch"].apply(list).eq([[1]] * 3).all()
+
+
 @pytest.mark.slow
 def test_different_tasks_at_once_on_a_fresh_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

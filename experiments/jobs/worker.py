@@ -233,8 +233,7 @@ class Worker:
         """Fit a baseline; return its history of one epoch, and the choices of the validation part and its halves."""
         job = opened.job
         record, chosen = fit_baseline(name, model, opened.images, job.split, job.config.precision, job.half)
-        history = [results.epoch_entry(record)]
-        opened.child.log_epochs(history)
+        history = [results.epoch_entry(record)]  # logged with its results, since a baseline cannot go on from it
         opened.bar.update(history)
         return history, chosen
 
