@@ -283,7 +283,8 @@ class Worker:
         """Train a network to its end, or a trial to its rung; return the choices of the validation part and its halves.
 
         The state is saved and epochs are logged as they end; short epochs several at once. After a kill the training
-        goes on from the last save. Epochs are appended to `history`, which outlives a divergence.
+        goes on from the last save. Epochs are appended to `history`, which outlives a divergence. Those of a trial, from
+        which a tuned split goes on, are logged with its results: only the trial could go on from them.
         """
         job, claimed, child, bar, images = opened
         if saved:
@@ -296,7 +297,6 @@ class Worker:
             if state.is_done or state.epoch == job.until or time.monotonic() >= due:
                 due = self._save(claimed, history, state.state_dict(), child)
             bar.update(history)
-        child.log_epochs(history)
         return state.chosen
 
     @staticmethod
