@@ -508,7 +508,7 @@ def test_stores_that_cannot_be_used_say_so_in_one_sentence(tmp_path: Path, monke
                 tracking.open_store(uri)
             assert "\n" not in str(error.value) and "secret" not in str(error.value)
     (tmp_path / "text.db").write_text("this is no database, " * 100)
-    with pytest.raises(StoreError, match="cannot open"):
+    with pytest.raises(StoreError, match="not a database; name another file, or put a backup in its place"):
         tracking.open_store(f"sqlite:///{tmp_path / 'text.db'}")
 
 

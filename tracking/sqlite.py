@@ -30,7 +30,9 @@ def check_sqlite(path: Path) -> None:
     try:
         problem = schema.why_unusable(schema.schema_of(readable(path)), f"sqlite:///{path}") if path.exists() else ""
     except (OSError, sqlite3.Error) as error:
-        raise sqlite_error(error)(f"cannot open the result database {path}: {error}") from None
+        # that itself: no database at all, or a damaged one; its subclasses say what they lack
+        remedy = "; name another file, or put a backup in its place" if type(error) is sqlite3.DatabaseError else ""
+        raise sqlite_error(error)(f"cannot open the result database {path}: {error}{remedy}") from None
     if problem:
         raise StoreError(problem)
 
