@@ -245,7 +245,8 @@ class Order:
 def orders(curves: Sequence[TuningCurve], by_compute: bool = False) -> Iterator[Order]:
     """Compare the models of each pair at the budgets that both have; one in between buys what it is enough for.
 
-    Pairs without a common budget, or that are equal at all of them, are left out.
+    A lead that is not above its standard deviation over the splits is none: else two models that are alike would change
+    places by chance. Pairs without a common budget, or without a lead at any of them, are left out.
     """
     for a, b in itertools.combinations(curves, 2):
         splits = a.scores.index.intersection(b.scores.index)
@@ -258,7 +259,8 @@ def orders(curves: Sequence[TuningCurve], by_compute: bool = False) -> Iterator[
         ours, theirs = (c.scores.loc[splits].to_numpy()[:, at] for c, at in zip((a, b), bought, strict=True))
         by_split = ours - theirs  # (splits, budgets)
         ahead = by_split.mean(axis=0)
-        apart = np.flatnonzero(np.abs(ahead) > 1e-12)  # equal but for rounding: no lead
+        spread = by_split.std(axis=0, ddof=1) if len(splits) > 1 else 0.0
+        apart = np.flatnonzero(np.abs(ahead) > np.maximum(spread, 1e-12))  # 1e-12: equal but for rounding
         changes = [int(j) for i, j in itertools.pairwise(apart) if ahead[i] * ahead[j] < 0]
         if not len(apart):
             continue

@@ -94,7 +94,8 @@ def budget_sentences(curves: Sequence[TuningCurve]) -> list[str]:
     by_number = list(orders(curves))
     lines = [_change(order, "configurations", "k = {:.0f}", 1) for order in by_number if order.changes]
     if not lines:
-        lines = [f"No two curves cross: with any number the order is {', '.join(curve.model for curve in curves)}."]
+        order = ", ".join(curve.model for curve in curves)
+        lines = [f"No two curves cross by leads above their sd over the splits; at the end the order is {order}."]
     last = {frozenset((order.first, order.other)): order.last for order in by_number}
     for order in orders(curves, by_compute=True):
         low, high = (f"{end / 1e12:.3g}" for end in order.ends)
@@ -102,8 +103,8 @@ def budget_sentences(curves: Sequence[TuningCurve]) -> list[str]:
             lines.append(_change(order, "multiply-accumulates", "{:.3g} T", 1e12))
         elif order.last != last.get(frozenset((order.first, order.other))):
             lines.append(
-                f"With equal compute {order.first} leads {order.other} wherever both were tried ({low} to {high} T "
-                f"multiply-accumulates), by {number(order.leads[1], METRIC)} points at the end."
+                f"With equal compute, of {low} to {high} T multiply-accumulates, {order.first} leads {order.other}, by "
+                f"{number(order.leads[1], METRIC)} points at the end."
             )
     return lines
 

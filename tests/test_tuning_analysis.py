@@ -50,10 +50,24 @@ def test_where_two_models_change_places_by_number_and_by_compute() -> None:
     assert (by_compute.first, by_compute.changes, by_compute.ends) == ("cheap", [], (2.0, 4.0))
     first, second = budget_sentences([cheap, costly])
     assert "it changes at k = 2 and k = 3. At k = 1 costly leads by 10.0 points (in 2 of 2 splits)" in first
-    assert second.startswith("With equal compute cheap leads costly wherever both were tried")
+    assert (
+        second
+        == "With equal compute, of 2e-12 to 4e-12 T multiply-accumulates, cheap leads costly, by 8.0 points at the end."
+    )
     (late,) = orders([curve("cheap", [0.5, 0.62, 0.65, 0.66], 1.0), costly], by_compute=True)
     assert (late.first, late.changes, late.last) == ("cheap", [4.0], "costly")
     assert list(orders([curve("cheap", [0.5, 0.7], 1.0), curve("dear", [0.5, 0.7], 9.0)], by_compute=True)) == []
+
+
+def test_a_lead_within_its_spread_over_splits_is_no_change_of_places() -> None:
+    first, second = curve("first", [0.6, 0.8], 1.0), curve("second", [0.601, 0.75], 1.0)
+    (before,) = orders([first, second])
+    assert (before.first, before.changes) == ("second", [2.0])
+    second.scores[1] += [0.02, -0.02]  # the same mean, but ahead in one of two splits
+    (after,) = orders([first, second])
+    assert (after.first, after.changes, after.ends) == ("first", [], (2.0, 2.0))
+    (sentence,) = budget_sentences([first, second])
+    assert sentence.startswith("No two curves cross by leads above their sd") and sentence.endswith("first, second.")
 
 
 def frame(configurations: int, splits: int, best: float = 0.6) -> pd.DataFrame:
