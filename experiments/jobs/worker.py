@@ -283,8 +283,8 @@ class Worker:
         """Train a network to its end, or a trial to its rung; return the choices of the validation part and its halves.
 
         The state is saved and epochs are logged as they end; short epochs several at once. After a kill the training
-        goes on from the last save. Epochs are appended to `history`, which outlives a divergence. Those of a trial, from
-        which a tuned split goes on, are logged with its results: only the trial could go on from them.
+        goes on from the last save. Epochs are appended to `history`, which outlives a divergence. Those of a trial,
+        from which a tuned split goes on, are logged with its results: only the trial could go on from them.
         """
         job, claimed, child, bar, images = opened
         if saved:
