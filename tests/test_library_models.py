@@ -84,7 +84,6 @@ def test_products_of_attention_count(learns: bool) -> None:
     ("torchvision:vit_b_16", (3, 2, 28), "Input shape indivisible by patch size!"),
     ("timm:test_vit", (1, 10, 28), "its patches of 16 pixels do not divide the image"),
     ("timm:pvt_v2_b0", (3, 2, 28), "Kernel size can't be greater than actual input size"),
-    ("timm:test_resnet.no_such_weights", (3, 2, 64), "Invalid pretrained tag"),
 ])  # fmt: skip
 def test_what_cannot_be_fitted_is_refused_in_one_sentence(name: str, shape: tuple[int, int, int], reason: str) -> None:
     with warnings.catch_warnings(record=True) as warned, pytest.raises(models.ModelError) as error:
@@ -104,6 +103,9 @@ def test_unknown_architectures_and_missing_libraries_are_named(monkeypatch: pyte
     assert re.fullmatch(
         r"timm 1\S+ has no image classifier 'convnext_ato'; did you mean timm:convnext_atto or .*",
         models.why_unknown("timm:convnext_ato"),
+    )
+    assert models.why_unknown("timm:test_resnet.r160").endswith(  # other weights than timm has for it
+        "has no image classifier 'test_resnet.r160'; did you mean timm:test_resnet.r160_in1k or timm:test_resnet?"
     )
     assert models.why_unknown("torchvision:fasterrcnn_resnet50_fpn").endswith("'fasterrcnn_resnet50_fpn'")  # a detector
     assert models.why_unknown("lenet").endswith("torchvision:NAME and timm:NAME; did you mean lenet5?")
