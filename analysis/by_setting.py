@@ -20,6 +20,7 @@ from tracking.settings import kind_of
 
 FIELDS = (*GROUP_PARAMS, "device")
 NONE = "none"  # shown for a run that lacks the param, such as `tune` of one that is not tuned
+NOTHING = "nothing"  # shown for an empty one, such as `pretrained` of fresh weights
 
 
 def setting_table(
@@ -143,7 +144,7 @@ def _labels(groups: list[pd.DataFrame], field: str) -> list[str]:
 def _text(value: Any) -> str:
     if pd.isna(value):
         return NONE
-    return f"{value:g}" if isinstance(value, float) else kind_of(value)
+    return f"{value:g}" if isinstance(value, float) else kind_of(value) or NOTHING
 
 
 def _order(value: Any) -> tuple[bool, float, str]:

@@ -33,8 +33,9 @@ def why_unknown(name: str) -> str:
         known = _architectures(library)
     except ImportError:
         return f"{name} needs {library}, which is not installed: pip install {library}"
-    plain = architecture.partition(".")[0] if library == "timm" else architecture  # timm: architecture.weights
-    if plain in known:
+    if library == "timm" and (plain := architecture.partition(".")[0]) in known:  # timm: architecture.weights
+        known = _with_weights(plain)
+    if architecture in known:
         return ""
     near = difflib.get_close_matches(architecture, known, 3)
     hint = f"; did you mean {' or '.join(f'{library}:{each}' for each in near)}?" if near else ""
@@ -47,6 +48,13 @@ def _architectures(library: str) -> frozenset[str]:
     if library == "torchvision":  # without detectors, segmentation and videos
         return frozenset(module.list_models(module=module))
     return frozenset(module.list_models())
+
+
+@cache
+def _with_weights(architecture: str) -> frozenset[str]:
+    from timm.models import list_models
+
+    return frozenset({architecture, *list_models(f"{architecture}.*", include_tags=True)})
 
 
 def build(name: str, in_channels: int, num_classes: int, image_size: int) -> nn.Module:

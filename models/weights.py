@@ -103,10 +103,15 @@ def from_file(path: Path, name: str, in_channels: int, num_classes: int, image_s
     """
     model = build(name, in_channels, num_classes, image_size)
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        content = _read(path)
+        data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"--weights: {path} cannot be read ({error.strerror or error})") from None
+    if other := _other_than_weights(data):
+        raise ModelError(f"--weights: {path} is {other}")
+    digest = hashlib.sha256(data).hexdigest()
+    del data  # as large as what is read next
+    try:
+        content = _read(path)
     except Exception as error:  # noqa: BLE001 - readers raise whatever a damaged or foreign file makes them trip over
         if type(error).__name__ == "UnpicklingError":  # torch refuses all but tensors
             sentence = f"--weights: {path} is no file of tensors, or would execute code as it is read"
@@ -114,7 +119,8 @@ def from_file(path: Path, name: str, in_channels: int, num_classes: int, image_s
         raise ModelError(f"--weights: {path} cannot be read as a state dict ({_first_words(error)})") from None
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"--weights: {path} holds no state dict: names with tensors, and nothing else")
+        sentence = f"--weights: {path} holds no state dict: names with tensors, and nothing else"
+        raise ModelError(f"{sentence}; its names are {_some([*map(str, content)], ', ')}")
     if all(key.startswith("network.") for key in state):  # of a run with --freeze
         state = {key.removeprefix("network."): value for key, value in state.items()}
     fitting, left_out = _fit(name, model, state, str(path))
@@ -123,6 +129,16 @@ def from_file(path: Path, name: str, in_channels: int, num_classes: int, image_s
     else:
         normalisation = _normalisation(name, in_channels) if library.is_library_model(name) else ""
     return InitialWeights(f"{FILE} {digest[:12]}", fitting, normalisation, left_out)
+
+
+def _other_than_weights(data: bytes) -> str:
+    """Name what downloads often leave in place of weights, and what to do; empty if it is not of these."""
+    start = data[:100].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the weights; `git lfs pull` fetches them"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page, not the weights; download the file itself"
+    return ""
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -156,6 +172,8 @@ def _fit(name: str, model: nn.Module, state: Mapping[str, Tensor], source: str) 
         if value is not None and key == first and value.ndim == 4 and (value.shape[1], own.shape[1]) == (3, 1):
             value = library.sum_of_channels(value)
         if value is not None and value.shape == own.shape:
+            if own.is_floating_point() and not (value.is_floating_point() and value.to(own.dtype).isfinite().all()):
+                problems.append(f"{key} holds whole numbers, infinity or NaN")
             fitting[key] = value.to(own.dtype).numpy()
         elif key.startswith(heads):
             fresh.append(key)
@@ -164,10 +182,13 @@ def _fit(name: str, model: nn.Module, state: Mapping[str, Tensor], source: str) 
         elif not key.endswith("num_batches_tracked"):  # a count that no result depends on
             problems.append(f"{key} is missing")
     if problems:
-        shown = "; ".join(problems[:SHOWN_KEYS])
-        more = f"; and {len(problems) - SHOWN_KEYS} more" if len(problems) > SHOWN_KEYS else ""
-        raise ModelError(f"{source} does not fit {name}: {shown}{more}")
+        raise ModelError(f"{source} does not fit {name}: {_some(problems, '; ')}")
     return fitting, f"{', '.join(fresh)}, which is for other classes" if fresh else ""
+
+
+def _some(texts: list[str], between: str) -> str:
+    more = [f"and {len(texts) - SHOWN_KEYS} more"] if len(texts) > SHOWN_KEYS else []
+    return between.join(texts[:SHOWN_KEYS] + more)
 
 
 def _digest(state: Mapping[str, np.ndarray]) -> str:

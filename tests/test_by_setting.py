@@ -52,6 +52,14 @@ def test_each_pair_of_values_of_each_network_is_tested_on_the_same_splits(store:
     assert row["p_holm"] >= row["p"]
 
 
+def test_fresh_weights_are_pretrained_on_nothing(empty_database: Path, tmp_path: Path) -> None:
+    uri = new_store(empty_database, tmp_path / "store")
+    for pretrained in ("", "file 0123456789ab"):
+        log_model(uri, "lenet5", 0.7, tmp=tmp_path, pretrained=pretrained)
+    (row,) = setting_table("task3", "pretrained", "test/accuracy", 0.01, tracking_uri=uri).data.to_dict("records")
+    assert {row["model_a"], row["model_b"]} == {"lenet5 pretrained=nothing", "lenet5 pretrained=file 0123456789ab"}
+
+
 def test_the_command_prints_a_table_and_refuses_in_a_sentence(store: str, run_here) -> None:
     arguments = ("-m", "analysis", "compare", "task3", "--tracking-uri", store, "--by")
     shown = run_here(*arguments, "lr", "--format", "json")

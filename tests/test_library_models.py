@@ -84,7 +84,6 @@ def test_products_of_attention_count(learns: bool) -> None:
     ("torchvision:vit_b_16", (3, 2, 28), "Input shape indivisible by patch size!"),
     ("timm:test_vit", (1, 10, 28), "its patches of 16 pixels do not divide the image"),
     ("timm:pvt_v2_b0", (3, 2, 28), "Kernel size can't be greater than actual input size"),
-    ("timm:test_resnet.no_such_weights", (3, 2, 64), "Invalid pretrained tag"),
 ])  # fmt: skip
 def test_what_cannot_be_fitted_is_refused_in_one_sentence(name: str, shape: tuple[int, int, int], reason: str) -> None:
     with warnings.catch_warnings(record=True) as warned, pytest.raises(models.ModelError) as error:
@@ -104,6 +103,9 @@ def test_unknown_architectures_and_missing_libraries_are_named(monkeypatch: pyte
     assert re.fullmatch(
         r"timm 1\S+ has no image classifier 'convnext_ato'; did you mean timm:convnext_atto or .*",
         models.why_unknown("timm:convnext_ato"),
+    )
+    assert models.why_unknown("timm:test_resnet.r160").endswith(  # other weights than timm has for it
+        "has no image classifier 'test_resnet.r160'; did you mean timm:test_resnet.r160_in1k or timm:test_resnet?"
     )
     assert models.why_unknown("torchvision:fasterrcnn_resnet50_fpn").endswith("'fasterrcnn_resnet50_fpn'")  # a detector
     assert models.why_unknown("lenet").endswith("torchvision:NAME and timm:NAME; did you mean lenet5?")
@@ -216,11 +218,24 @@ def test_files_that_do_not_fit_are_refused_in_one_sentence(
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.pt").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
+    torch.save({"model": squeezenet, "epoch": 3}, tmp_path / "nested.pt")
+    bias = squeezenet["features.0.bias"]
+    torch.save(squeezenet | {"features.0.bias": bias / 0}, tmp_path / "infinite.pt")
+    save_file(squeezenet | {"features.0.bias": bias.to(torch.int8)}, tmp_path / "whole.safetensors")
+    for name in ("pointer.pt", "pointer.safetensors"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    (tmp_path / "page.pt").write_text("\n<!DOCTYPE html>\n<html></html>")
     expected = {
         "less.pt": "does not fit torchvision:squeezenet1_1: extra is unknown to the model; features.0.weight has shape "
         "(64, 3, 5, 5), not (64, 3, 3, 3); features.3.squeeze.bias is missing",
         "code.pt": "is no file of tensors, or would execute code as it is read",
-        "numbers.pt": "holds no state dict: names with tensors, and nothing else",
+        "numbers.pt": "holds no state dict: names with tensors, and nothing else; its names are lr",
+        "nested.pt": "holds no state dict: names with tensors, and nothing else; its names are model, epoch",
+        "infinite.pt": "does not fit torchvision:squeezenet1_1: features.0.bias holds whole numbers, infinity or NaN",
+        "whole.safetensors": "features.0.bias holds whole numbers, infinity or NaN",
+        "pointer.pt": "is a pointer of Git LFS, not the weights; `git lfs pull` fetches them",
+        "pointer.safetensors": "is a pointer of Git LFS, not the weights; `git lfs pull` fetches them",
+        "page.pt": "is a web page, not the weights; download the file itself",
         "pickle.pt": "is no file of tensors, or would execute code as it is read",
         "empty.pt": "cannot be read as a state dict (EOFError: it is empty)",
         "text.pt": "is no file of tensors",
