@@ -101,7 +101,7 @@ def budget_sentences(curves: Sequence[TuningCurve]) -> list[str]:
         low, high = (f"{end / 1e12:.3g}" for end in order.ends)
         if order.changes:
             lines.append(_change(order, "multiply-accumulates", "{:.3g} T", 1e12))
-        elif order.last != last.get(frozenset((order.first, order.other))):
+        elif low != high and order.last != last.get(frozenset((order.first, order.other))):
             lines.append(
                 f"With equal compute, of {low} to {high} T multiply-accumulates, {order.first} leads {order.other}, by "
                 f"{number(order.leads[1], METRIC)} points at the end."
