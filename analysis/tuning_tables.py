@@ -94,8 +94,8 @@ def budget_sentences(curves: Sequence[TuningCurve]) -> list[str]:
     by_number = list(orders(curves))
     lines = [_change(order, "configurations", "k = {:.0f}", 1) for order in by_number if order.changes]
     if not lines:
-        order = ", ".join(curve.model for curve in curves)
-        lines = [f"No two curves cross by leads above their sd over the splits; at the end the order is {order}."]
+        models = ", ".join(curve.model for curve in curves)
+        lines = [f"No two curves cross by leads above their sd over the splits; at the end the order is {models}."]
     last = {frozenset((order.first, order.other)): order.last for order in by_number}
     for order in orders(curves, by_compute=True):
         low, high = (f"{end / 1e12:.3g}" for end in order.ends)
