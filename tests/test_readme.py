@@ -14,6 +14,7 @@ from tests.conftest import ROOT, copy_checkout, new_store
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PUBLISHED = sorted((ROOT / "results").glob("task*"))
+TUNED = "-tuned"  # ends the name of a folder of tuned runs
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -43,7 +44,7 @@ def test_links_resolve(page: str) -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
 
 
-@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [each for each in PUBLISHED if TUNED not in each.name], ids=lambda each: each.name)
 def test_the_readme_shows_the_published_table(folder: Path) -> None:
     published = [row for row in rows((folder / "README.md").read_text(encoding="utf-8")) if "accuracy" in row]
     shown = [row for row in rows(README) if "accuracy" in row]
@@ -51,6 +52,17 @@ def test_the_readme_shows_the_published_table(folder: Path) -> None:
         if int(row["splits"].partition("/")[0]) < MIN_SPLITS:  # published before such an interval was refused
             row["95 % interval"] = ""
         assert {key: value for key, value in row.items() if key in shown[0]} in shown
+
+
+@pytest.mark.parametrize("folder", [each for each in PUBLISHED if TUNED in each.name], ids=lambda each: each.name)
+def test_the_page_of_results_shows_what_tuning_changed(folder: Path) -> None:
+    task = folder.name.removesuffix(TUNED)
+    shown = [row for row in rows((ROOT / "results" / "README.md").read_text(encoding="utf-8")) if task in row]
+    for column, of in (("untuned", task), ("tuned", folder.name)):
+        page = (ROOT / "results" / of / "README.md").read_text(encoding="utf-8")
+        published = {row["model"].rstrip("†"): row["accuracy"] for row in rows(page) if "accuracy" in row}
+        found = {row[task]: row[column] for row in shown if column in row}
+        assert found == {model: published[model] for model in published if model != "majority"}
 
 
 def test_the_readme_shows_published_verdicts() -> None:

@@ -168,7 +168,7 @@ def test_all_keys_of_a_child_are_there(task: str, finished: Finished) -> None:
     store = tracking.open_store(uri)
     run_id = analysis.load_runs([task], uri).iloc[-1]["run_id"]
     run = store.client.get_run(run_id)
-    optional = {*keys.TUNING, "trial", "chosen_trial", "replicate", "normalisation", *LATER}
+    optional = {*keys.TUNING, "trial", "chosen_trial", "replicate", "repetitions", "normalisation", *LATER}
     assert set(run.data.params) == set(keys.PARAMS) - optional
     assert "auto" not in run.data.params.values()
     assert set(run.data.metrics) == set(keys.EPOCH_METRICS) | set(keys.FINAL_METRICS)
