@@ -27,7 +27,7 @@ from analysis.tuning_figures import curves_figure, values_figure
 from analysis.tuning_tables import chosen_table, curve_table
 from tracking import Store, StoreError
 from tracking.commands import script_of
-from tracking.keys import BASELINES, MODEL_CARD, SAMPLE, SEEDS, has_folds
+from tracking.keys import BASELINES, MODEL_CARD, SAMPLE, SEEDS
 from tracking.settings import LATER, TUNABLE, TYPES
 
 CAPTIONS = {
@@ -244,8 +244,7 @@ def state_facts(evidence: Evidence, store: Store) -> dict[str, str]:
 
 def _splits(group: pd.DataFrame) -> str:
     folds, total = int(group["n_splits"].max()), expected_splits(group)
-    repeated = has_folds(str(group["protocol"].iloc[0])) and total > folds
-    return f"{total // folds} × {folds} splits" if repeated else f"{total} splits"
+    return f"{total // folds} × {folds} splits" if total > folds else f"{total} splits"  # only folds are repeated
 
 
 def _beginning(runs: pd.DataFrame) -> str:

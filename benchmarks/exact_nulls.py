@@ -152,16 +152,14 @@ def naive_bayes(_: int) -> object:
     return GaussianNB()
 
 
-SEEDED: dict[str, Fit] = {
+NETWORKS: dict[str, Fit] = {"lenet5": network, "tuned_lenet5": tuned}
+SEEDED: dict[str, Fit] = {  # two trainings of each model on a split
     "forest": classifier(forest),
     "random_features": classifier(random_features),
     "gradient_descent": classifier(gradient_descent),
-    "lenet5": network,
-    "tuned_lenet5": tuned,
 }
 MIRRORED: dict[str, Fit] = {"support_vectors": classifier(support_vectors), "naive_bayes": classifier(naive_bayes)}
-LEARNERS = SEEDED | MIRRORED
-NETWORKS = ("lenet5", "tuned_lenet5")
+LEARNERS = SEEDED | NETWORKS | MIRRORED
 
 
 def population(learner: str, setting: Setting, folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -201,7 +199,7 @@ def compare(
     classes = tuple(str(label) for label in range(labels.max() + 1))
     data = [ImageData("drawn", np.ascontiguousarray(view), own, classes, setting.n_pool) for view in views]
     splits = datasets.draw_splits(setting.protocol, data[0], int(rng.integers(2**31)))
-    seeds = rng.integers(2**31, size=(2, 1 if mirrored or learner in NETWORKS else 2, len(splits)))
+    seeds = rng.integers(2**31, size=(2, 2 if learner in SEEDED else 1, len(splits)))
     correct = [
         [
             [
@@ -261,7 +259,7 @@ def tabulate(options: argparse.Namespace) -> None:
             tallies[2].add(before(differences[0], parts, protocol))
             spread.append(shares(differences[0], parts, protocol))
         one, two, earlier = (tally.cells() for tally in tallies)
-        two = two if learner not in (*MIRRORED, *NETWORKS) else [""] * 3
+        two = two if learner in SEEDED else [""] * 3
         of_spread = [f"{share:.2f}" for share in np.mean(spread, axis=0) / np.mean(spread, axis=0).sum()]
         rows.append([f"{name}, {learner.replace('_', ' ')}", str(tallies[0].n), *of_spread, *one, *two, *earlier])
     names = ("one seed", "two seeds", "before")
