@@ -14,7 +14,7 @@ from analysis.comparison import tabulate
 from analysis.evidence import Evidence, predicted_parts
 from analysis.groups import ComparisonError, group_id, what_is_wrong
 from analysis.tables import PART_NAMES, ResultTable, earlier_version, interval, number, title, trace, with_sd
-from tracking.scores import BINS, OF_CLASSES, calibration_bins, calibration_values, score_of
+from tracking.scores import BINS, OF_CLASSES, calibration_bins, excess_values, score_of
 
 WHOLE = ("accuracy", "f1_macro", "auc", "top_5", "loss", "brier", "calibration_error")
 MANY = 5  # classes above which the five likeliest are told apart from all
@@ -113,20 +113,14 @@ def calibrated(evidence: Evidence, part: str, model: str) -> float:
     rng = np.random.default_rng(0)
     errors = []
     for _, run in evidence.of(model).iterrows():
-        parts = predicted_parts(f"{part}/accuracy")
-        of_parts = [evidence.predictions(run, name, probabilities=True) for name in parts]
-        total = sum(map(len, of_parts))
+        of_parts = [evidence.predictions(run, name) for name in predicted_parts(f"{part}/accuracy")]
+        values = []
         for predictions in filter(len, of_parts):
-            probs = predictions.probs
-            assert probs is not None
-            draws = [np.mean(calibration_values(_draw(probs, rng), probs)) * len(probs) / total for _ in range(DRAWS)]
-            errors.append((run.name, float(np.mean(draws))))
-    return float(pd.DataFrame(errors).groupby(0)[1].sum().mean())
-
-
-def _draw(probs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw a class of each image by its probabilities."""
-    return np.asarray((probs.cumsum(1) > rng.random((len(probs), 1))).argmax(1))
+            certainty = predictions.probability.astype(np.float64)
+            draws = [excess_values(rng.random(len(certainty)) < certainty, certainty) for _ in range(DRAWS)]
+            values.append(np.mean(draws, axis=0))
+        errors.append(np.mean(np.concatenate(values)))
+    return float(np.mean(errors))
 
 
 def reliability(evidence: Evidence, part: str, model: str) -> pd.DataFrame | None:

@@ -286,8 +286,7 @@ def shares(differences: np.ndarray, parts: np.ndarray, protocol: Protocol) -> np
     training images), and the rest. A single comparison says little of the third: average over many.
     """
     split, place = np.nonzero(parts != TRAIN)
-    image = np.unique(place, return_inverse=True)[1]
-    found = statistics.variance_parts(differences[split, place], split, image, split)
+    found = statistics.variance_parts(differences[split, place], statistics.arrange(split, place))
     noise, images = found.noise / found.n, found.of_images / found.n
     means = found.means
     n_splits = len(means)

@@ -597,8 +597,7 @@ def test_simulated_differences_have_the_shares_that_they_claim() -> None:
     for _ in range(60):
         correct, part = draw(protocol, (0.0, 0.5, 0.25, 0.25), 2, 1, rng)
         split, place = np.nonzero(part != TRAIN)
-        image = np.unique(place, return_inverse=True)[1]
-        found = statistics.variance_parts((correct[0] - correct[1])[0][split, place], split, image, split)
+        found = statistics.variance_parts((correct[0] - correct[1])[0][split, place], statistics.arrange(split, place))
         parts.append((np.var(found.means, ddof=1), found.noise / found.n, found.of_images / found.n))
     variance, noise, images = np.mean(parts, axis=0)
     assert (noise + images) / variance == pytest.approx(0.5, abs=0.12) and noise / variance > images / variance > 0.1

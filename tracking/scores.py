@@ -145,7 +145,6 @@ def auc_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray":
     characteristic curves. Biometrics 44, 837-845.
     """
     import numpy as np
-    from scipy.stats import rankdata
 
     n = len(true)
     present = np.unique(true)
@@ -156,17 +155,27 @@ def auc_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray":
         if not negatives:
             return np.full(n, np.nan)
         score = probabilities[:, label]
-        ranks = rankdata(score)
+        order = np.argsort(score)
+        ordered, is_positive = score[order], of_class[order]
+        place = np.cumsum(np.r_[False, ordered[1:] > ordered[:-1]])  # equal scores share a place
+        at_place = np.bincount(place, is_positive)
+        below = np.cumsum(at_place) - at_place / 2  # positives with a lower score, and half of those with the same
+        others_at_place = np.bincount(place) - at_place
+        others_below = np.cumsum(others_at_place) - others_at_place / 2
         shares = np.empty(n)  # of the other kind that an image is ranked rightly against
-        shares[of_class] = (ranks[of_class] - rankdata(score[of_class])) / negatives
-        shares[~of_class] = 1 - (ranks[~of_class] - rankdata(score[~of_class])) / positives
+        shares[order] = np.where(is_positive, others_below[place] / negatives, 1 - below[place] / positives)
         auc = shares[of_class].mean()
         values += auc + (shares - auc) * n / np.where(of_class, positives, negatives)
     return values / len(present)
 
 
 def calibration_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray":
-    """Values of the images whose mean is the calibration error of the predicted class (ECE in `BINS` equal bins).
+    """Values of the images whose mean is the calibration error of the predicted class: see `excess_values`."""
+    return excess_values(probabilities.argmax(1) == true, probabilities.max(1))
+
+
+def excess_values(hits: "np.ndarray", certainty: "np.ndarray") -> "np.ndarray":
+    """Values whose mean is the calibration error (ECE in `BINS` equal bins) of predictions with these probabilities.
 
     In a bin with more hits than the probabilities promise, an image's value is its hit minus its probability, in the
     others the opposite. Both are noisy, so the mean is above 0 for perfectly calibrated probabilities, too.
@@ -177,9 +186,7 @@ def calibration_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.n
     """
     import numpy as np
 
-    certainty = probabilities.max(1)
-    excess = (probabilities.argmax(1) == true) - certainty
-    bins = calibration_bins(certainty)
+    excess, bins = hits - certainty, calibration_bins(certainty)
     return np.asarray(excess * np.where(np.bincount(bins, excess, BINS) < 0, -1, 1)[bins])
 
 
@@ -194,8 +201,10 @@ def top_5_values(true: "np.ndarray", probabilities: "np.ndarray") -> "np.ndarray
     """1 for each image whose class is among the five likeliest, else 0; of equally likely ones the first count."""
     import numpy as np
 
-    likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
-    return np.asarray((likeliest == true[:, None]).any(1).astype(float))
+    of_truth = probabilities[np.arange(len(true)), true, None]
+    is_earlier = np.arange(probabilities.shape[1]) < true[:, None]
+    before = (probabilities > of_truth) | ((probabilities == of_truth) & is_earlier)
+    return np.asarray((before.sum(1) < 5).astype(float))
 
 
 # Probability that the log loss of an impossible truth counts, for all dtypes (findings/sklearn_log_loss_dtype.sh)

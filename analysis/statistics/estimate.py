@@ -1,5 +1,6 @@
 """One estimate of an expected score, or of a difference, from all scored images of all splits."""
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -111,11 +112,72 @@ def score_estimate(
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Split, image and training (a seed of a split) of each score of a long array, numbered from 0 without gaps."""
+    """Split, image and training (a seed of a split) of each score of a long array, numbered from 0 without gaps.
+
+    What follows from these alone is counted once for all scores in the same arrangement.
+    """
 
     split: np.ndarray  # int64, shape (n,), as the others
     image: np.ndarray
     training: np.ndarray
+
+    @functools.cached_property
+    def split_of(self) -> np.ndarray:
+        """Split of each training."""
+        split_of = np.zeros(self.training.max() + 1, np.int64)
+        split_of[self.training] = self.split
+        return split_of
+
+    @functools.cached_property
+    def n_seeds(self) -> np.ndarray:
+        """Trainings of each split, shape (J,)."""
+        return np.bincount(self.split_of)
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """Scored images of each training."""
+        return np.bincount(self.training)
+
+    @functools.cached_property
+    def cells(self) -> "Cells":
+        """The arrangement of the means over the trainings of a split.
+
+        Raises
+        ------
+        ValueError
+            If the trainings of a split scored different images.
+        """
+        if len(self.sizes) == len(self.n_seeds):
+            return Cells(self.split, self.image)
+        numbers, cell = np.unique(self.split * (self.image.max() + 1) + self.image, return_inverse=True)
+        cells = Cells(numbers // (self.image.max() + 1), numbers % (self.image.max() + 1), cell)
+        if np.any(np.bincount(cell) != self.n_seeds[cells.split]):
+            raise ValueError("the trainings of a split must have scored the same images")
+        return cells
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Split and image of each pair of the two that was scored."""
+
+    split: np.ndarray  # int64, shape (m,)
+    image: np.ndarray
+    cell: np.ndarray | None = None  # number of the pair of each score; None if each has one score
+
+    @functools.cached_property
+    def scored(self) -> np.ndarray:
+        """Images of each split, shape (J,)."""
+        return np.bincount(self.split)
+
+    @functools.cached_property
+    def times(self) -> np.ndarray:
+        """Splits of each image."""
+        return np.bincount(self.image)
+
+    @functools.cached_property
+    def squared_weights(self) -> float:
+        """Sum over the images of the squared weight in the mean of all."""
+        return float(np.sum((np.bincount(self.image, 1 / self.scored[self.split]) / len(self.scored)) ** 2))
 
 
 def arrange(splits: ArrayLike, images: ArrayLike, seeds: ArrayLike | None = None) -> Arrangement:
@@ -148,7 +210,7 @@ def estimate(scores: ArrayLike, arrangement: Arrangement, n_train: float, n_pool
     check_inside("n_train", n_train, 0, math.inf)
     if not n_train <= n_pool < math.inf:
         raise ValueError(f"the pool of {n_pool} images must hold the {n_train} training images")
-    parts = variance_parts(values, arrangement.split, arrangement.image, arrangement.training)
+    parts = variance_parts(values, arrangement)
     mean = round_to_zero(float(np.mean(parts.means)))
     if tied(values):
         if mean:
@@ -181,35 +243,24 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
     return np.asarray((np.cumsum(occurs) - 1)[labels])
 
 
-def variance_parts(values: np.ndarray, split: np.ndarray, image: np.ndarray, training: np.ndarray) -> VarianceParts:
-    """Analyse the variance of single scores: between images, within them, and between the seeds of a split.
+def variance_parts(values: np.ndarray, arrangement: Arrangement) -> VarianceParts:
+    """Analyse the variance of single scores, float of shape (n,): between images, within them, and between the seeds.
 
-    Parameters
-    ----------
-    values : numpy.ndarray of float, shape (n,)
-    split, image, training : numpy.ndarray of int, shape (n,)
-        Numbers from 0, without gaps. Without seeds a training is a split.
+    Errors are those of `Arrangement.cells`.
     """
-    split_of = np.zeros(training.max() + 1, np.int64)  # of each training
-    split_of[training] = split
-    by_training = np.bincount(training, values) / np.bincount(training)
-    n_seeds = np.bincount(split_of)  # (J,)
+    training, split_of, n_seeds = arrangement.training, arrangement.split_of, arrangement.n_seeds
+    by_training = np.bincount(training, values) / arrangement.sizes
     means = np.bincount(split_of, by_training) / n_seeds
     values = values - by_training[training]  # what a training adds to all its images is no noise of single ones
-    seed_df, noise_of_seeds = len(by_training) - len(n_seeds), 0.0
-    if seed_df:
-        cells, cell = np.unique(split * (image.max() + 1) + image, return_inverse=True)  # an image in a split
-        split, image = cells // (image.max() + 1), cells % (image.max() + 1)
-        counts = np.bincount(cell)
-        if np.any(counts != n_seeds[split]):
-            raise ValueError("the trainings of a split must have scored the same images")
-        over_seeds = np.bincount(cell, values) / counts
-        squares = float(np.sum((values - over_seeds[cell]) ** 2))
-        noise_of_seeds = squares / max(1, len(values) - len(cells) - seed_df)
+    cells, seed_df, noise_of_seeds = arrangement.cells, len(by_training) - len(n_seeds), 0.0
+    if cells.cell is not None:
+        over_seeds = np.bincount(cells.cell, values) / n_seeds[cells.split]
+        squares = float(np.sum((values - over_seeds[cells.cell]) ** 2))
+        noise_of_seeds = squares / max(1, len(values) - len(over_seeds) - seed_df)
         values = over_seeds
-    scored, times = np.bincount(split), np.bincount(image)  # images of each split, splits of each image
-    total, n_splits, n_images = len(values), len(scored), len(times)
-    sums = np.bincount(image, values)
+    times = cells.times
+    total, n_splits, n_images = len(values), len(means), len(times)
+    sums = np.bincount(cells.image, values)
     between, squares = float(np.sum(sums**2 / times)), float(values @ values)
     df = total - n_images - n_splits + 1
     if df < 1:  # every image once: its effect and the noise are one
@@ -220,9 +271,9 @@ def variance_parts(values: np.ndarray, split: np.ndarray, image: np.ndarray, tra
         of_images = max(0.0, (between / (n_images - 1) - noise) / typical)
     return VarianceParts(
         means=means,
-        n=1 / float(np.mean(1 / scored)),
+        n=1 / float(np.mean(1 / cells.scored)),
         n_seeds=1 / float(np.mean(1 / n_seeds)),
-        squared_weights=float(np.sum((np.bincount(image, 1 / scored[split]) / n_splits) ** 2)),
+        squared_weights=cells.squared_weights,
         of_images=of_images,
         # a residual more, of the typical size: none at all would claim that there is no noise
         noise=(noise * max(df, 1) + squares / total) / (max(df, 1) + 1),
