@@ -9,7 +9,7 @@ CORE = $(patsubst %,tests/test_%.py,layout datasets splits models library_models
 
 .PHONY: demo test sweep oldest lint task1 task2 task3 ui server notebook race clean
 
-demo: .venv/ready                ## all three tasks on generated images with two models each, 3 to 4 minutes on 2 cores
+demo: .venv/ready                ## all three tasks on generated images with two models each, 1 to 4 minutes on 2 cores
 	$(BIN)/python experiments/task1.py $(DEMO) -m lenet5 -m vggnet --epochs 2 --batch-size 16
 	$(BIN)/python experiments/task2.py $(DEMO) -m lenet5 -m efficientnet_b0 --epochs 2 --batch-size 16
 	$(BIN)/python experiments/task3.py $(DEMO) -m lenet5 -m vggnet --epochs 3 --batch-size 8
@@ -40,7 +40,7 @@ server: .venv/ready-cluster      ## the tracking server on PostgreSQL, on loopba
 notebook: .venv/ready-notebook   ## comparison.ipynb on mlruns/, in a browser
 	$(BIN)/jupyter lab analysis/comparison.ipynb
 
-race: .venv/ready-benchmarks     ## the suite against other loops, some hours; DATA_DIR names the data
+race: .venv/ready-benchmarks     ## the suite against other loops, an hour and a half; DATA_DIR names the data
 	$(BIN)/python -m benchmarks.race
 
 clean:                           ## the virtual environments and caches; results and data stay

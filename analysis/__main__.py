@@ -27,7 +27,9 @@ Metric = Annotated[
 ]
 Task = Annotated[str, typer.Argument(help="such as task1")]
 Group = Annotated[str | None, typer.Option(help="comparison group; the newest complete one unless given")]
-Rope = Annotated[float, typer.Option(min=0, help="points (of loss: hundredths of a nat) that make no difference")]
+Rope = Annotated[
+    float, typer.Option(min=0, max=100, help="points (of loss: hundredths of a nat) that make no difference")
+]
 FormatOption = Annotated[
     Literal["text", "markdown", "latex", "csv", "json"] | None,
     typer.Option("--format", help="text, or by the suffix of --out, unless given"),
@@ -258,6 +260,7 @@ def _put(tables: "list[ResultTable]", form: "Format", out: Path | None) -> None:
     from analysis.formats import render, terminal_width
 
     if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(render(tables, form), encoding="utf-8")
         print(out)
     else:

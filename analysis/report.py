@@ -27,6 +27,7 @@ from analysis.tuning_figures import curves_figure, values_figure
 from analysis.tuning_tables import chosen_table, curve_table
 from tracking import Store, StoreError
 from tracking.commands import script_of
+from tracking.errors import StoreAwayError
 from tracking.keys import BASELINES, MODEL_CARD, SAMPLE, SEEDS
 from tracking.settings import LATER, TUNABLE, TYPES
 
@@ -272,7 +273,9 @@ def _further(evidence: Evidence, metric: str) -> list[ResultTable]:
     part = metric.partition("/")[0]
     try:
         return [whole_table(evidence, part), class_table(evidence, part)]
-    except ComparisonError:
+    except StoreAwayError:
+        raise
+    except (ComparisonError, StoreError):
         return []
 
 

@@ -179,8 +179,8 @@ def expected_best(losses: ArrayLike, scores: ArrayLike) -> np.ndarray:
         raise ValueError("losses and scores must be two equally long arrays, not empty")
     if np.isnan(loss).any() or not np.isfinite(score).all():
         raise ValueError("a loss is not a number, or a score is not finite")
-    by_split: np.ndarray = _chances(len(loss)) @ score[np.argsort(loss, kind="stable")]
-    return by_split
+    expected: np.ndarray = _chances(len(loss)) @ score[np.argsort(loss, kind="stable")]
+    return expected
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from experiments.training import hardware
 from experiments.training.fit import fit
 from experiments.training.images import DeviceImages
 from experiments.training.state import TrainingState, initialise, seed_of_split
+from tracking.commands import script_tasks
 
 SHOWN = 15
 
@@ -32,7 +33,7 @@ SHOWN = 15
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Profile an epoch; see the module's docstring.")
-    parser.add_argument("task", choices=task.names())
+    parser.add_argument("task", choices=script_tasks())
     parser.add_argument("model", choices=models.MODELS)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("DATA_DIR"))
     parser.add_argument("--device", default="auto")

@@ -8,7 +8,7 @@ Time      seconds
 
     python benchmarks/leaks.py task2
 
-The README has its output.
+docs/leaks.md has its output.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """How fast analysis/query.py reads the result database, beside MLflow's own functions.
 
-What      `load_runs` against `mlflow.search_runs`: 5,000 child runs and their 500 parents, each child with 21 params,
-          11 tags and 24 metrics. `load_curves` against `MlflowClient.get_metric_history` of every run and key: 200
-          runs, 30 epochs, 8 metrics. Each pair is timed in turn, after one round that does not count, on a SQLite file
-          that the system has in memory; then the numbers of both are compared
+What      `load_runs` against `mlflow.search_runs`: 5,000 runs of splits and their 500 parents, each with all params,
+          tags and final metrics of `tracking.keys`. `load_curves` against `MlflowClient.get_metric_history` of each run
+          and key: 200 runs, 30 epochs, 8 metrics. Each pair is timed in turn, after one round that does not count, on a
+          SQLite file that the system has in memory; then the numbers of both are compared
 Time      about 2 minutes on 1 CPU core
 
     python benchmarks/reading.py
@@ -37,6 +37,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from analysis import load_curves, load_runs
+from analysis.query import FLAGS
 from tracking import open_store
 from tracking.keys import EPOCH_METRICS, FINAL_METRICS, PARAMS, TAGS
 
@@ -44,7 +45,8 @@ TASK = "task3"
 N_SPLITS = 10
 TEXTS = {  # params that are no integers
     **{"model": "resnetcnn", "dataset": "FashionMNIST", "protocol": "repeated holdout 2:49:49", "device": "cpu"},
-    **{"precision": "bf16", "lr": "0.001", "weight_decay": "0.01", "leak_free": "False", "augment": "False"},
+    **{"precision": "bf16", "lr": "0.001", "weight_decay": "0.01"},
+    **dict.fromkeys(FLAGS, "False"),
 }
 WRITTEN_LATER = ("superseded_by", "failure")  # tags that few runs have
 COLUMNS = {
@@ -124,7 +126,7 @@ def race_runs(folder: Path) -> None:
     columns |= {f"tags.{key}": key for key in TAGS if key not in WRITTEN_LATER}
     theirs = theirs.rename(columns=columns)[list(columns.values())].reset_index()
     ours = ours[theirs.columns]
-    flags = {key: theirs[key].map({"True": True, "False": False}) for key in ("leak_free", "augment")}
+    flags = {key: theirs[key].map({"True": True, "False": False}) for key in FLAGS}
     pd.testing.assert_frame_equal(ours, theirs.assign(**flags).astype(ours.dtypes), check_exact=True)
 
 

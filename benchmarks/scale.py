@@ -142,7 +142,16 @@ def split(uri: str | None) -> None:
     training = {"lenet5": TrainingConfig(batch_size=256, epochs=30, patience=30)}
     with tempfile.TemporaryDirectory() as folder:
         store = uri or f"sqlite:///{folder}/mlflow.db"
-        run(Request(TASK, training, TASK.protocol.n_splits, (0,), sample=True, tracking_uri=store))
+        run(
+            Request(
+                task=TASK,
+                training=training,
+                n_splits=TASK.protocol.n_splits,
+                splits=(0,),
+                sample=True,
+                tracking_uri=store,
+            )
+        )
         print(f"calls of the split and of the command's end: {sum(calls.values())}, {sum(seconds.values()):.2f} s")
         for name, count in calls.most_common():
             print(f"  {name:24s} {count:4d}  {1000 * seconds[name] / count:6.1f} ms")

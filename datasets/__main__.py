@@ -1,11 +1,10 @@
 """`python -m datasets info|download|audit|arrange`: describe, download, audit and arrange images."""
 
-import importlib
 import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -18,14 +17,14 @@ from datasets.audit import count_table, draw_contact_sheet, to_text
 from datasets.folder import some
 from datasets.images import one_sentence
 from datasets.names import readable_name
+from tracking.commands import print_in_any_encoding, script_tasks
 
 TEXTS = (".txt", ".md", ".json", "")  # suffixes of an audit's text
-TASKS = "experiments.task"  # imported by name, like a plug-in: this package does not depend on it
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def _check(tasks: list[str], neither: str = "not") -> None:
-    known = importlib.import_module(TASKS).names()
+    known = script_tasks()
     for task in tasks:
         if task not in known:
             raise typer.BadParameter(f"{readable_name(task)!r} is {neither} one of {', '.join(known)}")
@@ -46,10 +45,10 @@ def _check_task_or_folder(task: str) -> str:
 
 
 def _source(task: str) -> Source:
-    if Path(task).is_dir():
-        task_of_folder = importlib.import_module("experiments.folder").make_task(Path(task))
-        return cast("Source", task_of_folder.data)
-    return cast("Source", importlib.import_module(TASKS).find(task).data)
+    from experiments import task as tasks  # late: the scripts of the tasks import this package
+    from experiments.folder import make_task
+
+    return make_task(Path(task)).data if Path(task).is_dir() else tasks.find(task).data
 
 
 TasksOrFolders = Annotated[
@@ -141,7 +140,7 @@ def audit(
 
 
 if __name__ == "__main__":
-    importlib.import_module("tracking.commands").print_in_any_encoding()
+    print_in_any_encoding()
     try:
         app()
     except DatasetError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets.decoding import is_picture_by_name, opens
 from datasets.folder import part_of, some
-from datasets.images import LOCK, DatasetError, building
+from datasets.images import DatasetError, building
 from datasets.names import is_hidden, readable_name
 
 SEPARATORS = ",;\t|"
@@ -83,7 +83,6 @@ def arrange(source: Path, target: Path, labels: Path | None = None) -> tuple[dic
         for name, label in classes.items():
             (partial / label).mkdir(exist_ok=True)
             shutil.copy2(pictures[name], partial / label / name)
-    (target.parent / LOCK).unlink(missing_ok=True)
     left = [path for path in visible if path.name not in pictures]
     return dict(sorted(Counter(classes.values()).items())), left, missing
 
@@ -101,7 +100,7 @@ def _why_no_folder(label: str) -> str:
 
 def _by_names(pictures: dict[str, Path]) -> Iterator[tuple[str, str]]:
     for name in pictures:
-        if start := re.match(r"[^\W\d_]+(?:[ _-][^\W\d_]+)*", name.rpartition(".")[0]):
+        if start := re.match(r"[^\W\d_]+(?:[ _-][^\W\d_]+)*", Path(name).stem):
             yield name, start[0]
 
 
@@ -109,7 +108,7 @@ def _by_table(labels: Path, pictures: Mapping[str, Path]) -> tuple[dict[str, str
     """Return the classes of the pictures that a table names, and the names in it that are no pictures."""
     where = readable_name(str(labels))
     text = labels.read_text(encoding="utf-8-sig")
-    known = {name.rpartition(".")[0]: name for name in pictures} | {name: name for name in pictures}
+    known = {Path(name).stem: name for name in pictures} | {name: name for name in pictures}
     tables = [_filled(csv.reader(io.StringIO(text, newline=""), delimiter=each)) for each in SEPARATORS]
     found, place, rows = max(((*_picture_column(rows, known), rows) for rows in tables), key=lambda table: table[0])
     if not any(found):

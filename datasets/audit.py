@@ -5,19 +5,21 @@
 =========================================  ============================================================================
 `task` `dataset` `folder` `digest`         the audited data; the digest is `ImageData.digest`
 `refusal`                                  why a run refuses these data, or null
-`parts`                                    decodable images: `train` and `test`, each with counts by class
+`parts`                                    decodable images: `train`, `val` if the data have this part, and `test`,
+                                           each with counts by class
 `original_size`                            `width` and `height` of the files in pixels, each `min` `median` `max`
 `undecodable`                              `file` and `reason` of each undecodable file
 `exact_duplicate_groups`                   number of pictures that occur more than once with equal pixels
 `exact_duplicates`                         a list of images for each of them
 `near_duplicate_groups`                    number of pictures that occur more than once, equal or nearly equal
 `near_duplicate_images`                    number of images in these groups
-`two_label_groups` `across_parts_groups`   number of groups with two classes; with images of both train and test
+`two_label_groups` `across_parts_groups`   number of groups with two classes; with images of several parts
 `near_duplicates`                          the groups: `images`, the largest `distance` of two hashes (bits) and the
                                            smallest `correlation` of pixels that connect them, `two_labels`,
                                            `across_parts`
-`test_images_also_in_train`                number of test images with a near duplicate of equal hash in training
-`test_images_with_near_duplicate_in_train` number of test images with any near duplicate in training
+`val_images_with_near_duplicate_in_train`  number of images of `val` with any near duplicate in `train`
+`test_images_also_in_train`                number of test images with a near duplicate of equal hash in `train` or `val`
+`test_images_with_near_duplicate_in_train` number of test images with any near duplicate there
 `leaks`                                    these test images: `test` file, `train` files, `same_hash`
 `method`                                   the hash, and the limits of `distance` and `correlation`
 =========================================  ============================================================================
@@ -88,6 +90,7 @@ def audit(
     exact = [_describe(found, members) for members in _members(equal_pixels(data.images))]
     duplicates = [_describe_group(found, near, members) for members in _members(groups)]
     leaks = _leaks(found, near, groups)
+    train, val = (np.arange(len(groups))[slices(data)[part]] for part in ("train", "val"))
     return {
         "task": task,
         "dataset": data.name,
@@ -104,6 +107,7 @@ def audit(
         "two_label_groups": sum(group["two_labels"] for group in duplicates),
         "across_parts_groups": sum(group["across_parts"] for group in duplicates),
         "near_duplicates": duplicates,
+        "val_images_with_near_duplicate_in_train": len(leaking(groups, train, val)),
         "test_images_also_in_train": sum(leak["same_hash"] for leak in leaks),
         "test_images_with_near_duplicate_in_train": len(leaks),
         "leaks": leaks,
@@ -223,11 +227,14 @@ def _members(groups: np.ndarray) -> list[np.ndarray]:
 
 def _describe(found: _Images, members: np.ndarray) -> list[dict[str, Any]]:
     data = found.data
-    parts = ["train" if index < data.n_pool else "test" for index in members]
+    parts = np.repeat([*slices(data)], [len(data.labels[rows]) for rows in slices(data).values()])
     return [
-        {"index": int(index), "part": part, "class": data.classes[data.labels[index]], "file": found.files[index]}
-        for index, part in zip(members, parts, strict=True)
-    ]
+        {
+            "index": int(index), "part": str(parts[index]), "class": data.classes[data.labels[index]],
+            "file": found.files[index],
+        }
+        for index in members
+    ]  # fmt: skip
 
 
 def _describe_group(found: _Images, near: NearDuplicates, members: np.ndarray) -> dict[str, Any]:
@@ -258,7 +265,7 @@ def _leaks(found: _Images, near: NearDuplicates, groups: np.ndarray) -> list[dic
 
 def _findings(report: Report) -> list[tuple[str, list[str]]]:
     """Return each finding in words, and its examples."""
-    n_test = sum(report["parts"]["test"].values())
+    n_val, n_test = (sum(report["parts"].get(part, {}).values()) for part in ("val", "test"))
     duplicates = report["near_duplicates"]
     leaked = [f"{leak['test']} = {' = '.join(leak['train'])}" for leak in report["leaks"]]
     same_hash = [line for line, leak in zip(leaked, report["leaks"], strict=True) if leak["same_hash"]]
@@ -269,11 +276,17 @@ def _findings(report: Report) -> list[tuple[str, list[str]]]:
     counts = {key: f"{value:,}" for key, value in report.items() if isinstance(value, int)}
     also, close = counts["test_images_also_in_train"], counts["test_images_with_near_duplicate_in_train"]
     groups, images = counts["near_duplicate_groups"], counts["near_duplicate_images"]
+    in_val = counts["val_images_with_near_duplicate_in_train"]
     return [
         (f"Undecodable files: {len(undecodable):,}", undecodable),
         (f"Pictures that occur more than once with equal pixels: {counts['exact_duplicate_groups']}", exact),
         (f"Pictures that occur more than once, equal or nearly equal: {groups}, as {images} images", near),
         (f"Pictures with two labels: {counts['two_label_groups']}", two_labels),
+        *(
+            [(f"Validation images that are also in training, equal or nearly equal: {in_val} of {n_val:,}", [])]
+            if n_val
+            else []
+        ),
         (f"Test images that are also in training with the same hash: {also} of {n_test:,}", same_hash),
         (f"Test images that are also in training, equal or nearly equal: {close} of {n_test:,}", leaked),
     ]
@@ -290,7 +303,7 @@ def _draw_group(group: Mapping[str, Any], images: np.ndarray) -> Image.Image:
     tile = Image.new("RGB", (len(shown) * step, THUMBNAIL + 3 * LINE), "white")
     pen, font = ImageDraw.Draw(tile), ImageFont.load_default(LINE - 4)
     title = f"distance {group['distance']}, correlation {group['correlation']:.4f}"
-    flags = [name for key, name in (("two_labels", "two labels"), ("across_parts", "train and test")) if group[key]]
+    flags = [name for key, name in (("two_labels", "two labels"), ("across_parts", "several parts")) if group[key]]
     if hidden := len(group["images"]) - len(shown):
         flags.append(f"{hidden} more")
     pen.text((0, 0), title, "black", font)

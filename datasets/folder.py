@@ -34,7 +34,7 @@ KINDS_OF_FOLDER = r"set|data|dataset|images|(19|20)\d\d"  # that may follow, as 
 USUAL_SIZES = (28, 32, 48, 64, 96, 128)  # pixels
 LOOP = "is a link to a folder that holds it"
 LOOKED_AT = 200  # pictures, at most, to choose a size
-GRAY_MODES = {"1", "L", "I", "F", "I;16", "I;16B", "I;16L"}
+GRAY_MODES = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
 ARRANGE = "python -m datasets arrange"
 DEEPEST = 3  # levels below a folder that is no data set, at which one is looked for
 
@@ -167,13 +167,9 @@ def _in_order(path: Path) -> tuple[str, bytes]:
 
 
 def _unlike(name: str, others: set[str]) -> str:
-    """Return a name that no other folder has; two only look alike if one holds what another shows for a byte."""
-    number = 2
-    unlike = name
-    while unlike in others:
-        unlike = f"{name} ({number})"
-        number += 1
-    return unlike
+    """Append a number until no other folder has this readable name; bytes that are no UTF-8 can make two alike."""
+    numbered = (f"{name} ({number})" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in others)
 
 
 def _walk(folder: Path, above: Sequence[os.stat_result] = ()) -> Iterator[tuple[Path, str]]:

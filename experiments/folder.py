@@ -60,7 +60,21 @@ def make_task(
     image_size: int | None = None,
     channels: int | None = None,
 ) -> Task:
-    """Return the task of a folder; an option that is None follows from the pictures."""
+    """Return the task of a folder of pictures.
+
+    Parameters
+    ----------
+    folder : Path
+        It holds `train/<class>/*`, or a folder for each class; see `datasets.folder.list_folder`.
+    name : str, optional
+        Of the task; that of the folder unless given.
+    holdout : tuple of int, optional
+        Shares of training, validation and, with a third number, test images of each holdout.
+    folds : int, optional
+        Folds instead of holdouts. Without both, `val/` is the validation part or, if there is none, holdouts are drawn.
+    image_size, channels : int, optional
+        They follow from the pictures unless given.
+    """
     folder = folder.expanduser().resolve()
     with one_sentence():
         if not folder.is_dir():

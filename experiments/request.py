@@ -1,7 +1,7 @@
 """A request: everything that a user asked for in one command, as one frozen object that validates itself."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,10 @@ from tracking.keys import has_folds, has_open_end
 from tracking.settings import DEVICE_MEMORY, SettingError, TrainingConfig, check_range
 
 MOST_JOBS = MOST_SEEDS = MOST_TRIALS = MOST_REPETITIONS = 1000
+MOST_SPLITS = 10_000  # holdouts, or folds of a repetition
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """A task, how each of its models is trained, on which splits, where, and where the results go.
 
@@ -29,7 +30,7 @@ class Request:
     task: Task
     training: Mapping[str, TrainingConfig]  # settings of each model by name; device and seeds are the same for all
     n_splits: int  # holdouts of the whole protocol, or folds of a repetition
-    splits: tuple[int, ...]  # those to be run, from 0
+    splits: Sequence[int]  # those to be run, from 0
     baselines: tuple[str, ...] = ()  # names of those that run beside the models
     leak_free: bool = False  # keep near duplicates together, and train on none of a test image
     fresh: bool = False  # train finished splits again
@@ -58,6 +59,7 @@ class Request:
             way = "; more holdouts are --n-splits N, or --looks N,N,..." if has_open_end(name) else ""
             raise SettingError("repetitions", f"they are of folds, and there are none in {name!r}{way}")
         check_range("repetitions", self.repetitions, {"low": 1, "high": MOST_REPETITIONS})
+        check_range("n_splits", self.n_splits, {"low": 1, "high": MOST_SPLITS})
         try:
             _ = self.protocol_task
         except ValueError as error:

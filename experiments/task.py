@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from datasets import Protocol, Source
 from experiments.tuning.space import DEFAULT_SPACE, Space, check_space
-from tracking.commands import script_tasks
 from tracking.keys import BASELINES
 from tracking.settings import TrainingConfig
 
@@ -60,11 +59,6 @@ class Task:
             raise ValueError(f"{self.name} names no model")
         check_space(self.space)
         object.__setattr__(self, "experiment", self.experiment or self.name)
-
-
-def names() -> list[str]:
-    """Names of the tasks that have a script."""
-    return script_tasks()
 
 
 def find(name: str) -> Task:

@@ -132,7 +132,7 @@ def from_file(path: Path, name: str, in_channels: int, num_classes: int, image_s
 
 
 def _other_than_weights(data: bytes) -> str:
-    """Name what downloads often leave in place of weights, and what to do; empty if it is not of these."""
+    """Recognise a Git LFS pointer or a web page saved in place of weights, and say what to do; empty for others."""
     start = data[:100].lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, not the weights; `git lfs pull` fetches them"

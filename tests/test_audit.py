@@ -20,7 +20,8 @@ DATA = {module.TASK.name: module.TASK.data for module in (task1, task2, task3)}
 KEYS = {
     "task", "dataset", "folder", "digest", "refusal", "parts", "original_size", "undecodable", "exact_duplicate_groups",
     "exact_duplicates", "near_duplicate_groups", "near_duplicate_images", "two_label_groups", "across_parts_groups",
-    "near_duplicates", "test_images_also_in_train", "test_images_with_near_duplicate_in_train", "leaks", "method",
+    "near_duplicates", "val_images_with_near_duplicate_in_train", "test_images_also_in_train",
+    "test_images_with_near_duplicate_in_train", "leaks", "method",
 }  # fmt: skip
 
 
@@ -93,6 +94,19 @@ def test_test_images_in_training_are_counted_twice_over(folder: Path) -> None:
     counts = {key: report[f"{key}_groups"] for key in ("exact_duplicate", "near_duplicate", "two_label")}
     assert counts == {"exact_duplicate": 2, "near_duplicate": 4, "two_label": 1}
     assert report["near_duplicate_images"] == 8
+
+
+def test_a_published_validation_part_is_a_part(folder: Path) -> None:
+    for label in ("cats", "dogs"):
+        (folder / "val" / label).mkdir(parents=True)
+        picture(90 + len(label) + (label == "cats"), 200, 150).save(folder / "val" / label / "new.png")
+    picture(7, 207, 150).save(folder / "val" / "cats" / "07 equal.png")
+    report, _ = audit("task1", DATA["task1"], folder)
+    assert report["parts"]["val"] == {"cats": 2, "dogs": 1} and [*report["parts"]] == ["train", "val", "test"]
+    (copied,) = [group for group in report["near_duplicates"] if "val/cats/07 equal.png" in files(group["images"])]
+    assert copied["across_parts"] and {image["part"] for image in copied["images"]} == {"train", "val"}
+    assert report["across_parts_groups"] == 3 and report["val_images_with_near_duplicate_in_train"] == 1
+    assert "Validation images that are also in training, equal or nearly equal: 1 of 3" in to_text(report)
 
 
 def test_clean_data_have_no_findings(image_folder: Path) -> None:

@@ -582,6 +582,7 @@ def test_verdicts_in_words(store_of_four: str, run_analysis) -> None:
     (("nothing",), 2, "No such command"),
     (("table", "task3", "--metric", "test/acuracy"), 2, "did you mean test/accuracy"),
     (("compare", "task3", "--rope", "-1"), 2, "'--rope'"),
+    (("compare", "task3", "--rope", "inf"), 2, "'--rope'"),
     (("table", "task3", "--format", "word"), 2, "'--format'"),
     (("table", "task1"), 1, "task1 in the result database"),
     (("compare", "task3", "--group", "ffffffff"), 1, "no comparison group 'ffffffff'; there are "),

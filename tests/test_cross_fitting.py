@@ -12,7 +12,8 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import analysis
 from analysis.query import read_predictions
-from experiments.jobs.results import epochs_of_halves, rebuild
+from experiments.jobs.rebuilt import rebuild
+from experiments.jobs.results import epochs_of_halves
 from tracking import keys
 from tracking.artifacts import file_digests
 from tracking.checkpoints import Checkpoint
@@ -44,7 +45,7 @@ def scores_of(runs: pd.DataFrame) -> dict[tuple[str, int, int], tuple[str, float
 def test_more_seeds_and_splits_extend_a_table_and_everything_can_be_derived(
     hard_folder: Path, store_uri: str, run_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.jobs.results.log_figures", lambda *_: None)  # of another test
+    monkeypatch.setattr("experiments.run.conclude.log_figures", lambda *_: None)  # of another test
     monkeypatch.setattr("experiments.champion.crown", lambda *_: "")
     store = ("--tracking-uri", store_uri)
     command = ("experiments/folder.py", str(hard_folder), *OPTIONS, *store)

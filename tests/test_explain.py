@@ -91,7 +91,7 @@ def test_the_warmest_place_is_where_it_speaks_for_the_class() -> None:
 
 
 def test_predict_writes_overlays_beside_the_photos(finished_task3: str, tmp_path: Path) -> None:
-    names = ("a/dress.png", "b/dress.jpg", "b/text.jpg")
+    names = ("a/dress.png", "b/dress.jpg", "b/text.jpg", "b/Dress-2.png")
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(images(40)[0]).save(tmp_path / name)
@@ -103,9 +103,9 @@ def test_predict_writes_overlays_beside_the_photos(finished_task3: str, tmp_path
     assert result.exit_code == 1
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert "text" in error
-    assert f"Grad-CAM overlays of 2 photos in {tmp_path / 'a'}" in result.stdout
+    assert f"Grad-CAM overlays of 3 photos in {tmp_path / 'a'}" in result.stdout
     assert [photo.read_bytes() for photo in photos] == contents
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
-        "dress.png", "dress.gradcam.png", "dress-2.gradcam.png"
+        "dress.png", "dress.gradcam.png", "dress-2.gradcam.png", "Dress-2-2.gradcam.png"
     }  # fmt: skip
     assert Image.open(tmp_path / "a" / "dress.gradcam.png").size == (2 * SIDE + GAP, SIDE)

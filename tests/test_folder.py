@@ -19,7 +19,7 @@ from datasets import DatasetError, ImageData, Kaggle, folder
 from datasets.account import count_classes, slices
 from datasets.arrange import arrange
 from datasets.decoding import decode
-from datasets.folder import read_folder
+from datasets.folder import list_folder, read_folder, usual_shape
 from datasets.names import readable_name
 from experiments.folder import make_task
 from tests.conftest import ROOT, snapshot
@@ -394,6 +394,19 @@ def test_loose_pictures_are_arranged_in_copies(table: str | None, tmp_path: Path
     assert snapshot(tmp_path / "loose") == before
     with pytest.raises(DatasetError, match="exists already"):
         arrange(tmp_path / "loose", tmp_path / "new", labels)
+
+
+def test_pictures_without_a_suffix_are_arranged_by_their_names(tmp_path: Path) -> None:
+    for name in ("cat0", "cat1", "dog0"):
+        picture(tmp_path / "loose" / f"{name}.png").rename(tmp_path / "loose" / name)
+    assert arrange(tmp_path / "loose", tmp_path / "new")[0] == {"cat": 2, "dog": 1}
+
+
+def test_gray_pictures_with_transparency_are_gray(tmp_path: Path) -> None:
+    for name in ("train/a/0.png", "train/b/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("LA", (40, 40), (90, 200)).save(tmp_path / name)
+    assert usual_shape(list_folder(tmp_path)) == (48, 1)
 
 
 TABLES = {

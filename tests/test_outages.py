@@ -174,7 +174,18 @@ def run_protocol(uri: str, n_splits: int) -> list[str]:
     config = hardware.resolve(
         TrainingConfig(epochs=3, device="cpu", train_seed=n_splits)
     )  # other runs than those of other tests
-    return [*run(Request(task, {"lenet5": config}, n_splits, tuple(range(n_splits)), sample=True, tracking_uri=uri))]
+    return [
+        *run(
+            Request(
+                task=task,
+                training={"lenet5": config},
+                n_splits=n_splits,
+                splits=range(n_splits),
+                sample=True,
+                tracking_uri=uri,
+            )
+        )
+    ]
 
 
 def at_epochs(monkeypatch: pytest.MonkeyPatch, **actions: Callable[[], None]) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 
 import analysis
 from tests.conftest import new_store
-from tracking import keys, open_store, owners, pruning
+from tracking import journal, keys, open_store, owners, pruning
 
 
 @pytest.fixture
@@ -79,6 +79,16 @@ def test_a_run_that_somebody_works_on_stays(store_uri: str, tmp_path: Path) -> N
     assert [(each.kind, each.name, each.size) for each in found] == [("state", "g.resume", 4)]
     assert pruning.remove(opened, found, ["task3"]) == found
     assert [path.name for path in opened.state.glob("*.resume")] == ["f.resume"] and living
+
+
+def test_a_damaged_entry_of_the_journal_is_named(store, run_here) -> None:
+    opened, *_ = store
+    record = opened.state / f"0{journal.ENTRY}" / journal.RECORD
+    record.parent.mkdir(parents=True)
+    record.write_text('{"run_id": ')
+    done = run_here("-m", "tracking", "prune", "--tracking-uri", opened.uri)
+    assert done.returncode == 1 and f"{record} is damaged; repair it, or remove" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_prefix_keeps_people_apart(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,19 @@
 """Scores from stored probabilities: against scikit-learn, and their intervals' variance against brute force."""
 
 import json
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn import metrics
 
 import analysis
+from analysis.query import local_artifact
 from analysis.scores import calibrated, reliability
 from tests.test_comparison import store_of_now  # noqa: F401 - a fixture
+from tracking.keys import PREDICTIONS
 from tracking.scores import DERIVED, SCORES, UnknownScoreError, score_of
 
 
@@ -107,6 +111,18 @@ def test_the_command_prints_what_the_estimate_says(store_of_now: str, run_analys
     text = run_analysis("scores", "task3", "--classes", *uri).stdout
     assert "precision" in text and "Intervals of rare classes are too short" in text
     assert run_analysis("scores", "task3", "--part", "none", *uri).exit_code == 2
+
+
+def test_a_run_without_its_file_is_left_out(store_of_now: str, tmp_path: Path, run_analysis) -> None:  # noqa: F811
+    shutil.copytree(Path(store_of_now.removeprefix("sqlite:///")).parent, tmp_path / "copy")
+    uri = f"sqlite:///{tmp_path}/copy/mlflow.db"
+    run = analysis.load_runs(["task3"], uri).query("model == 'vggnet'").iloc[0]
+    local_artifact(run["run_id"], PREDICTIONS, uri).unlink()
+    for command, *options in (("scores",), ("scores", "--classes"), ("report", "--out", f"{tmp_path}/r")):
+        result = run_analysis(command, "task3", *options, "--tracking-uri", uri)
+        assert result.exit_code == 0, result.stderr
+    evidence = analysis.Evidence(analysis.choose_group(analysis.load_runs(["task3"], uri)), uri)
+    assert 0 < calibrated(evidence, "test", "vggnet") < 0.3
 
 
 def test_calibrated_probabilities_show_the_error_that_stands_beside(store_of_now: str) -> None:  # noqa: F811

@@ -85,7 +85,7 @@ def finished(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def scores_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures and champion out of the end of a command, for tests of other things."""
-    monkeypatch.setattr("experiments.jobs.results.log_figures", lambda *_: None)
+    monkeypatch.setattr("experiments.run.conclude.log_figures", lambda *_: None)
     monkeypatch.setattr("experiments.champion.crown", lambda *_: "")
 
 
@@ -256,7 +256,11 @@ def test_a_split_that_does_not_fit_says_so_and_the_protocol_goes_on(store_uri: s
     monkeypatch.setattr(worker, "fit", fit_greedily)
     config = dataclasses.replace(task3.TASK.training, epochs=1, device="cpu")
     training = dict.fromkeys(("vggnet", "lenet5"), config)
-    failures = run(Request(task3.TASK, training, 1, (0,), sample=True, threads=1, tracking_uri=store_uri))
+    failures = run(
+        Request(
+            task=task3.TASK, training=training, n_splits=1, splits=(0,), sample=True, threads=1, tracking_uri=store_uri
+        )
+    )
     assert failures == ["vggnet split 0 does not fit into cpu's memory; lower --batch-size or --device-memory"]
     runs = analysis.load_runs(["task3"], store_uri)
     assert runs["status"].tolist() == ["FAILED", "FINISHED"]
@@ -369,6 +373,8 @@ def test_a_folder_of_ones_own_without_test_part_and_read_only(
     (("--no-such-option",), "--no-such-option"),
     (("--data-dir", "nowhere"), "'--data-dir'"),
     (("--n-splits", "0"), "'--n-splits'"),
+    (("--n-splits", "2000000000"), "is not in the range 1<=x<=10000"),
+    (("--looks", "5,2000000000"), "is not in the range 1<=x<=10000"),
 ])  # fmt: skip
 def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, run_here: Run, tmp_path: Path) -> None:
     result = run_here("experiments/task3.py", *SMALL, *options, "--tracking-uri", f"sqlite:///{tmp_path}/new.db")

@@ -586,6 +586,8 @@ def test_size_and_power_where_training_images_decide_little(protocol) -> None:
 
 def test_families_find_no_more_than_they_may() -> None:
     found = false_families(PROTOCOLS[0].with_splits(4), TYPICAL, 40, np.random.default_rng(0))
+    few = false_families(PROTOCOLS[0].with_splits(2), TYPICAL, 20, np.random.default_rng(0))
+    assert few[1, -1] > 0.05 and statistics.MIN_SPLITS == 4  # the earlier test, which two splits deceive
     assert found.shape == (2, 3) and (found[0] <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 40)).all()
     assert (np.diff(found, axis=1) >= -0.05).all()
 

@@ -304,6 +304,7 @@ def test_finished_splits_of_a_deleted_parent_are_kept(store_uri: str) -> None:
 
 def test_passwords_are_hidden_wherever_a_store_is_named() -> None:
     text = "API request to http://user:secret@host:5000/api failed; postgresql://h/db?user=u&password=secret&x=1"
+    assert in_one_line(ValueError("http://anna:se@cret@host:5000/ fails")) == "http://anna:***@host:5000/ fails"
     hidden = in_one_line(ValueError(text))
     assert "secret" not in hidden and "http://user:***@host:5000/api" in hidden and "password=***&x=1" in hidden
 

@@ -22,6 +22,7 @@ from experiments.jobs.worker import Worker
 from experiments.request import Request
 from experiments.run import make_plan
 from experiments.run.execute import open_store
+from experiments.run.forecast import in_words
 from experiments.tuning import halving
 from experiments.tuning.space import DEFAULT_SPACE, configurations
 from tests.commands import StartedCommand
@@ -227,7 +228,16 @@ def test_a_trial_whose_worker_was_lost_before_it_was_sent_keeps_its_losses(
     store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(task3.TASK.training, epochs=4, device="cpu", batch_size=8)
-    request = Request(task3.TASK, {"lenet5": config}, 1, (0,), sample=True, threads=1, tune=2, tracking_uri=store_uri)
+    request = Request(
+        task=task3.TASK,
+        training={"lenet5": config},
+        n_splits=1,
+        splits=(0,),
+        sample=True,
+        threads=1,
+        tune=2,
+        tracking_uri=store_uri,
+    )
     plan = make_plan(request)
     store = open_store(plan)
     parent = store.client.create_run(store.make_experiment("task3")).info.run_id
@@ -346,3 +356,11 @@ def test_a_study_holds_the_trials_as_optuna_knows_them(tuned: str, tmp_path: Pat
     out.write_text("mine")
     assert "no study of Optuna" in run_here(*arguments).stderr
     assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "1 seconds"), (89, "89 seconds"), (95, "1.6 minutes"), (9000, "2.5 hours"),
+                           (360_000, "100 hours"), (7_200_000, "2,000 hours")],
+)  # fmt: skip
+def test_a_time_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

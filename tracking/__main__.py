@@ -1,4 +1,4 @@
-"""`python -m tracking`: serve the MLflow UI on the result database, and copy results to another one."""
+"""`python -m tracking`: the MLflow UI on a store, and copying, upgrading and pruning stores."""
 
 import contextlib
 import http.client

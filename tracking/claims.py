@@ -69,12 +69,27 @@ def claim(
     without_store: bool = False,
     until: int | None = None,
 ) -> Claim:
-    """Claim the split with the fingerprint in `tags`, in its interrupted run or in a new one called `name`.
+    """Claim a split, in its interrupted run or in a new one, so that no other process trains it.
 
-    `params` and `tags` are the parent's and the split's own. With `without_store`, a store that stays away for
-    `patience` seconds does not prevent the claim, unless a living process owns the resume file. This is allowed for
-    splits that the store did not know as finished when the command began. A trial that was stopped before epoch `until`
-    is not finished.
+    Parameters
+    ----------
+    parent : Parent
+        The run of its model.
+    name : str
+        Name of a new run.
+    params, tags : mapping
+        The parent's and the split's own. The tag `fingerprint` tells the split.
+    patience : float, optional
+        Seconds to wait for a store that is away; for ever unless given.
+    without_store : bool
+        Claim it also if the store stays away, unless a living process owns the resume file: allowed for splits that
+        the store did not know as finished when the command began.
+    until : int, optional
+        A trial that was stopped before this epoch is not finished.
+
+    Returns
+    -------
+    Claim
     """
     store = parent.store
     run = NewRun(parent.experiment, parent.id, name, params, tags, store.command)
@@ -170,7 +185,10 @@ def wait_and_claim(
     left: Claim,
     until: int | None = None,
 ) -> Claim:
-    """Claim a split that was left to a process on another machine, once that had time for a heartbeat."""
+    """Claim a split that was left to a process on another machine, once that had time for a heartbeat.
+
+    `left` is the earlier claim; the other parameters are those of `claim`.
+    """
     persist(lambda: owners.wait_for_sign(parent.store, left.run_id))
     return claim(parent, name, params, tags, until=until)
 

@@ -18,7 +18,7 @@ class StoreAwayError(StoreError):
 def without_password(text: str) -> str:
     """Hide the passwords of URIs in a text."""
     return re.sub(
-        r"(://[^:/@\s]*):[^@\s]*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}:***@" if m[1] else f"{m[2]}***", text
+        r"(://[^:/@\s]*):[^/\s]*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}:***@" if m[1] else f"{m[2]}***", text
     )
 
 
@@ -37,8 +37,8 @@ def sqlite_error(error: Exception) -> type[StoreError]:
     return StoreAwayError if "locked" in str(error) else StoreError
 
 
-def innermost(error: BaseException) -> str:
-    """Return the words of the error that caused an error of requests, without the objects that urllib3 names."""
+def root_cause(error: BaseException) -> str:
+    """Return the text of the error that caused an error of requests, without the objects that urllib3 names."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return in_one_line(error)

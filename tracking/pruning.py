@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracking import journal, keys, owners
 from tracking.artifacts import moves, own_folder
+from tracking.errors import StoreError
 from tracking.store import Store, all_pages
 
 if TYPE_CHECKING:
@@ -191,8 +192,11 @@ def _in_journal(store: Store) -> set[str]:
     """Return the runs whose results this machine is still to send, and their parents."""
     found = set[str]()
     for record in store.state.glob(f"*{journal.ENTRY}/{journal.RECORD}"):
-        content = json.loads(record.read_text(encoding="utf-8"))
-        found |= {content["run_id"], content["run"]["parent_id"]}
+        try:
+            content = json.loads(record.read_text(encoding="utf-8"))
+            found |= {content["run_id"], content["run"]["parent_id"]}
+        except (ValueError, KeyError, TypeError):
+            raise StoreError(f"{record} is damaged; repair it, or remove {record.parent}") from None
     return found
 
 

@@ -147,7 +147,20 @@ class Parent(Run):
 def parent_run(
     store: Store, task: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> Iterator[Parent]:
-    """Open the parent with the fingerprint in `tags`, or make it; it ends as the body of the `with` does."""
+    """Open the run of a model, or make it; it ends as the body of the `with` does.
+
+    Parameters
+    ----------
+    store : Store
+    task, name : str
+        The experiment, and the name of a new run.
+    params, tags : mapping
+        What is logged to it. The tag `fingerprint` tells the run.
+
+    Yields
+    ------
+    Parent
+    """
     experiment = persist(lambda: store.make_experiment(task))
 
     def find_or_make() -> "MlflowRun":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from filelock import FileLock
 
 from tracking import schema
-from tracking.errors import StoreAwayError, StoreError, in_one_line, innermost, without_password
+from tracking.errors import StoreAwayError, StoreError, in_one_line, root_cause, without_password
 from tracking.keys import NOTE, PREFIX, TASK, UNTAGGED_EXPERIMENTS, VIEW, VIEWS
 from tracking.process import host, this_process
 from tracking.sqlite import check_exists, check_sqlite, readable, sqlite_path, state_folder
@@ -245,11 +245,25 @@ def open_store(
     state: Path | None = None,
     look: bool = True,
 ) -> Store:
-    """Open the result database at a `check_uri`; a `StoreError` says that it is missing, unusable or away.
+    """Open the result database.
 
-    `create` makes a missing SQLite database, and `look` checks that a server or its database answers. A process that
-    works for another one's command passes the `command` and `state` of that `Store`; a `state` folder that this machine
-    cannot use is replaced by its own.
+    Parameters
+    ----------
+    uri : str, optional
+        See `check_uri`.
+    create : bool
+        Make a missing SQLite database.
+    command : str, optional
+        Of the `Store` of another process for which this one works; a new command unless given.
+    state : Path, optional
+        Its folder of resume files, likewise; one that this machine cannot use is replaced by its own.
+    look : bool
+        Check that a server or its database answers.
+
+    Raises
+    ------
+    StoreError
+        It is missing, unusable or, a `StoreAwayError`, away.
     """
     if look or uri is None or uri.startswith("sqlite"):
         uri = check_uri(uri)
@@ -369,7 +383,7 @@ def _check_server(uri: str) -> None:
             client = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
             requests.get(f"{uri.rstrip('/')}/health", timeout=10, verify=verify, cert=client)
     except OSError as error:  # requests'; with any status it answers, and the first call shows what is allowed
-        why = f"the tracking server {without_password(uri)} does not answer ({innermost(error)})"
+        why = f"the tracking server {without_password(uri)} does not answer ({root_cause(error)})"
         if isinstance(error, requests.exceptions.SSLError) or not isinstance(error, requests.RequestException):
             remedy = "name its certificate in MLFLOW_TRACKING_SERVER_CERT_PATH"  # or another file: this one is missing
             raise StoreError(f"{why}; {remedy}") from None

@@ -96,9 +96,9 @@ def score_estimate(
 
     Notes
     -----
-    A `scores` array of macro-F1 or other linearised scores is scored as if they were independent: see
-    `tracking.scores`. Where every image is scored once (one repetition of folds without a test part), sigma_b and
-    sigma_e cannot be told apart, and need not be.
+    Linearised scores, such as those of macro-F1, are treated as independent between images: see `tracking.scores`.
+    Where every image is scored once (one repetition of folds without a test part), sigma_b and sigma_e cannot be told
+    apart, and need not be.
 
     References
     ----------

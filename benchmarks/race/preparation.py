@@ -75,7 +75,7 @@ def unpack_fashion_mnist(root: Path, folder: Path) -> None:
 def check_same_images(prepared: Prepared, data: datasets.ImageData) -> None:
     """Compare some images as a peer loads them with ours; raise `SystemExit` if they differ.
 
-    Peers decode photos whole, ours as near as `datasets.images.decode` says.
+    Peers decode photos whole, ours as near as `datasets.decoding.decode` says.
     """
     images = prepared.images()
     mean, largest = (0.01, 0.01) if prepared.files is None else (0.6, 12)  # of 255

@@ -4,8 +4,8 @@
 """
 
 import copy
+import itertools
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +24,7 @@ SUFFIX = ".gradcam.png"  # never that of a photo beside it
 
 
 class FeatureMap(nn.Module):
-    """Takes its input for given, so that gradients end here, also where no weight before it has one."""
+    """Identity that detaches its input and starts a new gradient graph: frozen weights before it do not matter."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a copy, which operations in place do not reach."""
@@ -35,8 +35,13 @@ def with_feature_map(program: nn.Module) -> fx.GraphModule | None:
     """Return a copy of a champion's program that ends with the logits and whose last feature map is a layer.
 
     The layer is called `feature_map`. Its output has shape (N, channels, height, width), after all that is done to it
-    before it is pooled or flattened. Without one, as in transformers and MLP-Mixers, which work on rows of tokens of
-    shape (N, tokens, channels), there is nothing to return.
+    before it is pooled or flattened.
+
+    Returns
+    -------
+    torch.fx.GraphModule or None
+        None if the program has no such map, as transformers and MLP-Mixers, which work on tokens of shape (N, tokens,
+        channels).
     """
     if not isinstance(program, fx.GraphModule):
         return None
@@ -108,10 +113,10 @@ def overlay(image: np.ndarray, warmth: np.ndarray) -> Image.Image:
 def write_overlays(predictor: Predictor, explained: fx.GraphModule, photos: Sequence[Path], folder: Path) -> int:
     """Write an overlay of each readable photo, and return how many.
 
-    Files are named as the photos; of photos of one name the second ends in `-2`.
+    Files are named as the photos; a name that is taken gets a number, from `-2`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written: Counter[str] = Counter()
+    written: set[str] = set()
     for first in range(0, len(photos), BATCH):
         decoded = predictor.decode(photos[first : first + BATCH])
         readable = [(path, image) for path, image in decoded if isinstance(image, np.ndarray)]
@@ -119,7 +124,8 @@ def write_overlays(predictor: Predictor, explained: fx.GraphModule, photos: Sequ
             continue
         warmth = heat(explained, np.stack([image for _, image in readable]))
         for (path, image), own in zip(readable, warmth, strict=True):
-            written[path.stem] += 1
-            again = f"-{written[path.stem]}" if written[path.stem] > 1 else ""
-            overlay(image, own).save(folder / f"{path.stem}{again}{SUFFIX}")
-    return written.total()
+            names = (path.stem if number == 1 else f"{path.stem}-{number}" for number in itertools.count(1))
+            name = next(name for name in names if name.casefold() not in written)
+            written.add(name.casefold())
+            overlay(image, own).save(folder / f"{name}{SUFFIX}")
+    return len(written)

@@ -18,7 +18,7 @@ import analysis
 import tracking
 from datasets import ImageData, decoding
 from experiments.champion import serving
-from experiments.jobs.results import Rebuilt, rebuild
+from experiments.jobs.rebuilt import Rebuilt, rebuild
 from experiments.provenance import fingerprint
 from tracking import Store, StoreError
 from tracking.keys import CHECKPOINT

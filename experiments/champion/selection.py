@@ -120,7 +120,29 @@ def decide(
     best: "pd.Series[Any]",
     held: Champion | None,
 ) -> tuple[bool, str]:
-    """Return whether the champion stays, and why; the reason is empty if it is the best of its group."""
+    """Decide whether the registered champion stays.
+
+    Parameters
+    ----------
+    whole : mapping of str to int
+        The least `n_splits`, `repetitions`, `epochs` and `patience` of a whole protocol.
+    runs : pandas.DataFrame
+        All runs of the task.
+    evidence : Evidence
+        Of the group that `best` is of.
+    metric : str
+        By which networks are ranked.
+    best : pandas.Series
+        The best run of the best network.
+    held : Champion or None
+        What is registered.
+
+    Returns
+    -------
+    stays : bool
+    reason : str
+        Empty if the champion is the best of its group.
+    """
     if held is None:
         return False, "there was none before"
     former = f"version {held.version}"

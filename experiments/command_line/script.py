@@ -18,7 +18,15 @@ from experiments.tuning.space import parse_space
 from tracking import StoreError, in_one_line, is_mlflow_error
 from tracking.commands import SCRIPTS, Uri, print_in_any_encoding, script_tasks
 from tracking.keys import has_folds
-from tracking.settings import DEVICE_MEMORY, LARGEST_SEED, MEANINGS, Precision, SettingError, check_range
+from tracking.settings import (
+    DEVICE_MEMORY,
+    LARGEST_SEED,
+    MEANINGS,
+    Precision,
+    SettingError,
+    TrainingConfig,
+    check_range,
+)
 
 Option = typer.Option
 
@@ -91,14 +99,7 @@ def main(task: Task) -> None:
         # the imports make half a million objects that stay; looking for garbage among them as often as Python does
         # takes a sixth of the time until the first epoch
         gc.set_threshold(100_000)
-        chosen = {"split_seed": split_seed, "train_seed": train_seed}
-        both = {
-            key: next(each for each in (own, seed, getattr(usual, key)) if each is not None)
-            for key, own in chosen.items()
-        }
         try:
-            if seed is not None:
-                check_range("seed", seed, {"low": 0, "high": LARGEST_SEED})
             if (script := Path(sys.argv[0])).resolve().parent == SCRIPTS and script.stem in script_tasks():
                 check_name(task, script.stem)
             if pretrained and weights:
@@ -106,28 +107,46 @@ def main(task: Task) -> None:
             config = replace(
                 usual, lr=lr, weight_decay=weight_decay, batch_size=batch_size, epochs=epochs, patience=patience,
                 augment=augment, precision=precision, device=device, freeze=freeze, cudnn_benchmark=cudnn_benchmark,
-                pretrained="file" if weights else "library" if pretrained else "", **both,
+                pretrained="file" if weights else "library" if pretrained else "",
+                **_seeds(usual, seed, split_seed, train_seed),
             )  # fmt: skip
             planned: tuple[int, ...] = ()
             if looks:
-                folds = has_folds(task.protocol.name)
-                other = "--repetitions" if folds else "--n-splits"
+                folds, planned = has_folds(task.protocol.name), _parse_looks(looks)
                 is_said = repetitions != task.protocol.repetitions if folds else n_splits != task.protocol.n_splits
                 if split or is_said:
+                    other = "--repetitions" if folds else "--n-splits"
                     raise SettingError("looks", f"they say which splits there are; leave out {other} and --split")
-                planned = _parse_looks(looks)
                 if folds:
                     repetitions = max(1, planned[-1] // max(1, n_splits))
                 else:
                     n_splits = planned[-1]
-            numbers = tuple(dict.fromkeys(split or range(n_splits * repetitions)))
             request = Request(
-                task, dict.fromkeys(_known_models(model) if model else task.models, config), n_splits, numbers,
-                task.baselines if baselines else (), leak_free, fresh,
-                data_dir, sample, _parse_jobs(jobs, backend), backend, threads, gpus_per_job, device_memory,
-                tracking_uri, weights, tune, parse_space(space or ()), halving, seeds, dry_run, yes, planned,
-                repetitions,
-            )  # fmt: skip
+                task=task,
+                training=dict.fromkeys(_known_models(model) if model else task.models, config),
+                n_splits=n_splits,
+                repetitions=repetitions,
+                splits=tuple(dict.fromkeys(split)) if split else range(n_splits * repetitions),
+                looks=planned,
+                seeds=seeds,
+                baselines=task.baselines if baselines else (),
+                weights=weights,
+                leak_free=leak_free,
+                data_dir=data_dir,
+                sample=sample,
+                tune=tune,
+                space=parse_space(space or ()),
+                halving=halving,
+                dry_run=dry_run,
+                yes=yes,
+                fresh=fresh,
+                jobs=_parse_jobs(jobs, backend),
+                backend=backend,
+                threads=threads,
+                gpus_per_job=gpus_per_job,
+                device_memory=device_memory,
+                tracking_uri=tracking_uri,
+            )
             code = _run(request)
         except TaskError as error:
             code = _fail(str(error))
@@ -139,6 +158,16 @@ def main(task: Task) -> None:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(command)
     app()
+
+
+def _seeds(usual: TrainingConfig, both: int | None, split: int | None, train: int | None) -> dict[str, int]:
+    """Return the seeds: each by its own option, else by the option for both, else the task's."""
+    if both is not None:
+        check_range("seed", both, {"low": 0, "high": LARGEST_SEED})
+    options = {"split_seed": split, "train_seed": train}
+    return {
+        key: next(seed for seed in (own, both, getattr(usual, key)) if seed is not None) for key, own in options.items()
+    }
 
 
 def _known_models(names: list[str]) -> list[str]:

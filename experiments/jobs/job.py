@@ -80,7 +80,7 @@ class Result:
     curve: Curve = ()  # of a trial
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JobContext:
     """Everything that the jobs of one command share, wherever they are done."""
 

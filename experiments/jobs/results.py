@@ -1,25 +1,22 @@
-"""The results of a split as they are stored: metrics under their keys, and files; and a model from its checkpoint."""
+"""The results of a split as they are stored: metrics under their keys, and files."""
 
 import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torch import nn
 
-import analysis
 import datasets
-import models
 from datasets import ImageData, Split
 from experiments.jobs.job import DIVERGED, Curve
 from experiments.training.cross_fitting import evaluation_of
 from experiments.training.evaluation import Evaluation
 from experiments.training.fit import EpochRecord
-from tracking import Run, Store, keys
+from tracking import keys
 from tracking.checkpoints import Checkpoint
 from tracking.predictions import PartPredictions, Predictions, of_classes
 from tracking.scores import SCORES
@@ -107,18 +104,6 @@ def dataset_entry(data: ImageData) -> tuple[str, str, str]:
     return data.name, data.digest, json.dumps(profile)
 
 
-def log_model_card(parent: Run, card: models.ModelCard, data: ImageData) -> None:
-    """Log the model's description and the class names, which a report shows."""
-    # a docstring's paragraphs are Markdown as they stand, its tables are not
-    blocks = [f"```text\n{part}\n```" if part.startswith("===") else part for part in card.description.split("\n\n")]
-    costs = f"{card.parameters:,} parameters, {card.macs:,} multiply-accumulates an image"
-    text = "\n\n".join([f"# {card.name}", costs, f"`{card.layers}`", *blocks]) + "\n"
-    with parent.store.scratch() as folder:
-        (Path(folder) / keys.MODEL_CARD).write_text(text, encoding="utf-8")
-        (Path(folder) / keys.CLASSES).write_text(json.dumps(data.classes), encoding="utf-8")
-        parent.log_files(Path(folder))
-
-
 def predictions_of(
     split: Split,
     labels: np.ndarray,
@@ -178,7 +163,10 @@ def write_files(
     results: Mapping[str, Evaluation | None],
     predictions: Predictions,
 ) -> None:
-    """Write checkpoint, history, split, predictions, confusion matrices and the worst mistakes to a folder."""
+    """Write checkpoint, history, split, predictions, confusion matrices and the worst mistakes to a folder.
+
+    `results` are the evaluations of `val` and `test` at the best epoch; the latter is None without a test part.
+    """
     from analysis import figures, fonts  # late: matplotlib takes half a second, and the first epoch comes first
 
     confusions = {part: result.confusion for part, result in results.items() if result}
@@ -210,34 +198,3 @@ def thumbnails(data: ImageData, indices: np.ndarray) -> np.ndarray:
     chosen = (Image.fromarray(data.images[index].squeeze()) for index in indices)
     small = [image.resize((side, side), Image.Resampling.BOX) for image in chosen]
     return np.array(small, dtype=np.uint8).reshape(len(indices), side, side, channels)
-
-
-def log_figures(store: Store, evidence: analysis.Evidence) -> None:
-    """Log a group's figures: comparisons to all parent runs, the others to the model's own."""
-    from analysis import figures  # late, as above
-
-    parents = evidence.runs.groupby("model")["parent_id"].last()
-    with store.scratch() as shared, store.scratch() as own:  # files for all are written once
-        for figure_name, model, figure in figures.draw_figures(evidence, analysis.default_metric(evidence.runs)):
-            figures.save(figure, Path(own) / figures.file_name(model) if model else Path(shared), figure_name)
-        for owner, run_id in parents.items():
-            for folder in filter(Path.is_dir, (Path(shared), Path(own) / figures.file_name(str(owner)))):
-                Run(store, str(run_id)).log_files(folder, keys.FIGURES)
-
-
-class Rebuilt(NamedTuple):
-    """A checkpoint and its model."""
-
-    checkpoint: Checkpoint
-    card: models.ModelCard
-    model: nn.Module
-
-
-def rebuild(path: Path) -> Rebuilt:
-    """Read a checkpoint and build its model, on the CPU; a damaged one raises whatever it trips over."""
-    checkpoint = Checkpoint.load(path)
-    if checkpoint.mean.shape != (checkpoint.arguments["in_channels"],) or checkpoint.std.shape != checkpoint.mean.shape:
-        raise ValueError("each channel has a mean and a standard deviation")
-    model = models.build(checkpoint.model, **checkpoint.arguments)
-    model.load_state_dict(checkpoint.state_dict)
-    return Rebuilt(checkpoint, models.describe(checkpoint.model, **checkpoint.arguments), model)

@@ -65,7 +65,7 @@ def do_job(context: JobContext, job: Job) -> Result:
         return Result("failed", f"{job.title}: {tracking.in_one_line(error)}", again=True)
 
 
-def _innermost(error: BaseException) -> str:
+def _source_line(error: BaseException) -> str:
     """Name the innermost line of our source, such as that of a model, in which an error was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     places = [(frame.filename.removeprefix(f"{sources.ROOT}/"), frame.lineno) for frame in frames]
@@ -138,7 +138,7 @@ class Worker:
             if isinstance(error, RuntimeError) and hardware.is_out_of_memory(error):
                 reason = f"{job.title} does not fit into {device}'s memory; lower --batch-size or --device-memory"
             else:
-                reason = f"{job.title}: {type(error).__name__}: {tracking.in_one_line(error)} ({_innermost(error)})"
+                reason = f"{job.title}: {type(error).__name__}: {tracking.in_one_line(error)} ({_source_line(error)})"
         return Attempt(job, result=Result("failed", reason))
 
     def record(self, attempt: Attempt) -> Result:

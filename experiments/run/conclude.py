@@ -1,5 +1,7 @@
 """Concluding a run: planned looks, the comparison table, the figures, and the champion. Finished steps are skipped."""
 
+from pathlib import Path
+
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
@@ -9,14 +11,13 @@ from analysis.comparison import ROPE
 from analysis.groups import ComparisonError
 from analysis.looks import look_by_look, planned_looks
 from experiments import champion
-from experiments.jobs import results
 from experiments.jobs.progress import console
 from experiments.provenance import fingerprint
 from experiments.run.announce import announce_champion, announce_no_champion
 from experiments.run.execute import Outcome
 from experiments.run.plan import Plan
 from experiments.task import TaskError
-from tracking import Run, Store
+from tracking import Run, Store, keys
 
 
 def is_decided(plan: Plan, store: Store, outcome: Outcome) -> bool:
@@ -57,7 +58,7 @@ def conclude(plan: Plan, store: Store, outcome: Outcome) -> None:
     shown = fingerprint.digest(sorted(analysis.finished(group)["run_id"]))
     owners = [Run(store, run_id) for run_id in outcome.parents]
     if any(owner.tag("figures_of") != shown for owner in owners):
-        tracking.persist(lambda: results.log_figures(store, evidence))
+        tracking.persist(lambda: log_figures(store, evidence))
         for owner in owners:
             owner.set_tag("figures_of", shown)
     try:
@@ -66,3 +67,16 @@ def conclude(plan: Plan, store: Store, outcome: Outcome) -> None:
         announce_no_champion(task.name, tracking.in_one_line(error))
     else:
         announce_champion(store, task.name, text)
+
+
+def log_figures(store: Store, evidence: analysis.Evidence) -> None:
+    """Log a group's figures: comparisons to all parent runs, the others to the model's own."""
+    from analysis import figures  # late: matplotlib takes half a second, and the first epoch comes first
+
+    parents = evidence.runs.groupby("model")["parent_id"].last()
+    with store.scratch() as shared, store.scratch() as own:  # files for all are written once
+        for figure_name, model, figure in figures.draw_figures(evidence, analysis.default_metric(evidence.runs)):
+            figures.save(figure, Path(own) / figures.file_name(model) if model else Path(shared), figure_name)
+        for owner, run_id in parents.items():
+            for folder in filter(Path.is_dir, (Path(shared), Path(own) / figures.file_name(str(owner)))):
+                Run(store, str(run_id)).log_files(folder, keys.FIGURES)

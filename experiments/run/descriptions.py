@@ -9,7 +9,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 import tracking
-from datasets import ImageFolder, StratifiedKFold
+from datasets import ImageFolder, PublishedValidation, StratifiedKFold
 from datasets.names import readable_name
 from experiments.task import Task
 from tracking import Store
@@ -139,9 +139,11 @@ def _protocol(task: Task) -> str:
     name, times = task.protocol.name.capitalize(), f"{usual_splits} times unless `n_splits` says otherwise"
     if task.protocol.has_test_part:
         return f"{name}: all images are divided anew, {times}, into parts that hold each class in its share."
-    if isinstance(task.protocol, StratifiedKFold):
+    if isinstance(task.protocol, PublishedValidation):
+        how = "training and validation part are the published ones."
+    elif isinstance(task.protocol, StratifiedKFold):
         how = f"the published training folder is divided into {usual_splits} folds with equal shares of the classes, "
         how += "and each of them is the validation part once; each repetition divides it anew."
     else:
         how = f"the published training folder is divided anew, {times}, into a training and a validation part."
-    return f"{name}: {how} The published test folder is the test part of every split."
+    return f"{name}: {how} The published test folder, where there is one, is the test part of every split."

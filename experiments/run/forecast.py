@@ -33,7 +33,8 @@ def in_words(seconds: float) -> str:
     """A time to one or two digits, in the unit that people would use."""
     for unit, size in (("hour", 3600), ("minute", 60)):
         if seconds >= 1.5 * size:
-            return f"{seconds / size:.2g} {unit}s"
+            number = seconds / size
+            return f"{number:.2g} {unit}s" if number < 10 else f"{number:,.0f} {unit}s"
     return f"{max(seconds, 1):.0f} seconds"
 
 

@@ -1,15 +1,18 @@
 """The parent run of a model: told of its splits as they end, described once, and concluded with a summary."""
 
+import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import tracking
+from datasets import ImageData
 from experiments.jobs import results
 from experiments.jobs.job import Job, JobContext, Result
 from experiments.jobs.recorder import log_summary
 from models import ModelCard
-from tracking import Parent, Store
+from tracking import Parent, Store, keys
 
 
 @dataclass
@@ -62,7 +65,7 @@ class ModelRuns:
             self._conclude()
 
     def _describe(self) -> None:
-        results.log_model_card(self.parent, self.card, self.context.data)
+        log_model_card(self.parent, self.card, self.context.data)
         self.parent.log_dataset(*results.dataset_entry(self.context.data))
         self.described = True
 
@@ -74,3 +77,15 @@ class ModelRuns:
         failure = "; ".join(self.failures)
         self.parent.end("FAILED" if failure else "FINISHED", failure)
         self.concluded = True
+
+
+def log_model_card(parent: Parent, card: ModelCard, data: ImageData) -> None:
+    """Log the model's description and the class names, which a report shows."""
+    # a docstring's paragraphs are Markdown as they stand, its tables are not
+    blocks = [f"```text\n{part}\n```" if part.startswith("===") else part for part in card.description.split("\n\n")]
+    costs = f"{card.parameters:,} parameters, {card.macs:,} multiply-accumulates an image"
+    text = "\n\n".join([f"# {card.name}", costs, f"`{card.layers}`", *blocks]) + "\n"
+    with parent.store.scratch() as folder:
+        (Path(folder) / keys.MODEL_CARD).write_text(text, encoding="utf-8")
+        (Path(folder) / keys.CLASSES).write_text(json.dumps(data.classes), encoding="utf-8")
+        parent.log_files(Path(folder))

@@ -86,10 +86,20 @@ class Plan:
         request = self.request
         environment = {key: value for key, value in os.environ.items() if key.startswith(OF_THE_CLIENT)}
         return JobContext(
-            request.task.name, self.data, self.groups, request.config.device, request.device_memory,
-            self.concurrency.threads, sources.digests(), self.uri, store.command, store.state, host(), environment,
-            self.weights,
-        )  # fmt: skip
+            task=request.task.name,
+            data=self.data,
+            groups=self.groups,
+            device=request.config.device,
+            device_memory=request.device_memory,
+            threads=self.concurrency.threads,
+            sources=sources.digests(),
+            uri=self.uri,
+            command=store.command,
+            state=store.state,
+            host=host(),
+            environment=environment,
+            weights=self.weights,
+        )
 
 
 def make_plan(request: Request) -> Plan:
@@ -115,7 +125,8 @@ def make_plan(request: Request) -> Plan:
     loads = [
         Load(each.card, min(each.config.batch_size, len(splits[number].train)))
         for each in described
-        for number in request.splits * (1 if each.card.name in BASELINES else request.seeds * max(1, request.tune))
+        for number in request.splits
+        for _ in range(1 if each.card.name in BASELINES else request.seeds * max(1, request.tune))
     ]
     if not loads or (request.config.pretrained and not any(each.weights for each in described)):
         raise TaskError("; ".join(unusable))

@@ -12,7 +12,7 @@ import pandas as pd
 
 import analysis
 from datasets import Split
-from experiments.jobs.results import Rebuilt, rebuild
+from experiments.jobs.rebuilt import Rebuilt, rebuild
 from tracking import Store, StoreError, keys
 from tracking.predictions import Predictions
 

@@ -9,8 +9,9 @@ import pandas as pd
 import analysis
 import tracking
 from datasets import DatasetError, ImageFolder, Source, named_protocol
-from experiments.jobs.results import rebuild
-from experiments.task import Task, TaskError, find, names
+from experiments.jobs.rebuilt import rebuild
+from experiments.task import Task, TaskError, find
+from tracking.commands import script_tasks
 from tracking.keys import CHECKPOINT
 
 
@@ -22,7 +23,7 @@ def find_stored(name: str, data_dir: Path | None, tracking_uri: str | None) -> T
     TaskError, StoreError
         It has neither, or the folder of its images is not given.
     """
-    if name in names():
+    if name in script_tasks():
         return find(name)
     runs = analysis.load_runs([name], tracking.open_store(tracking_uri).uri)
     done = runs[runs["status"] == "FINISHED"]
@@ -48,7 +49,7 @@ def source_of(run: "pd.Series[Any]", task: Task, tracking_uri: str) -> Source:
     DatasetError
         The checkpoint, which says so, is missing or damaged.
     """
-    if task.name in names() or not isinstance(task.data, ImageFolder):
+    if task.name in script_tasks() or not isinstance(task.data, ImageFolder):
         return task.data
     try:
         arguments = rebuild(analysis.local_artifact(run, CHECKPOINT, tracking_uri)).checkpoint.arguments

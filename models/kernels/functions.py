@@ -57,11 +57,6 @@ class Norm(NamedTuple):
     invstd: Tensor
 
 
-def fits(channels: int, pixels: int) -> bool:
-    """Whether maps of so many channels and pixels fill vectors of 16."""
-    return channels % 16 == 0 or (channels % 8 == 0 and pixels % 2 == 0)
-
-
 def normalise(parts: Tensor, pixels: int, norm: nn.BatchNorm2d) -> Norm:
     """Batch statistics from the `moments` of groups of `pixels` pixels; moves the running statistics."""
     assert norm.momentum is not None and norm.num_batches_tracked is not None
