@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def scores_of(runs: pd.DataFrame) -> dict[tuple[str, int, int], tuple[str, float
 def test_more_seeds_and_splits_extend_a_table_and_everything_can_be_derived(
     hard_folder: Path, store_uri: str, run_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.run.conclude.log_figures", lambda *_: None)  # of another test
+    monkeypatch.setattr(sys.modules["experiments.run.conclude"], "log_figures", lambda *_: None)  # of another test
     monkeypatch.setattr("experiments.champion.crown", lambda *_: "")
     store = ("--tracking-uri", store_uri)
     command = ("experiments/folder.py", str(hard_folder), *OPTIONS, *store)
