@@ -41,7 +41,7 @@ class Outcome:
 
 def parse_looks(text: str) -> tuple[int, ...]:
     """Parse numbers of splits such as 5,10,20; a `ValueError` names the mistake."""
-    numbers = text.replace(" ", "").split(",")
+    numbers = [number.strip() for number in text.split(",")]
     if not all(number.isdecimal() for number in numbers):
         raise ValueError(f"looks are increasing numbers of splits, such as 5,10,20, not {text}")
     looks = tuple(map(int, numbers))
