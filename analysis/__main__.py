@@ -69,12 +69,14 @@ def compare(
     from analysis.looks import parse_looks
 
     if by is not None:
+        if looks is not None:
+            raise typer.BadParameter("looks are at pairs of models, not --by a setting", param_hint="--looks")
         _compare_by(by, tasks, metric, group, rope / 100, _form(form, out), out, tracking_uri)
         return
     from analysis.tables import difference_table
 
     try:
-        planned = parse_looks(looks) if looks else ()
+        planned = () if looks is None else parse_looks(looks)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--looks") from None
 

@@ -132,7 +132,11 @@ def _as_started(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _labels(groups: list[pd.DataFrame], field: str) -> list[str]:
     """Name each group by its value; by all about its tuning where that alone does not tell them apart."""
-    labels = [f"{field}={_text(group[field].iloc[0])}" for group in groups]
+    values = [group[field].iloc[0] for group in groups]
+    shown = [_text(value) for value in values]
+    if len(set(shown)) < len(set(values)):  # numbers that six digits do not tell apart
+        shown = [repr(float(value)) if isinstance(value, float) else _text(value) for value in values]
+    labels = [f"{field}={text}" for text in shown]
     if len(set(labels)) == len(labels):
         return labels
     return [

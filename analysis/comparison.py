@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics
-from analysis.evidence import Evidence, check_metric, predicted_parts
+from analysis.evidence import Evidence, predicted_parts
 from analysis.groups import ComparisonError, choose_group, expected_splits
 from tracking.keys import BASELINES, FINAL_METRICS, HIGH, LOW, MEAN, SD, has_folds
 from tracking.scores import METRICS, correct, score_of
@@ -149,7 +149,7 @@ def compare(
 
     `pairs` (family and two names) are compared instead of those of models.
     """
-    check_metric(metric)
+    evidence.need(metric)
     pairs = pairs_of_models(evidence, metric) if pairs is None else pairs
     if not pairs:
         models = ", ".join(sorted(set(evidence.runs["model"])))

@@ -22,6 +22,7 @@ from tracking.scores import ALL, SCORES, UnknownScoreError, score_of
 if TYPE_CHECKING:
     from tracking.predictions import PartPredictions, Predictions
 
+MANY = 5  # classes above which the five likeliest are told apart from all
 CROSS_FITTED = "cross_val/accuracy"  # missing in runs of earlier versions
 
 
@@ -128,6 +129,8 @@ class Evidence:
         check_metric(metric)
         if metric in self.runs:
             return
+        if metric.endswith("/top_5") and len(self.classes) <= MANY:
+            raise ComparisonError(f"{metric} tells nothing with {len(self.classes)} classes: it takes more than {MANY}")
         scores, problems = [], []
         for _, run in self.runs.iterrows():
             try:
@@ -203,15 +206,17 @@ class Evidence:
             if not np.isfinite(values).all():
                 raise ValueError(f"{metric} is missing or not finite in a split")
             result = self._score_estimate(metric, [*runs], [*zip(*runs.values(), strict=True)])
-            if other is None and result.se == 0:  # two models that never differ are alike, but no score is certain
-                raise ValueError("all images score 0, which says nothing of the spread")
+            if result.is_tie and (other is None or ":" in metric):
+                raise ValueError(
+                    f"all images score {'0' if other is None else 'the same'}, which says nothing of the spread"
+                )
         except StoreAwayError:
             raise  # temporary, and then there is an interval
         except (ValueError, StoreError) as error:
             return Estimate(mean, n, problem=str(error))
         low, high = result.low, result.high
-        if other is None and score_of(metric).is_share:  # clip the interval to possible scores
-            low, high = max(0.0, low), min(1.0, high)
+        if other is None:  # clip the interval to possible scores
+            low, high = max(0.0, low), min(1.0, high) if score_of(metric).is_share else high
         return Estimate(mean, n, result.se, low, high, result.p, result)
 
     def _paired(self, *models: str) -> dict[tuple[int, int], list[pd.Series]]:

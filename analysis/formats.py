@@ -115,7 +115,9 @@ def _latex(table: ResultTable) -> str:
     columns = "".join("l" if column in TEXT_COLUMNS else "r" for column in cells.columns)
     escaped = cells.map(_latex_text).rename(columns=_latex_header)
     caption = _latex_text(f"{table.title}: {table.caption}.")
-    label = f"tab:{table.data['task'].iloc[0]}-{'pairs' if 'model_a' in table.data else 'scores'}"
+    kinds = {"field": "by-setting", "model_a": "pairs", "class": "classes", "if_calibrated": "further-scores"}
+    kind = next((kind for column, kind in kinds.items() if column in table.data), "scores")
+    label = f"tab:{table.data['task'].iloc[0]}-{kind}"
     place: Any = {"caption": caption, "label": label, "position": "htbp"}
     body: str = escaped.to_latex(index=False, column_format=f"@{{}}{columns}@{{}}", **place)
     small = "\\footnotesize\n\\setlength{\\tabcolsep}{3pt}\n\\begin{tabular}"

@@ -151,8 +151,7 @@ def compare_as_planned(
         A sentence on the looks, if there are any.
     """
     pairs = [pair for pair in pairs_of_models(evidence, metric) if pair[0] in families]
-    planned = planned_looks(evidence.group)  # refuses several plans, also if looks are named
-    asked, looks = bool(looks), looks or planned
+    asked, looks = bool(looks), planned_looks(evidence.group, looks)
     if not looks:
         return compare(evidence, metric, rope, pairs=pairs).assign(level=ALPHA), []
     outcome = look_by_look(evidence, metric, rope, looks)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison import tabulate
-from analysis.evidence import Evidence, predicted_parts
+from analysis.evidence import MANY, Evidence, predicted_parts
 from analysis.groups import ComparisonError, group_id, what_is_wrong
 from analysis.tables import PART_NAMES, ResultTable, earlier_version, interval, number, title, trace, with_sd
 from tracking import StoreError
@@ -19,7 +19,6 @@ from tracking.errors import StoreAwayError
 from tracking.scores import BINS, OF_CLASSES, calibration_bins, excess_values, score_of
 
 WHOLE = ("accuracy", "f1_macro", "auc", "top_5", "loss", "brier", "calibration_error")
-MANY = 5  # classes above which the five likeliest are told apart from all
 DRAWS = 20  # of hits that perfectly calibrated probabilities would have
 CALIBRATED = "if calibrated"
 

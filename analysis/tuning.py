@@ -29,14 +29,20 @@ def is_tuned(group: pd.DataFrame) -> bool:
 
 def space_of(group: pd.DataFrame) -> str:
     """The space of a tuned group, such as `lr=0.0001..0.01 augment=true,false`."""
-    return _space(group["space"].dropna().iloc[0])
+    return _space(_text_of_space(group))
 
 
 def start_of(group: pd.DataFrame) -> dict[str, Any]:
     """The values that the tuned settings of a group have in trial 0."""
-    start = str(group["space"].dropna().iloc[0]).partition(" from ")[2]
+    start = _text_of_space(group).partition(" from ")[2]
     pairs = (part.partition("=") for part in start.split())
     return {key: text == "true" if TYPES[key] is bool else TYPES[key](text) for key, _, text in pairs}
+
+
+def _text_of_space(group: pd.DataFrame) -> str:
+    if not is_tuned(group):
+        raise ComparisonError("no model of this comparison group was tuned; train with --tune N, or name a --group")
+    return str(group["space"].dropna().iloc[0])
 
 
 def _space(text: str) -> str:
@@ -102,14 +108,12 @@ def load_trials(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     A trial belongs to a split by its settings, data and source. The run that it was made for does not tell: more trials
     of the same space take over those that are there, and trial 0 is the same in every space that starts with it.
     """
-    if not is_tuned(evidence.group):
-        raise ComparisonError("no model of this comparison group was tuned; train with --tune N, or name a --group")
+    tuned = settings_of(evidence.group)
     runs = evidence.runs[~evidence.runs["model"].isin(BASELINES)]
     try:
         stored = load_runs([trials_of(evidence.task)], evidence.tracking_uri)
     except UnknownTaskError:
         raise ComparisonError(f"the trials of {evidence.task} are not in this result database") from None
-    tuned = settings_of(evidence.group)
     same = [*IDENTITY, "split_hash", "dataset_digest", "source_digest", "threads"]
     same += [key for key in COMPARED if key not in tuned]
     of_split = runs[[*same, "run_id", "tune", "chosen_trial"]]

@@ -75,6 +75,8 @@ class Request:
             check_range("tune", self.tune, {"low": 2, "high": MOST_TRIALS})
         elif self.space:
             raise SettingError("space", "only --tune N has a space")
+        elif not self.halving:
+            raise SettingError("halving", "only --tune N has configurations to stop early")
         check_range("seeds", self.seeds, {"low": 1, "high": MOST_SEEDS})
         check_range("device_memory", self.device_memory, {"low": 0, "high": 1})
         if self.jobs is not None:

@@ -103,3 +103,13 @@ def test_tuned_runs_are_compared_with_what_tuning_started_from(store: str, monke
     assert row["difference"] == pytest.approx(means[1e-2] - means[3e-3])
     with pytest.raises(ComparisonError, match="in halving only"):
         setting_table("task3", "halving", None, 0.01, tracking_uri=store)
+
+
+def test_values_that_six_digits_do_not_tell_apart_have_names_that_do(store: str, monkeypatch) -> None:
+    runs = analysis.load_runs(["task3"], store)
+    runs = runs[(runs["model"] == "lenet5") & (runs["lr"] < 1e-2)]
+    stored = runs.assign(lr=runs["lr"].where(runs["lr"] < 3e-3, 0.001_000_000_1))
+    monkeypatch.setattr("analysis.by_setting.load_runs", lambda tasks, uri: stored)
+    (row,) = setting_table("task3", "lr", "test/accuracy", 0.01, tracking_uri=store).data.to_dict("records")
+    assert {row["model_a"], row["model_b"]} == {"lenet5 lr=0.001", "lenet5 lr=0.0010000001"}
+    assert abs(row["difference"]) > 0

@@ -9,10 +9,11 @@ import pytest
 import analysis
 from analysis import comparison, looks
 from analysis.groups import ComparisonError
-from analysis.looks import levels, look_by_look, parse_looks
+from analysis.looks import compare_as_planned, levels, look_by_look, parse_looks
 from analysis.statistics import MIN_SPLITS
 from tests.conftest import new_store
 from tests.test_comparison import log_model
+from tracking.keys import LOOKS
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,14 @@ def test_looks_stop_where_all_is_decided_and_wait_where_splits_lack(eight_splits
     fewer = analysis.choose_group(runs[runs["split"] < 7])
     waiting = look_by_look(analysis.Evidence(fewer), "test/accuracy", 0.01, (4, 8))
     assert set(waiting.tests["looks"]) == {4} and waiting.next_look == 8
+
+
+def test_a_plan_does_not_change_after_a_look(eight_splits: str) -> None:
+    group = analysis.choose_group(analysis.load_runs(["task3"], eight_splits)).assign(**{LOOKS: "4,6,8"})
+    tests, _ = compare_as_planned(analysis.Evidence(group), "test/accuracy", looks=(4, 6, 8))
+    assert tests["level"].tolist() == [0.05 * 2 / 8, 0.025, 0.025]  # decided at the second look, and at the first
+    with pytest.raises(ComparisonError, match="planned as 4,6,8 and as 4,8, and a plan that changes"):
+        compare_as_planned(analysis.Evidence(group), "test/accuracy", looks=(4, 8))
 
 
 def test_a_look_waits_for_every_seed(empty_database: Path, tmp_path: Path) -> None:
@@ -129,6 +138,8 @@ def test_the_command_looks(eight_splits: str, run_analysis) -> None:
     result = run_analysis("compare", "task3", "--metric", "test/accuracy", "--looks", "4,8", *uri)
     assert result.exit_code == 0, result.stderr
     assert "Of the planned looks (4, 8 splits) the last was at 8" in " ".join(result.stdout.split())
+    result = run_analysis("compare", "task3", "--by", "lr", "--looks", "4,8", *uri)
+    assert result.exit_code == 2 and "not --by a setting" in result.stderr
     result = run_analysis("compare", "task3", "--looks", "8,4", *uri)
     assert result.exit_code == 2 and "--looks" in result.stderr
     result = run_analysis("compare", "task3", "--looks", "20,40", *uri)

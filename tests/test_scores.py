@@ -10,6 +10,8 @@ import pytest
 from sklearn import metrics
 
 import analysis
+from analysis.comparison import compare
+from analysis.groups import ComparisonError
 from analysis.query import local_artifact
 from analysis.scores import calibrated, reliability
 from tests.test_comparison import store_of_now  # noqa: F401 - a fixture
@@ -111,6 +113,17 @@ def test_the_command_prints_what_the_estimate_says(store_of_now: str, run_analys
     text = run_analysis("scores", "task3", "--classes", *uri).stdout
     assert "precision" in text and "Intervals of rare classes are too short" in text
     assert run_analysis("scores", "task3", "--part", "none", *uri).exit_code == 2
+
+
+def test_settings_are_compared_by_scores_that_training_does_not_log(store_of_now: str) -> None:  # noqa: F811
+    evidence = analysis.Evidence(analysis.choose_group(analysis.load_runs(["task3"], store_of_now)))
+    pairs = [("networks", "lenet5", "vggnet")]
+    (test,) = compare(evidence, "test/auc", pairs=pairs).itertuples()
+    assert np.isfinite(test.difference) and np.isfinite(test.p)
+    with pytest.raises(ComparisonError, match="with 3 classes: it takes more than 5"):
+        compare(evidence, "test/top_5")
+    evidence.need("test/brier")
+    assert evidence.estimate("test/brier", "vggnet").low >= 0
 
 
 def test_a_run_without_its_file_is_left_out(store_of_now: str, tmp_path: Path, run_analysis) -> None:  # noqa: F811

@@ -373,6 +373,7 @@ def test_a_folder_of_ones_own_without_test_part_and_read_only(
     (("--no-such-option",), "--no-such-option"),
     (("--data-dir", "nowhere"), "'--data-dir'"),
     (("--n-splits", "0"), "'--n-splits'"),
+    (("--no-halving",), "only --tune N has configurations to stop early"),
     (("--n-splits", "2000000000"), "is not in the range 1<=x<=10000"),
 ])  # fmt: skip
 def test_wrong_options_name_themselves(options: tuple[str, ...], sentence: str, run_here: Run, tmp_path: Path) -> None:

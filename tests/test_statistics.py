@@ -311,8 +311,13 @@ def test_nothing_but_ties() -> None:
         score_estimate(0 * zeros, splits, images, 90, 150, seeds),
         score_estimate(zeros, splits, images, 90, 150, seeds),
     ):
-        assert (estimate.mean, estimate.se, estimate.low, estimate.high, estimate.p) == (0, 0, 0, 0, 1)
-        assert astuple(estimate.posterior(0.01)) == (0, 1, 0)
+        n = len(np.unique(images))
+        assert (estimate.mean, estimate.p, estimate.is_tie) == (0, 1, True) and estimate.high == -estimate.low
+        assert (1 - estimate.high) ** (n + 1) == pytest.approx(0.05)  # of n images none, of as many others a few
+        belief = estimate.posterior(0.01)
+        assert belief.p_worse == belief.p_better and estimate.posterior(estimate.high).p_equivalent == pytest.approx(
+            0.95
+        )
     for value in (1.0, -0.5):
         with pytest.raises(ValueError, match="all single scores are equal"):
             score_estimate(np.full(len(splits), value), splits, images, 90, 150, seeds)

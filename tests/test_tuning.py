@@ -17,6 +17,7 @@ import tracking
 from analysis.groups import ComparisonError
 from analysis.report import reproduce
 from analysis.tuning import load_trials
+from analysis.tuning_tables import chosen_table
 from experiments import task3
 from experiments.jobs.worker import Worker
 from experiments.request import Request
@@ -333,6 +334,8 @@ def test_the_analysis_says_what_was_chosen_and_what_the_best_of_k_scores(tuned: 
     assert "--tune 4 --space lr=0.0001..0.01 --space weight_decay=0.001..0.1" in command
     with pytest.raises(ComparisonError, match="no model of this comparison group was tuned"):
         load_trials(analysis.Evidence(group.assign(tune=pd.NA), tuned))
+    with pytest.raises(ComparisonError, match="no model of this comparison group was tuned"):
+        chosen_table(analysis.Evidence(group.assign(tune=pd.NA), tuned))
 
 
 def test_a_study_holds_the_trials_as_optuna_knows_them(tuned: str, tmp_path: Path, run_here) -> None:

@@ -55,6 +55,16 @@ def test_models_with_other_ranges_get_the_same_places_in_them():
         assert theirs.lr == pytest.approx(10 * ours.lr, rel=1e-6)
 
 
+def test_a_grid_is_drawn_without_repetition():
+    grid = {"lr": OneOf((1e-4, 3e-4)), "weight_decay": OneOf((0.01, 0.1))}
+    four = configurations(grid, USUAL, 4, 0)
+    assert len({(each.lr, each.weight_decay) for each in four}) == 4 and configurations(grid, USUAL, 3, 0) == four[:3]
+    with pytest.raises(SettingError, match="holds only 4 different configurations"):
+        configurations(grid, USUAL, 5, 0)
+    with pytest.raises(SettingError, match="holds only 3 different configurations"):  # the usual one, and two others
+        configurations({"lr": OneOf((1e-4, 1e-2))}, USUAL, 4, 0)
+
+
 def test_the_sequence_fills_the_logarithms_evenly():
     rates = np.log10([each.lr for each in configurations(DEFAULT_SPACE, USUAL, 65, 0)[1:]])
     counts, _ = np.histogram(rates, bins=8, range=(-4, -2))
@@ -86,6 +96,7 @@ def test_a_space_is_read_as_it_is_written():
         ("lr=1e-2..1e-4", "0.01..0.0001 is no range"),
         ("lr=a..b", "'a..b' are no values of lr"),
         ("lr=1..2..3", "'1..2..3' are no values of lr"),
+        ("lr=1e-4...1e-2", "'1e-4...1e-2' is no range; it takes two dots"),
         ("lr=0..1", "lr: 0.0 is not above 0"),
         ("lr=nan..1", "nan..1 is no range"),
         ("batch_size=8..64", "batch_size is no number with a fraction; name its values"),

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from analysis.statistics.checks import ALIKE, check_inside, check_rope, check_splits, round_to_zero, tied
-from analysis.statistics.resampled import Posterior, posterior
+from analysis.statistics.resampled import Posterior
 
 N_SHARES = 5  # points of the quadrature over the share
 SHARED = 0.5, 1.0  # range of the share of the split-level variance that is passed on by shared training images
@@ -36,6 +36,11 @@ class ScoreEstimate:
     sds: np.ndarray = field(repr=False, compare=False)
 
     @property
+    def is_tie(self) -> bool:
+        """Whether all single scores are 0."""
+        return self.mean == self.of_images == self.of_training == 0
+
+    @property
     def constant_variance(self) -> float:
         """The variance that more splits of the same images do not reduce."""
         return max(0.0, self.se**2 - self.split_variance / self.n_splits)
@@ -43,8 +48,6 @@ class ScoreEstimate:
     def posterior(self, rope: float) -> Posterior:
         """Give the probabilities that the expected value lies below, within and above [-rope, rope]."""
         check_rope(rope)
-        if self.se == 0:
-            return posterior(self.mean, 0, 1, rope)
         worse, better = (float(self.weights @ special.ndtr((-rope + sign * self.mean) / self.sds)) for sign in (-1, 1))
         return Posterior(worse, max(0.0, 1 - (worse + better)), better)
 
@@ -86,7 +89,8 @@ def score_estimate(
     Returns
     -------
     ScoreEstimate
-        All splits have equal weight in `mean`. If all scores are 0, so are `se` and the interval, and p is 1.
+        All splits have equal weight in `mean`. If all scores are 0, p is 1, and the interval is as if they were
+        differences of 0 or +-1: where none of N images differs, less than 1 - 0.05^(1/(N + 1)) of others do.
 
     Raises
     ------
@@ -102,6 +106,7 @@ def score_estimate(
 
     References
     ----------
+    Hanley and Lippman-Hand (1983). If nothing goes wrong, is everything all right? JAMA 249, 1743-1745.
     Gelman (2006). Prior distributions for variance parameters in hierarchical models. Bayesian Analysis 1, 515-534.
     Searle, Casella and McCulloch (1992). Variance Components. Wiley.
     """
@@ -215,8 +220,9 @@ def estimate(scores: ArrayLike, arrangement: Arrangement, n_train: float, n_pool
     if tied(values):
         if mean:
             raise ValueError(f"all single scores are equal ({mean:g}), which tells nothing of their spread")
-        one = np.ones(1)
-        return ScoreEstimate(0.0, 0.0, 0.0, 0.0, 1.0, len(parts.means), 0.0, 0.0, 0.0, 0.0, 0.0, one, 0 * one)
+        half = 1 - 0.05 ** (1 / (len(arrangement.cells.times) + 1))
+        se, one = half / float(special.ndtri(0.975)), np.ones(1)
+        return ScoreEstimate(0.0, se, -half, half, 1.0, len(parts.means), 0.0, 0.0, 0.0, 0.0, se**2, one, se * one)
     return _integrate(mean, parts, n_train / n_pool)
 
 

@@ -111,7 +111,7 @@ def main(task: Task) -> None:
                 **_seeds(usual, seed, split_seed, train_seed),
             )  # fmt: skip
             planned: tuple[int, ...] = ()
-            if looks:
+            if looks is not None:
                 folds, planned = has_folds(task.protocol.name), _parse_looks(looks)
                 is_said = repetitions != task.protocol.repetitions if folds else n_splits != task.protocol.n_splits
                 if split or is_said:

@@ -82,7 +82,11 @@ def parse_space(texts: Iterable[str]) -> dict[str, Between | OneOf]:
             raise SettingError("space", f"{text!r} is not like lr=1e-4..1e-2 or batch_size=32,64")
         if name not in FIELDS:
             raise SettingError("space", f"{name!r} is not one of {', '.join(FIELDS)}")
+        if name in space:
+            raise SettingError("space", f"{name} is there twice; leave one of them out")
         try:
+            if "..." in values:
+                raise ValueError(f"{values!r} is no range; it takes two dots")
             if ".." in values:
                 low, high = values.split("..")
                 space[name] = Between(float(low), float(high))
@@ -147,17 +151,39 @@ def configurations(space: Space, usual: TrainingConfig, count: int, seed: int) -
         From 1.
     seed : int
         Of the scrambling.
+
+    Raises
+    ------
+    SettingError
+        Of `--tune`: the space holds fewer different configurations.
     """
     from scipy.stats import qmc  # late: it takes half a second, which only tuning needs
 
     # once for all models: a seeded sampler gives each other ones (findings/optuna_seed_per_model.sh)
-    points = qmc.Halton(len(FIELDS), rng=seed).random(count - 1) if count > 1 else []
+    most = number_of_configurations(space, usual)
+    if count > most:
+        raise SettingError(
+            "tune", f"the space holds only {most} different configurations; lower --tune, or widen --space"
+        )
+    sequence = qmc.Halton(len(FIELDS), rng=seed)
     drawn = [usual]
-    for point in points:
-        shares = dict(zip(FIELDS, map(float, point), strict=True))
+    while len(drawn) < count:
+        shares = dict(zip(FIELDS, map(float, sequence.random(1)[0]), strict=True))
         values: dict[str, Any] = {name: each.at(shares[name]) for name, each in space.items()}
-        drawn.append(dataclasses.replace(usual, **values))
+        one = dataclasses.replace(usual, **values)
+        if (
+            one not in drawn or most == math.inf
+        ):  # a point of a grid comes again; ranges keep their places in all models
+            drawn.append(one)
     return drawn
+
+
+def number_of_configurations(space: Space, usual: TrainingConfig) -> float:
+    """How many different configurations a space holds, the usual one among them; infinitely many if it has ranges."""
+    if any(isinstance(values, Between) for values in space.values()):
+        return math.inf
+    inside = all(getattr(usual, name) in values.ends for name, values in space.items())
+    return math.prod(len(values.ends) for values in space.values()) + (not inside)
 
 
 def _value(name: str, text: str) -> Any:
