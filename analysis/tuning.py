@@ -118,7 +118,8 @@ def load_trials(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     same += [key for key in COMPARED if key not in tuned]
     of_split = runs[[*same, "run_id", "tune", "chosen_trial"]]
     found = of_split.merge(stored[stored["status"] == "FINISHED"], on=same, suffixes=("_of_split", ""))
-    spaces = load_runs([evidence.task], evidence.tracking_uri).set_index("run_id")["space"]
+    tasks_runs = load_runs([evidence.task], evidence.tracking_uri).set_index("run_id")
+    spaces = tasks_runs["space"]
     start = start_of(evidence.group)
     in_space = found["parent_id"].map(spaces).dropna().map(_space).eq(space_of(evidence.group)).reindex(found.index)
     starts = (found[list(start)] == pd.Series(start)).all(axis=1)
@@ -133,6 +134,9 @@ def load_trials(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
         for (_, row), count in zip(runs.iterrows(), there, strict=True)
         if count < row["tune"]
     ]
+    alike = tasks_runs["space"].isin(runs["space"]) & tasks_runs["model"].isin(runs["model"])
+    if runs["halving"].eq(True).any() and (alike & tasks_runs["halving"].eq(False)).any():
+        problems.append("A run with --no-halving trained some of these trials on: they count as trained in full.")
     complete = found.groupby(list(IDENTITY))["trial"].transform("size").eq(found["tune_of_split"])
     found = found[complete].reset_index(drop=True)
     if found.empty:
