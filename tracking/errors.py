@@ -18,7 +18,7 @@ class StoreAwayError(StoreError):
 def without_password(text: str) -> str:
     """Hide the passwords of URIs in a text."""
     return re.sub(
-        r"(://[^:/@\s]*):[^/\s]*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}:***@" if m[1] else f"{m[2]}***", text
+        r"(://[^:/@\s]*):\S*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}:***@" if m[1] else f"{m[2]}***", text
     )
 
 
