@@ -207,9 +207,8 @@ class Evidence:
                 raise ValueError(f"{metric} is missing or not finite in a split")
             result = self._score_estimate(metric, [*runs], [*zip(*runs.values(), strict=True)])
             if result.is_tie and (other is None or ":" in metric):
-                raise ValueError(
-                    f"all images score {'0' if other is None else 'the same'}, which says nothing of the spread"
-                )
+                what = "0" if other is None else "the same"
+                raise ValueError(f"all images score {what}, which says nothing of the spread")
         except StoreAwayError:
             raise  # temporary, and then there is an interval
         except (ValueError, StoreError) as error:

@@ -162,18 +162,16 @@ def configurations(space: Space, usual: TrainingConfig, count: int, seed: int) -
     # once for all models: a seeded sampler gives each other ones (findings/optuna_seed_per_model.sh)
     most = number_of_configurations(space, usual)
     if count > most:
-        raise SettingError(
-            "tune", f"the space holds only {most} different configurations; lower --tune, or widen --space"
-        )
+        reason = f"the space holds only {most} different configurations; lower --tune, or widen --space"
+        raise SettingError("tune", reason)
     sequence = qmc.Halton(len(FIELDS), rng=seed)
     drawn = [usual]
     while len(drawn) < count:
         shares = dict(zip(FIELDS, map(float, sequence.random(1)[0]), strict=True))
         values: dict[str, Any] = {name: each.at(shares[name]) for name, each in space.items()}
         one = dataclasses.replace(usual, **values)
-        if (
-            one not in drawn or most == math.inf
-        ):  # a point of a grid comes again; ranges keep their places in all models
+        # a grid has each of its points once; in ranges all models keep their places, equal after rounding or not
+        if most == math.inf or one not in drawn:
             drawn.append(one)
     return drawn
 
