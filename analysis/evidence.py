@@ -22,7 +22,6 @@ from tracking.scores import ALL, SCORES, UnknownScoreError, score_of
 if TYPE_CHECKING:
     from tracking.predictions import PartPredictions, Predictions
 
-MANY = 5  # classes above which the five likeliest are told apart from all
 CROSS_FITTED = "cross_val/accuracy"  # missing in runs of earlier versions
 
 
@@ -129,8 +128,8 @@ class Evidence:
         check_metric(metric)
         if metric in self.runs:
             return
-        if metric.endswith("/top_5") and len(self.classes) <= MANY:
-            raise ComparisonError(f"{metric} tells nothing with {len(self.classes)} classes: it takes more than {MANY}")
+        if (above := score_of(metric).above) and (classes := len(self.classes)) <= above:
+            raise ComparisonError(f"{metric} tells nothing with {classes} classes: it takes more than {above}")
         scores, problems = [], []
         for _, run in self.runs.iterrows():
             try:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison import tabulate
-from analysis.evidence import MANY, Evidence, predicted_parts
+from analysis.evidence import Evidence, predicted_parts
 from analysis.groups import ComparisonError, group_id, what_is_wrong
 from analysis.tables import PART_NAMES, ResultTable, earlier_version, interval, number, title, trace, with_sd
 from tracking import StoreError
@@ -32,14 +32,14 @@ def whole_table(evidence: Evidence, part: str) -> ResultTable:
     cells, data, notes = [], [], []
     for name in WHOLE:
         metric = f"{part}/{name}"
-        if name == "top_5" and len(evidence.classes) <= MANY:
+        score = score_of(metric)
+        if len(evidence.classes) <= score.above:
             continue
         try:
             evidence.need(metric)
         except ComparisonError as error:
             notes.append(f"{error}.")
             continue
-        score = score_of(metric)
         for model in models:
             own = _of(evidence, metric, model)
             baseline = calibrated(evidence, part, model) if name == "calibration_error" else np.nan

@@ -227,14 +227,11 @@ def _members(groups: np.ndarray) -> list[np.ndarray]:
 
 def _describe(found: _Images, members: np.ndarray) -> list[dict[str, Any]]:
     data = found.data
-    parts = np.repeat([*slices(data)], [len(data.labels[rows]) for rows in slices(data).values()])
+    parts = [next(part for part, rows in slices(data).items() if index < rows.stop) for index in members]
     return [
-        {
-            "index": int(index), "part": str(parts[index]), "class": data.classes[data.labels[index]],
-            "file": found.files[index],
-        }
-        for index in members
-    ]  # fmt: skip
+        {"index": int(index), "part": part, "class": data.classes[data.labels[index]], "file": found.files[index]}
+        for index, part in zip(members, parts, strict=True)
+    ]
 
 
 def _describe_group(found: _Images, near: NearDuplicates, members: np.ndarray) -> dict[str, Any]:
@@ -276,17 +273,14 @@ def _findings(report: Report) -> list[tuple[str, list[str]]]:
     counts = {key: f"{value:,}" for key, value in report.items() if isinstance(value, int)}
     also, close = counts["test_images_also_in_train"], counts["test_images_with_near_duplicate_in_train"]
     groups, images = counts["near_duplicate_groups"], counts["near_duplicate_images"]
-    in_val = counts["val_images_with_near_duplicate_in_train"]
+    in_val = f"{counts['val_images_with_near_duplicate_in_train']} of {n_val:,}"
+    of_val = [(f"Validation images that are also in training, equal or nearly equal: {in_val}", list[str]())]
     return [
         (f"Undecodable files: {len(undecodable):,}", undecodable),
         (f"Pictures that occur more than once with equal pixels: {counts['exact_duplicate_groups']}", exact),
         (f"Pictures that occur more than once, equal or nearly equal: {groups}, as {images} images", near),
         (f"Pictures with two labels: {counts['two_label_groups']}", two_labels),
-        *(
-            [(f"Validation images that are also in training, equal or nearly equal: {in_val} of {n_val:,}", [])]
-            if n_val
-            else []
-        ),
+        *(of_val if n_val else []),
         (f"Test images that are also in training with the same hash: {also} of {n_test:,}", same_hash),
         (f"Test images that are also in training, equal or nearly equal: {close} of {n_test:,}", leaked),
     ]

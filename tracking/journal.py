@@ -43,7 +43,7 @@ def write(store: Store, claimed: Claim, results: Results, folder: Path) -> Path:
     (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
     entry = entry_path(store, claimed.run.tags["fingerprint"])
     with store.lock():
-        if entry.exists() and owners.is_others(_read(entry)["signs"], store.command):
+        if entry.exists() and owners.is_others(read_record(entry)["signs"], store.command):
             entry = entry.with_name(f"{entry.stem}-{os.getpid()}{ENTRY}")  # both trained it while the store was away
         shutil.rmtree(entry, ignore_errors=True)
         folder.rename(entry)
@@ -61,7 +61,7 @@ def send(store: Store, entry: Path, patience: float | None = None, known: Run | 
     A store that is away is waited for as in `persist`. `known` is the entry's run if it is open: it has sent epochs.
     """
     try:
-        record = _read(entry)
+        record = read_record(entry)
     except FileNotFoundError:
         return  # already sent
     claimed, results = NewRun(**record["run"]), Results(**record["results"])
@@ -123,10 +123,11 @@ def send_all(store: Store) -> tuple[int, dict[str, str]]:
 
 def read_results(entry: Path) -> Results:
     """Read the results of an entry."""
-    return Results(**_read(entry)["results"])
+    return Results(**read_record(entry)["results"])
 
 
-def _read(entry: Path) -> dict[str, Any]:
+def read_record(entry: Path) -> dict[str, Any]:
+    """Read the record of an entry; a damaged one raises a `ValueError`, or lacks keys."""
     record: dict[str, Any] = json.loads((entry / RECORD).read_text(encoding="utf-8"))
     return record
 
@@ -144,7 +145,7 @@ def take(store: Store, entry: Path) -> bool:
     path = entry / RECORD
     with store.lock():  # two commands may come here at once
         try:
-            record = _read(entry)
+            record = read_record(entry)
         except FileNotFoundError:
             shutil.rmtree(entry, ignore_errors=True)  # of a process that was killed while removing it
             return False

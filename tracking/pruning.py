@@ -5,7 +5,6 @@ points to, those that a living process works on with all that belongs to the sam
 in the journal.
 """
 
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -193,7 +192,7 @@ def _in_journal(store: Store) -> set[str]:
     found = set[str]()
     for record in store.state.glob(f"*{journal.ENTRY}/{journal.RECORD}"):
         try:
-            content = json.loads(record.read_text(encoding="utf-8"))
+            content = journal.read_record(record.parent)
             found |= {content["run_id"], content["run"]["parent_id"]}
         except (ValueError, KeyError, TypeError):
             raise StoreError(f"{record} is damaged; repair it, or remove {record.parent}") from None

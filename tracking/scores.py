@@ -41,6 +41,7 @@ class Score:
     per_image: "PerImage | None"
     # The same from probabilities of all classes, float64 of shape (n, K), in place of predicted classes
     of_probabilities: "PerImage | None" = None
+    above: int = 0  # classes: with no more than these it tells nothing
 
     @property
     def sign(self) -> int:
@@ -225,7 +226,7 @@ DERIVED: dict[str, Score] = {  # computed from the stored probabilities of all c
         Score("auc", "macro AUC", "%", True, None, auc_values),
         Score("brier", "Brier score", "(0 to 2)", False, None, brier_values),
         Score("calibration_error", "calibration error", "%", False, None, calibration_values),
-        Score("top_5", "top-5 accuracy", "%", True, None, top_5_values),
+        Score("top_5", "top-5 accuracy", "%", True, None, top_5_values, above=5),
     )
 }
 OF_CLASSES = {"precision": "precision", "recall": "recall", "f1": "F1"}  # of one class: f1:3 is that of label 3
